@@ -1,0 +1,49 @@
+package broker
+
+import (
+	"errors"
+	"fmt"
+)
+
+// The outcome of a publish is exactly one of nil, ErrNotSent, ErrRejected and ErrUnconfirmed, found with errors.Is.
+var (
+	// ErrNotSent: certainly nothing was written. Publishing again cannot duplicate.
+	ErrNotSent = errors.New("not sent")
+	// ErrRejected: the broker, or a check before it, refused. Publishing the same again will be refused again until
+	// something changes.
+	ErrRejected = errors.New("rejected")
+	// ErrUnconfirmed: written, and no answer came. The message may be in its queue or not; publishing again may duplicate.
+	ErrUnconfirmed = errors.New("unconfirmed")
+
+	// ErrUnroutable: no queue is bound to the routing key. Is ErrRejected.
+	ErrUnroutable = fmt.Errorf("unroutable: no queue takes this routing key: %w", ErrRejected)
+)
+
+// Errors of connections.
+var (
+	// ErrPermanent: from Open, trying again without changing something cannot help.
+	ErrPermanent = errors.New("permanent")
+	// ErrSessionLost: the session is dead; Session.Err tells why. The supervisor opens the next one.
+	ErrSessionLost = errors.New("session lost")
+	// ErrClosed: ended by its own Close.
+	ErrClosed = errors.New("closed")
+)
+
+// Errors of queues and consumers.
+var (
+	// ErrQueueGone: the queue does not exist, or was deleted under its consumer.
+	ErrQueueGone = errors.New("queue does not exist")
+	// ErrConsumerLost: the broker ended the consumer; its session lives on.
+	ErrConsumerLost = errors.New("consumer lost")
+	// ErrLocked: another session holds the ephemeral queue.
+	ErrLocked = errors.New("locked by another session")
+)
+
+// Errors of settling.
+var (
+	// ErrSettled: this delivery was settled before; nothing was done.
+	ErrSettled = errors.New("delivery already settled")
+	// ErrDeliveryLost: the consumer or session of this delivery ended first; nothing was done and the broker hands the
+	// message out again.
+	ErrDeliveryLost = errors.New("delivery lost")
+)
