@@ -1,0 +1,169 @@
+package memory
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// maxPrefetch is the most that AMQP 0-9-1 can say. It also keeps a typing error from allocating gigabytes.
+const maxPrefetch = 1<<16 - 1
+
+// consumer implements [broker.Consumer]. What can change is guarded by Broker.mu.
+type consumer struct {
+	owner
+	links[*consumer] // in queue.hungry
+
+	tag        string
+	deliveries chan broker.Delivery // sent to, drained and closed only under Broker.mu
+	done       chan struct{}
+	limit      int   // unsettled deliveries at most, 0 = paused
+	err        error // why it is over, unless it was ended by Stop or Close
+}
+
+// Consume implements [broker.Session]. It does not block; ready messages are in the channel when it returns. A Prefetch
+// outside 1 to 65535 is ErrRejected, and so is a tag that a live consumer of this session has.
+func (s *session) Consume(ctx context.Context, o broker.ConsumeOptions) (broker.Consumer, error) {
+	if err := s.enter(ctx); err != nil {
+		return nil, fmt.Errorf("consume queue %q: %w", o.Queue, err)
+	}
+	defer s.broker.mu.Unlock()
+	q, err := s.find(o.Queue)
+	if err != nil {
+		return nil, fmt.Errorf("consume queue %q: %w", o.Queue, err)
+	}
+	tag, err := s.newTag(o.Tag)
+	if err != nil {
+		return nil, fmt.Errorf("consume queue %q: %w", o.Queue, err)
+	}
+	if o.Prefetch < 1 || o.Prefetch > maxPrefetch {
+		return nil, fmt.Errorf("consume queue %q: prefetch %d is not in 1 to %d: %w", o.Queue, o.Prefetch, maxPrefetch, broker.ErrRejected)
+	}
+	c := &consumer{
+		owner:      owner{session: s, queue: q, lost: make(chan struct{})},
+		tag:        tag,
+		deliveries: make(chan broker.Delivery, o.Prefetch),
+		done:       make(chan struct{}),
+		limit:      o.Prefetch,
+	}
+	c.links.self = c
+	c.owner.consumer = c
+	s.consumers[tag] = c
+	s.owners[&c.owner] = struct{}{}
+	q.consumers[c] = struct{}{}
+	q.seat(c)
+	q.dispatch()
+	return c, nil
+}
+
+// newTag returns the tag of a new consumer: the wanted one, or a free one for "".
+func (s *session) newTag(wanted string) (string, error) {
+	if err := checkName("tag", wanted); err != nil {
+		return "", err
+	}
+	if _, taken := s.consumers[wanted]; taken {
+		return "", fmt.Errorf("tag %q is in use: %w", wanted, broker.ErrRejected)
+	}
+	if wanted != "" {
+		return wanted, nil
+	}
+	for {
+		s.tags++
+		tag := "consumer-" + strconv.Itoa(s.tags)
+		if _, taken := s.consumers[tag]; !taken {
+			return tag, nil
+		}
+	}
+}
+
+// Deliveries implements [broker.Consumer].
+func (c *consumer) Deliveries() <-chan broker.Delivery { return c.deliveries }
+
+// SetPrefetch implements [broker.Consumer]. It does not block. On a consumer that is over it is an error.
+func (c *consumer) SetPrefetch(ctx context.Context, n int) error {
+	if err := c.session.enter(ctx); err != nil {
+		return fmt.Errorf("set prefetch of consumer %q: %w", c.tag, err)
+	}
+	defer c.session.broker.mu.Unlock()
+	switch {
+	case c.owner.consumer == nil && c.err != nil:
+		return fmt.Errorf("set prefetch of consumer %q: %w", c.tag, c.err)
+	case c.owner.consumer == nil:
+		return fmt.Errorf("set prefetch of consumer %q: %w", c.tag, broker.ErrClosed)
+	case n < 0 || n > cap(c.deliveries):
+		return fmt.Errorf("set prefetch of consumer %q: %d is not in 0 to %d: %w", c.tag, n, cap(c.deliveries), broker.ErrRejected)
+	}
+	c.limit = n
+	c.queue.seat(c)
+	c.queue.dispatch()
+	return nil
+}
+
+// Stop implements [broker.Consumer]. It does not block. If ctx has ended it returns its error and the consumer is over
+// all the same. On a dead session it is ErrSessionLost.
+func (c *consumer) Stop(ctx context.Context) error {
+	ended := ctx.Err()
+	b := c.session.broker
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := c.session.err; err != nil {
+		return fmt.Errorf("stop consumer %q: %w", c.tag, err)
+	}
+	c.halt(nil)
+	c.queue.dispatch()
+	if ended != nil {
+		return fmt.Errorf("stop consumer %q: %w", c.tag, ended)
+	}
+	return nil
+}
+
+// Close implements [broker.Consumer]. It does not block, so it has no use for its ctx. On a dead session it is
+// ErrSessionLost.
+func (c *consumer) Close(context.Context) error {
+	b := c.session.broker
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := c.session.err; err != nil {
+		return fmt.Errorf("close consumer %q: %w", c.tag, err)
+	}
+	c.halt(nil)
+	c.lose(broker.ErrClosed)
+	c.queue.dispatch()
+	return nil
+}
+
+// Done implements [broker.Consumer].
+func (c *consumer) Done() <-chan struct{} { return c.done }
+
+// Err implements [broker.Consumer].
+func (c *consumer) Err() error {
+	c.session.broker.mu.Lock()
+	defer c.session.broker.mu.Unlock()
+	return c.err
+}
+
+// halt ends the flow of deliveries, once: those that nobody received go back as they were, the channel is closed. What
+// was received stays open. The caller dispatches.
+func (c *consumer) halt(reason error) {
+	if c.owner.consumer == nil {
+		return
+	}
+	c.owner.consumer = nil
+	c.err = reason
+	c.queue.hungry.remove(&c.links)
+	delete(c.queue.consumers, c)
+	delete(c.session.consumers, c.tag)
+	for drained := false; !drained; {
+		select { // a receiver may be emptying it at the same time
+		case d := <-c.deliveries:
+			c.giveBack(d.Settler.(*delivery))
+		default:
+			drained = true
+		}
+	}
+	close(c.deliveries)
+	close(c.done)
+	c.retire()
+}

@@ -1,0 +1,167 @@
+package memory
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// owner answers for deliveries: a consumer, or one call of TryGet. Guarded by Broker.mu.
+type owner struct {
+	session   *session
+	queue     *queue
+	consumer  *consumer       // while it is live; nil for TryGet
+	unsettled list[*delivery] // handed out, still in the channel or received
+	lost      chan struct{}   // closed when gone is set
+	gone      error           // why its deliveries can no longer be settled
+}
+
+// giveBack returns a delivery to the queue without a charge.
+func (o *owner) giveBack(d *delivery) {
+	o.unsettled.remove(&d.links)
+	o.queue.unsettled--
+	o.queue.putBack(d.entry)
+}
+
+// lose ends the right to settle and gives back what is open, charged: called after halt, so all of it was received.
+// The caller dispatches.
+func (o *owner) lose(reason error) {
+	if o.gone != nil {
+		return
+	}
+	o.gone = reason
+	close(o.lost)
+	for o.unsettled.len > 0 {
+		d := o.unsettled.first.self
+		d.entry.losses++
+		o.giveBack(d)
+	}
+	o.retire()
+}
+
+// retire makes the session forget an owner that has nothing to settle and will get nothing more.
+func (o *owner) retire() {
+	if o.consumer == nil && o.unsettled.len == 0 {
+		delete(o.session.owners, o)
+	}
+}
+
+// delivery implements [broker.Settler]. Every handing out makes a new one, which fences off its predecessors. Guarded
+// by Broker.mu.
+type delivery struct {
+	links[*delivery] // in owner.unsettled
+	owner            *owner
+	entry            *entry
+	settled          bool
+}
+
+// check returns why the delivery cannot be settled, if so.
+func (d *delivery) check() error {
+	switch {
+	case d.settled:
+		return broker.ErrSettled
+	case d.owner.gone != nil:
+		return fmt.Errorf("%w: %w", broker.ErrDeliveryLost, d.owner.gone)
+	}
+	return nil
+}
+
+// settle takes an open delivery off the books. The caller dispatches.
+func (d *delivery) settle() {
+	o := d.owner
+	d.settled = true
+	o.unsettled.remove(&d.links)
+	o.queue.unsettled--
+	if o.consumer != nil {
+		o.queue.seat(o.consumer)
+	} else {
+		o.retire()
+	}
+}
+
+// wrap says what could not be done.
+func (d *delivery) wrap(verb string, err error) error {
+	return fmt.Errorf("%s message %q of queue %q: %w", verb, d.entry.ID, d.owner.queue.name, err)
+}
+
+// Ack implements [broker.Settler]. It has happened when it returns nil.
+func (d *delivery) Ack() error {
+	b := d.owner.session.broker
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := d.check(); err != nil {
+		return d.wrap("ack", err)
+	}
+	d.settle()
+	d.owner.queue.dispatch()
+	return nil
+}
+
+// Release implements [broker.Settler]. The message returns to exactly the place it had.
+func (d *delivery) Release() error {
+	b := d.owner.session.broker
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := d.check(); err != nil {
+		return d.wrap("release", err)
+	}
+	d.settle()
+	d.owner.queue.putBack(d.entry)
+	d.owner.queue.dispatch()
+	return nil
+}
+
+// Retry implements [broker.Settler]. It does not block and happens in one step. If the queue was deleted the error is
+// ErrUnroutable.
+func (d *delivery) Retry(ctx context.Context, m broker.Message, delay time.Duration) error {
+	if err := d.forward(ctx, d.owner.queue.name, m, delay); err != nil {
+		return d.wrap("retry", err)
+	}
+	return nil
+}
+
+// DeadLetter implements [broker.Settler]. It does not block and happens in one step.
+func (d *delivery) DeadLetter(ctx context.Context, m broker.Message) error {
+	if err := d.forward(ctx, d.owner.queue.name+broker.DeadSuffix, m, 0); err != nil {
+		return d.wrap("dead-letter", err)
+	}
+	return nil
+}
+
+// forward puts m in the queue of that name instead of d. The queue is found by name: if the one that d came from was
+// deleted and declared again, m belongs to the new one.
+func (d *delivery) forward(ctx context.Context, name string, m broker.Message, delay time.Duration) error {
+	ended := ctx.Err() // before the lock: a context may be anybody's code
+	m.Exchange, m.RoutingKey = "", name
+	b := d.owner.session.broker
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := d.check(); err != nil {
+		return err
+	}
+	if ended != nil {
+		return ended
+	}
+	target := b.queues[name]
+	if target == nil {
+		return fmt.Errorf("to queue %q: %w", name, broker.ErrUnroutable)
+	}
+	if err := checkMessage(&m); err != nil {
+		return err
+	}
+	if delay > 0 {
+		b.delay(target, m, delay)
+	} else {
+		target.push(&m)
+	}
+	d.settle()
+	target.dispatch()
+	d.owner.queue.dispatch()
+	return nil
+}
+
+// Lost implements [broker.Settler]. The channel is shared by the deliveries of a consumer or of one TryGet, settled
+// ones included.
+func (d *delivery) Lost() <-chan struct{} { return d.owner.lost }

@@ -1,0 +1,84 @@
+package memory
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// Publish implements [broker.Session]. It does not block, and all done functions run before it returns. A message whose
+// ID is in flight elsewhere needs no waiting: an outcome is known in the step that writes.
+func (s *session) Publish(ctx context.Context, msgs []broker.Message, done func(i int, err error)) {
+	s.broker.mu.Lock()
+	s.publishing++ // keeps Done open until every done function has run
+	s.broker.mu.Unlock()
+	defer func() {
+		s.broker.mu.Lock()
+		s.publishing--
+		s.finish()
+		s.broker.mu.Unlock()
+	}()
+	for i := range msgs {
+		// One lock a message, not one a batch: a large batch must not make the others wait.
+		done(i, s.publish(ctx, &msgs[i]))
+	}
+}
+
+func (s *session) publish(ctx context.Context, m *broker.Message) error {
+	if err := s.enter(ctx); err != nil {
+		return fmt.Errorf("publish message %q: %w: %w", m.ID, broker.ErrNotSent, err)
+	}
+	defer s.broker.mu.Unlock()
+	if err := checkMessage(m); err != nil {
+		return fmt.Errorf("publish message %q: %w", m.ID, err)
+	}
+	if m.Exchange == "" {
+		q := s.broker.queues[m.RoutingKey]
+		if q == nil {
+			return fmt.Errorf("publish message %q to queue %q: %w", m.ID, m.RoutingKey, broker.ErrUnroutable)
+		}
+		q.push(m)
+		q.dispatch()
+		return nil
+	}
+	x := s.broker.exchanges[m.Exchange]
+	if x == nil {
+		return fmt.Errorf("publish message %q to exchange %q: no such exchange: %w", m.ID, m.Exchange, broker.ErrRejected)
+	}
+	queues := x.queues[x.key(m.RoutingKey)]
+	if len(queues) == 0 {
+		return fmt.Errorf("publish message %q to exchange %q with key %q: %w", m.ID, m.Exchange, m.RoutingKey, broker.ErrUnroutable)
+	}
+	for _, q := range queues {
+		q.push(m)
+		q.dispatch()
+	}
+	return nil
+}
+
+// checkMessage refuses what other brokers cannot carry, so that a program that works here works there.
+func checkMessage(m *broker.Message) error {
+	if m.ID == "" {
+		return fmt.Errorf("empty message ID: %w", broker.ErrRejected)
+	}
+	for _, f := range [...]struct{ what, name string }{
+		{"exchange", m.Exchange},
+		{"routing key", m.RoutingKey},
+		{"message ID", m.ID},
+		{"type", m.Type},
+		{"content type", m.ContentType},
+		{"correlation ID", m.CorrelationID},
+		{"reply-to", m.ReplyTo},
+	} {
+		if err := checkName(f.what, f.name); err != nil {
+			return err
+		}
+	}
+	for name := range m.Headers {
+		if err := checkName("header name", name); err != nil {
+			return err
+		}
+	}
+	return nil
+}

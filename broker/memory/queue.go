@@ -1,0 +1,135 @@
+package memory
+
+import (
+	"container/heap"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// queue holds messages in order and hands them to its consumers. Guarded by Broker.mu.
+type queue struct {
+	name     string
+	holder   *session // an ephemeral queue lives and dies with this session; nil = durable
+	bindings []binding
+
+	// Ready messages are in two places. Those never handed out are a linked list in order of arrival. Those given back
+	// are a heap by the same order: they left the front of the list once, so all of them come before all of it. Both
+	// shrink with their content.
+	first, last *entry
+	fresh       int
+	returned    entryHeap
+	lastSeq     uint64
+
+	unsettled int // handed out and not settled
+	delayed   int // in Broker.delays
+
+	consumers map[*consumer]struct{}
+	hungry    list[*consumer] // those that may be handed one more, the one whose turn it is first
+}
+
+// entry is a message in a queue, from its arrival until it is settled.
+type entry struct {
+	broker.Message
+	next      *entry
+	seq       uint64 // its place in the queue
+	losses    int
+	handedOut bool
+}
+
+// push adds a message that is new to the queue. The caller dispatches.
+func (q *queue) push(m *broker.Message) {
+	q.lastSeq++
+	e := &entry{Message: *m, seq: q.lastSeq}
+	if q.last == nil {
+		q.first = e
+	} else {
+		q.last.next = e
+	}
+	q.last = e
+	q.fresh++
+}
+
+// putBack returns an entry to its place. In a deleted queue nobody finds it: the message is gone with the queue.
+func (q *queue) putBack(e *entry) { heap.Push(&q.returned, e) }
+
+// pop takes the oldest ready message; there must be one.
+func (q *queue) pop() *entry {
+	if len(q.returned) > 0 {
+		return heap.Pop(&q.returned).(*entry)
+	}
+	e := q.first
+	q.first, e.next = e.next, nil
+	if q.first == nil {
+		q.last = nil
+	}
+	q.fresh--
+	return e
+}
+
+func (q *queue) ready() int { return q.fresh + len(q.returned) }
+
+// purge drops the ready messages and returns how many.
+func (q *queue) purge() int {
+	n := q.ready()
+	q.first, q.last, q.fresh, q.returned = nil, nil, 0, nil
+	return n
+}
+
+// handOut takes the oldest ready message on the account of o; there must be one.
+func (q *queue) handOut(o *owner) broker.Delivery {
+	e := q.pop()
+	d := &delivery{owner: o, entry: e}
+	d.self = d
+	o.unsettled.pushBack(&d.links)
+	q.unsettled++
+	redelivered := e.handedOut
+	e.handedOut = true
+	return broker.Delivery{Message: e.Message, Queue: q.name, Redelivered: redelivered, Losses: e.losses, Settler: d}
+}
+
+// dispatch pushes ready messages to the consumers that have room, in turn. Whatever adds a message or room calls it.
+func (q *queue) dispatch() {
+	for q.hungry.len > 0 && q.ready() > 0 {
+		c := q.hungry.first.self
+		d := q.handOut(&c.owner)
+		select {
+		case c.deliveries <- d:
+		default:
+			// What is in the channel is unsettled, and with this one at most limit <= prefetch = capacity are.
+			panic("memory: no room in the channel of consumer " + c.tag)
+		}
+		q.hungry.remove(&c.links) // to the end of the line
+		q.seat(c)
+	}
+}
+
+// seat puts c in line for deliveries, or takes it out, according to its room.
+func (q *queue) seat(c *consumer) {
+	switch hungry := c.unsettled.len < c.limit; {
+	case !hungry:
+		q.hungry.remove(&c.links)
+	case c.links.in == nil:
+		q.hungry.pushBack(&c.links)
+	}
+}
+
+// entryHeap orders entries by their place in the queue.
+type entryHeap []*entry
+
+func (h entryHeap) Len() int           { return len(h) }
+func (h entryHeap) Less(i, j int) bool { return h[i].seq < h[j].seq }
+func (h entryHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *entryHeap) Push(x any)        { *h = append(*h, x.(*entry)) }
+func (h *entryHeap) Pop() any          { return popLast((*[]*entry)(h)) }
+
+// popLast takes the last element of a heap's slice, and gives the memory back with the last of all.
+func popLast[T any](s *[]*T) *T {
+	n := len(*s) - 1
+	x := (*s)[n]
+	(*s)[n] = nil
+	*s = (*s)[:n]
+	if n == 0 {
+		*s = nil
+	}
+	return x
+}
