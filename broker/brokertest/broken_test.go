@@ -1,0 +1,286 @@
+package brokertest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/broker/memory"
+)
+
+// defectVariable tells a child process of this test binary which broken broker to run the suite on.
+const defectVariable = "BROKERTEST_DEFECT"
+
+// hooks replace what a session does. nil = as it should be.
+type hooks struct {
+	publish func(s broker.Session, ctx context.Context, msgs []broker.Message, done func(i int, err error))
+	declare func(s broker.Session, ctx context.Context, t broker.Topology) error
+	consume func(o *broker.ConsumeOptions)
+	limit   func(c broker.Consumer, ctx context.Context, n int) error
+	caps    func(c *broker.Capabilities)
+	deliver func(d *broker.Delivery)
+	settler func(s broker.Session, d broker.Delivery) broker.Settler
+	stopped func(unreceived broker.Delivery)
+	tryGet  func(ds []broker.Delivery)
+	inspect func(i *broker.QueueInfo)
+	err     func(err error) error
+	restart func(s broker.Session)
+}
+
+// defect is one way to break a broker, and the test that is meant to catch it.
+type defect struct {
+	name, area, test string
+	make             func() hooks // for every broker anew
+}
+
+func TestSuiteCatchesBrokenBrokers(t *testing.T) {
+	t.Parallel()
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, 8) // children mostly wait for what never comes
+	for _, d := range defects {
+		wg.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestBrokenBroker$/^"+d.area+"$", "-test.v", "-test.parallel=8")
+			cmd.Env = append(os.Environ(), defectVariable+"="+d.name)
+			out, err := cmd.CombinedOutput()
+			want := "--- FAIL: TestBrokenBroker/" + d.area + "/" + strings.ReplaceAll(d.test, " ", "_") + " "
+			switch {
+			case err == nil:
+				t.Errorf("%s: area %s passed", d.name, d.area)
+			case !strings.Contains(string(out), want):
+				t.Errorf("%s: area %s failed, but not %q: %v\n%s", d.name, d.area, d.test, err, out)
+			case strings.Contains(string(out), "panic: ") || strings.Contains(string(out), "DATA RACE"):
+				t.Errorf("%s: the suite or the broken broker is broken itself:\n%s", d.name, out)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestEveryAreaCatchesSomething(t *testing.T) {
+	t.Parallel()
+	for _, ar := range areas {
+		if !slices.ContainsFunc(defects, func(d defect) bool { return d.area == ar.name }) {
+			t.Errorf("no broken broker shows that area %s catches anything", ar.name)
+		}
+	}
+}
+
+// TestBrokenBroker is run by TestSuiteCatchesBrokenBrokers, in a child process, and has to fail there.
+func TestBrokenBroker(t *testing.T) {
+	name := os.Getenv(defectVariable)
+	i := slices.IndexFunc(defects, func(d defect) bool { return d.name == name })
+	if i < 0 {
+		t.Skip("runs in a child process")
+	}
+	Run(t, Harness{
+		New:  func(testing.TB) broker.Broker { return &broken{Broker: memory.New(), hooks: defects[i].make()} },
+		Kill: func(_ testing.TB, b broker.Broker) { b.(*broken).KillSessions() },
+		Restart: func(tb testing.TB, b broker.Broker) {
+			x := b.(*broken)
+			if x.restart != nil {
+				s, err := x.Broker.Open(tb.Context())
+				if err != nil {
+					tb.Fatal(err)
+				}
+				x.restart(s)
+			}
+			x.KillSessions()
+		},
+	})
+}
+
+type broken struct {
+	*memory.Broker
+	hooks
+}
+
+func (b *broken) Open(ctx context.Context) (broker.Session, error) {
+	s, err := b.Broker.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &brokenSession{Session: s, b: b}, nil
+}
+
+type brokenSession struct {
+	broker.Session
+	b *broken
+}
+
+func (s *brokenSession) Publish(ctx context.Context, msgs []broker.Message, done func(i int, err error)) {
+	if f := s.b.publish; f != nil {
+		f(s.Session, ctx, msgs, done)
+		return
+	}
+	s.Session.Publish(ctx, msgs, done)
+}
+
+func (s *brokenSession) Declare(ctx context.Context, t broker.Topology) error {
+	if f := s.b.declare; f != nil {
+		return f(s.Session, ctx, t)
+	}
+	return s.Session.Declare(ctx, t)
+}
+
+func (s *brokenSession) Consume(ctx context.Context, o broker.ConsumeOptions) (broker.Consumer, error) {
+	wanted := o.Prefetch
+	if s.b.consume != nil && wanted > 0 {
+		s.b.consume(&o)
+	}
+	c, err := s.Session.Consume(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	return &brokenConsumer{tapped: tap(c, max(wanted, o.Prefetch), s.wrap), b: s.b}, nil
+}
+
+func (s *brokenSession) TryGet(ctx context.Context, queue string, max int) ([]broker.Delivery, error) {
+	ds, err := s.Session.TryGet(ctx, queue, max)
+	for i := range ds {
+		ds[i] = s.wrap(ds[i])
+	}
+	if s.b.tryGet != nil {
+		s.b.tryGet(ds)
+	}
+	return ds, err
+}
+
+func (s *brokenSession) Inspect(ctx context.Context, queue string) (broker.QueueInfo, error) {
+	i, err := s.Session.Inspect(ctx, queue)
+	if s.b.inspect != nil {
+		s.b.inspect(&i)
+	}
+	return i, err
+}
+
+func (s *brokenSession) Err() error {
+	if err := s.Session.Err(); err == nil || s.b.err == nil {
+		return err
+	}
+	return s.b.err(s.Session.Err())
+}
+
+// Capabilities says that losses are not exact, since tap receives what the test does not.
+func (s *brokenSession) Capabilities() broker.Capabilities {
+	caps := s.Session.Capabilities()
+	caps.ExactLosses = false
+	if s.b.caps != nil {
+		s.b.caps(&caps)
+	}
+	return caps
+}
+
+func (s *brokenSession) wrap(d broker.Delivery) broker.Delivery {
+	if s.b.deliver != nil {
+		s.b.deliver(&d)
+	}
+	if s.b.settler != nil {
+		d.Settler = s.b.settler(s.Session, d)
+	}
+	return d
+}
+
+type brokenConsumer struct {
+	*tapped
+	b *broken
+}
+
+func (c *brokenConsumer) SetPrefetch(ctx context.Context, n int) error {
+	if c.b.limit != nil {
+		return c.b.limit(c.Consumer, ctx, n)
+	}
+	return c.tapped.SetPrefetch(ctx, n)
+}
+
+func (c *brokenConsumer) Stop(ctx context.Context) error {
+	for c.b.stopped != nil {
+		select {
+		case d, ok := <-c.out:
+			if ok {
+				c.b.stopped(d)
+				continue
+			}
+		default:
+		}
+		break
+	}
+	return c.tapped.Stop(ctx)
+}
+
+// settler replaces methods of the embedded one. nil = as it should be.
+type settler struct {
+	broker.Settler
+	ack, release func() error
+	retry        func(ctx context.Context, m broker.Message, delay time.Duration) error
+	deadLetter   func(ctx context.Context, m broker.Message) error
+}
+
+func (s settler) Ack() error {
+	if s.ack != nil {
+		return s.ack()
+	}
+	return s.Settler.Ack()
+}
+
+func (s settler) Release() error {
+	if s.release != nil {
+		return s.release()
+	}
+	return s.Settler.Release()
+}
+
+func (s settler) Retry(ctx context.Context, m broker.Message, delay time.Duration) error {
+	if s.retry != nil {
+		return s.retry(ctx, m, delay)
+	}
+	return s.Settler.Retry(ctx, m, delay)
+}
+
+func (s settler) DeadLetter(ctx context.Context, m broker.Message) error {
+	if s.deadLetter != nil {
+		return s.deadLetter(ctx, m)
+	}
+	return s.Settler.DeadLetter(ctx, m)
+}
+
+// not hides one error.
+func not(err, hidden error) error {
+	if errors.Is(err, hidden) {
+		return nil
+	}
+	return err
+}
+
+// publishing makes hooks that change what done is told.
+func publishing(change func(done func(i int, err error)) func(i int, err error)) func() hooks {
+	return func() hooks {
+		return hooks{publish: func(s broker.Session, ctx context.Context, msgs []broker.Message, done func(i int, err error)) {
+			s.Publish(ctx, msgs, change(done))
+		}}
+	}
+}
+
+// settling makes hooks that change how deliveries are settled.
+func settling(change func(s broker.Session, d broker.Delivery) settler) func() hooks {
+	return func() hooks {
+		return hooks{settler: func(s broker.Session, d broker.Delivery) broker.Settler {
+			x := change(s, d)
+			x.Settler = d.Settler
+			return x
+		}}
+	}
+}
+
+var errBroken = fmt.Errorf("broken on purpose: %w", broker.ErrSessionLost)

@@ -1,0 +1,189 @@
+package brokertest
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// Chaos is a broker that fails on demand: it passes everything to a healthy broker until a knob is turned. The knobs may be
+// turned at any time by any goroutine, and act on the sessions that are open as well.
+//
+// With all knobs at rest it keeps the contract, with one difference: it takes deliveries from the inner consumer before anybody
+// receives them, so it does not have [broker.Capabilities.ExactLosses].
+type Chaos struct {
+	inner broker.Broker
+	cut   func() // kills the inner sessions; nil = Kill closes them
+
+	hold atomic.Bool
+
+	mu       sync.Mutex // guards the rest
+	open     error      // from Open
+	declare  error      // from Declare
+	dead     error      // from DeadLetter
+	gate     chan struct{}
+	opens    int
+	sessions map[*chaosSession]struct{} // the live ones
+}
+
+var _ broker.Broker = (*Chaos)(nil)
+
+// NewChaos wraps inner. kill ends all sessions of inner as a lost link would; if it is nil, [Chaos.Kill] closes them and they
+// report a lost link.
+func NewChaos(inner broker.Broker, kill func()) *Chaos {
+	return &Chaos{inner: inner, cut: kill, sessions: make(map[*chaosSession]struct{})}
+}
+
+// FailOpen makes every Open return err, until FailOpen(nil).
+func (c *Chaos) FailOpen(err error) { c.set(&c.open, err) }
+
+// RefuseDeclare makes every Declare return err and declare nothing, until RefuseDeclare(nil).
+func (c *Chaos) RefuseDeclare(err error) { c.set(&c.declare, err) }
+
+// FailDeadLetter makes every DeadLetter return err and leave its delivery open, until FailDeadLetter(nil).
+func (c *Chaos) FailDeadLetter(err error) { c.set(&c.dead, err) }
+
+// Block makes whatever publishes wait at a gate, as a broker without memory does: Publish, Retry and DeadLetter. They go on
+// after Block(false), and fail with ErrNotSent if their context or the session ends first. What has passed the gate is not
+// held.
+func (c *Chaos) Block(on bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case on && c.gate == nil:
+		c.gate = make(chan struct{})
+	case !on && c.gate != nil:
+		close(c.gate)
+		c.gate = nil
+	}
+}
+
+// HoldConfirms holds back the broker's answers to Publish: the messages are passed on, done does not run. HoldConfirms(false)
+// gives the answers, on its own goroutine; the end of the session gives ErrUnconfirmed instead. Close of a session waits for
+// held answers as for others. Retry and DeadLetter are not held.
+func (c *Chaos) HoldConfirms(on bool) {
+	c.hold.Store(on)
+	if on {
+		return
+	}
+	for _, s := range c.live() {
+		s.release()
+	}
+}
+
+// Opens returns how often Open was called, with or without success.
+func (c *Chaos) Opens() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.opens
+}
+
+// Live returns how many sessions are open now.
+func (c *Chaos) Live() int { return len(c.live()) }
+
+// Kill ends all live sessions as a lost link would. It does not wait until that is noticed: see Done of the sessions.
+func (c *Chaos) Kill() {
+	if c.cut != nil {
+		c.cut()
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel() // a lost link waits for nobody
+	for _, s := range c.live() {
+		if s.Session.Err() == nil {
+			s.killed.Store(true)
+		}
+		_ = s.Session.Close(ctx)
+	}
+}
+
+// Open implements [broker.Broker].
+func (c *Chaos) Open(ctx context.Context) (broker.Session, error) {
+	c.mu.Lock()
+	c.opens++
+	err := c.open
+	c.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	inner, err := c.inner.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &chaosSession{Session: inner, c: c, done: make(chan struct{})}
+	c.mu.Lock()
+	c.sessions[s] = struct{}{}
+	c.mu.Unlock()
+	go s.run()
+	return s, nil
+}
+
+func (c *Chaos) set(knob *error, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	*knob = err
+}
+
+func (c *Chaos) get(knob *error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return *knob
+}
+
+func (c *Chaos) live() []*chaosSession {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Keys(c.sessions))
+}
+
+// pass waits at the gate.
+func (c *Chaos) pass(ctx context.Context, over <-chan struct{}, reason error) error {
+	c.mu.Lock()
+	gate := c.gate
+	c.mu.Unlock()
+	if gate == nil {
+		return nil
+	}
+	select {
+	case <-gate:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("the broker blocks: %w: %w", broker.ErrNotSent, ctx.Err())
+	case <-over:
+		return fmt.Errorf("the broker blocked: %w: %w", broker.ErrNotSent, reason)
+	}
+}
+
+// wrap puts the knobs in front of a delivery's settler.
+func (c *Chaos) wrap(d broker.Delivery) broker.Delivery {
+	d.Settler = &chaosSettler{Settler: d.Settler, c: c}
+	return d
+}
+
+type chaosSettler struct {
+	broker.Settler
+	c *Chaos
+}
+
+func (s *chaosSettler) Retry(ctx context.Context, m broker.Message, delay time.Duration) error {
+	if err := s.c.pass(ctx, s.Lost(), broker.ErrDeliveryLost); err != nil {
+		return err
+	}
+	return s.Settler.Retry(ctx, m, delay)
+}
+
+func (s *chaosSettler) DeadLetter(ctx context.Context, m broker.Message) error {
+	if err := s.c.get(&s.c.dead); err != nil {
+		return err
+	}
+	if err := s.c.pass(ctx, s.Lost(), broker.ErrDeliveryLost); err != nil {
+		return err
+	}
+	return s.Settler.DeadLetter(ctx, m)
+}

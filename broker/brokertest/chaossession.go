@@ -1,0 +1,231 @@
+package brokertest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// chaosSession is a session of Chaos. It dies after the inner one, when it has answered every publish.
+type chaosSession struct {
+	broker.Session
+	c      *Chaos
+	killed atomic.Bool   // by Kill through Close: report a lost link
+	done   chan struct{} // closed by run
+
+	mu    sync.Mutex // guards the rest
+	over  bool       // the inner session is dead: nothing is held any more
+	calls sync.WaitGroup
+	held  []heldAnswer
+	empty chan struct{} // closed when the held ones are answered; nil while none are held
+}
+
+type heldAnswer struct {
+	done func(i int, err error)
+	i    int
+	err  error
+}
+
+// run ends the session after the inner one.
+func (s *chaosSession) run() {
+	<-s.Session.Done()
+	s.mu.Lock()
+	s.over = true
+	held, _ := s.takeHeld()
+	s.mu.Unlock()
+	for _, a := range held {
+		a.done(a.i, fmt.Errorf("the session died: %w", broker.ErrUnconfirmed))
+	}
+	s.calls.Wait()
+	s.c.mu.Lock()
+	delete(s.c.sessions, s)
+	s.c.mu.Unlock()
+	close(s.done)
+}
+
+// Capabilities implements [broker.Session].
+func (s *chaosSession) Capabilities() broker.Capabilities {
+	caps := s.Session.Capabilities()
+	caps.ExactLosses = false
+	return caps
+}
+
+func (s *chaosSession) Declare(ctx context.Context, t broker.Topology) error {
+	if err := s.c.get(&s.c.declare); err != nil {
+		return err
+	}
+	return s.Session.Declare(ctx, t)
+}
+
+func (s *chaosSession) Publish(ctx context.Context, msgs []broker.Message, done func(i int, err error)) {
+	s.mu.Lock()
+	if !s.over { // run waits for this call
+		s.calls.Add(1)
+		defer s.calls.Done()
+	}
+	s.mu.Unlock()
+	if err := s.c.pass(ctx, s.Session.Done(), broker.ErrSessionLost); err != nil {
+		for i := range msgs {
+			done(i, err)
+		}
+		return
+	}
+	s.Session.Publish(ctx, msgs, func(i int, err error) { s.answer(heldAnswer{done, i, err}) })
+}
+
+// answer runs done, or holds it if it is told what the broker said.
+func (s *chaosSession) answer(a heldAnswer) {
+	s.mu.Lock()
+	// hold is read under mu, so that what is held here is seen by the release that follows its reset.
+	if s.c.hold.Load() && !s.over && (a.err == nil || errors.Is(a.err, broker.ErrRejected)) {
+		if s.empty == nil {
+			s.empty = make(chan struct{})
+		}
+		s.held = append(s.held, a)
+		s.mu.Unlock()
+		return
+	}
+	s.mu.Unlock()
+	a.done(a.i, a.err)
+}
+
+// release tells the held what the broker said.
+func (s *chaosSession) release() {
+	s.mu.Lock()
+	if s.over {
+		s.mu.Unlock()
+		return
+	}
+	s.calls.Add(1) // run waits for these answers
+	defer s.calls.Done()
+	held, empty := s.takeHeld()
+	s.mu.Unlock()
+	for _, a := range held {
+		a.done(a.i, a.err)
+	}
+	if empty != nil {
+		close(empty)
+	}
+}
+
+// takeHeld is called with mu locked.
+func (s *chaosSession) takeHeld() (held []heldAnswer, empty chan struct{}) {
+	held, empty = s.held, s.empty
+	s.held, s.empty = nil, nil
+	return held, empty
+}
+
+func (s *chaosSession) Consume(ctx context.Context, o broker.ConsumeOptions) (broker.Consumer, error) {
+	inner, err := s.Session.Consume(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	return &chaosConsumer{tapped: tap(inner, o.Prefetch, s.c.wrap), s: s}, nil
+}
+
+func (s *chaosSession) TryGet(ctx context.Context, queue string, max int) ([]broker.Delivery, error) {
+	ds, err := s.Session.TryGet(ctx, queue, max)
+	for i := range ds {
+		ds[i] = s.c.wrap(ds[i])
+	}
+	return ds, err
+}
+
+func (s *chaosSession) Done() <-chan struct{} { return s.done }
+
+func (s *chaosSession) Err() error { return s.reason(s.Session.Err()) }
+
+func (s *chaosSession) Close(ctx context.Context) error {
+	s.mu.Lock()
+	empty := s.empty
+	s.mu.Unlock()
+	var late error
+	if empty != nil {
+		select {
+		case <-empty:
+		case <-s.Session.Done():
+		case <-ctx.Done():
+			late = fmt.Errorf("close: confirmations are held: %w", ctx.Err())
+		}
+	}
+	err := s.Session.Close(ctx)
+	select {
+	case <-s.done:
+	case <-ctx.Done():
+	}
+	return errors.Join(late, err)
+}
+
+// reason hides that Kill has closed the session.
+func (s *chaosSession) reason(err error) error {
+	if err != nil && s.killed.Load() {
+		return fmt.Errorf("killed: %w", broker.ErrSessionLost)
+	}
+	return err
+}
+
+type chaosConsumer struct {
+	*tapped
+	s *chaosSession
+}
+
+func (c *chaosConsumer) Err() error {
+	err := c.tapped.Err()
+	if errors.Is(err, broker.ErrSessionLost) {
+		return c.s.reason(err)
+	}
+	return err
+}
+
+// tapped is a consumer whose deliveries pass through a function.
+type tapped struct {
+	broker.Consumer
+	out  chan broker.Delivery
+	done chan struct{} // closed by run
+}
+
+func tap(inner broker.Consumer, prefetch int, wrap func(broker.Delivery) broker.Delivery) *tapped {
+	t := &tapped{Consumer: inner, out: make(chan broker.Delivery, prefetch), done: make(chan struct{})}
+	go t.run(wrap)
+	return t
+}
+
+// run passes deliveries on until the inner consumer ends, and gives back those that nobody received. It never blocks on out,
+// which holds as many as may be unsettled.
+func (t *tapped) run(wrap func(broker.Delivery) broker.Delivery) {
+	defer close(t.done)
+	defer close(t.out)
+	for d := range t.Consumer.Deliveries() {
+		t.out <- wrap(d)
+	}
+	for {
+		select {
+		case d := <-t.out:
+			_ = d.Release() // ErrDeliveryLost is the same to whoever gets it next
+		default:
+			return
+		}
+	}
+}
+
+func (t *tapped) Deliveries() <-chan broker.Delivery { return t.out }
+
+func (t *tapped) Done() <-chan struct{} { return t.done }
+
+func (t *tapped) Stop(ctx context.Context) error { return t.end(ctx, t.Consumer.Stop(ctx)) }
+
+func (t *tapped) Close(ctx context.Context) error { return t.end(ctx, t.Consumer.Close(ctx)) }
+
+// end waits until the deliveries in out are given back as well.
+func (t *tapped) end(ctx context.Context, err error) error {
+	select {
+	case <-t.done:
+		return err
+	case <-ctx.Done():
+		return errors.Join(err, ctx.Err())
+	}
+}

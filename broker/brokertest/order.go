@@ -1,0 +1,56 @@
+package brokertest
+
+import (
+	"slices"
+)
+
+func testOrder(a *area) {
+	a.test("one consumer receives in the order of publishing", func(k *kit) {
+		q := k.queue("q")
+		msgs := messages(q, 300)
+		k.send(msgs[:100]...)
+		c := k.consume(k.s, q, 7)
+		// Later publishes do not wait for the outcome of earlier ones.
+		o1, o2 := newOutcomes(100), newOutcomes(100)
+		k.returns("Publish", func() {
+			k.s.Publish(k.ctx, msgs[100:200], o1.done)
+			k.s.Publish(k.ctx, msgs[200:], o2.done)
+		})
+		var got []string
+		for range msgs {
+			d := k.receive(c)
+			got = append(got, d.ID)
+			k.ok("ack", d.Ack())
+		}
+		if want := ids(msgs); !slices.Equal(got, want) {
+			k.Errorf("arrived in the order %q", got)
+		}
+	})
+
+	a.test("messages that wait come in order", func(k *kit) {
+		q := k.queue("q")
+		msgs := messages(q, 100)
+		k.send(msgs...)
+		if got := k.left(q, ids(msgs)...); !slices.Equal(got, ids(msgs)) {
+			k.Errorf("arrived in the order %q", got)
+		}
+	})
+
+	// "About the place it had": the contract says no more, so only the end of a long queue is wrong.
+	a.test("a released message does not go to the end of the queue", func(k *kit) {
+		q := k.queue("q")
+		msgs := messages(q, 100)
+		k.send(msgs...)
+		c := k.consume(k.s, q, 1)
+		first := k.receive(c)
+		k.must("release", first.Release())
+		for range 50 {
+			d := k.receive(c)
+			k.ok("ack", d.Ack())
+			if d.ID == first.ID {
+				return
+			}
+		}
+		k.Error("a released message was not among the next 50 of 100")
+	})
+}

@@ -1,0 +1,127 @@
+package brokertest
+
+import "github.com/seed-416683c9/dispatcher/broker"
+
+// That a consumer is given no more is proved by another one, which receives all the rest.
+func testPrefetch(a *area) {
+	a.test("no more than Prefetch are handed out", func(k *kit) {
+		q := k.queue("q")
+		k.send(messages(q, 5+20)...)
+		c := k.consume(k.s, q, 5)
+		if n := cap(c.Deliveries()); n != 5 {
+			k.Errorf("capacity of Deliveries is %d, want the Prefetch of 5", n)
+		}
+		k.receiveN(c, 5)
+		k.receiveN(k.consume(k.open(), q, 20), 20)
+		k.idle(c)
+	})
+
+	a.test("every settlement makes room for one", func(k *kit) {
+		q, _ := k.queueAndDead("q")
+		const held = 3
+		n := len(settlements)
+		k.send(messages(q, held+n+10)...)
+		c := k.consume(k.s, q, held)
+		ds := k.receiveN(c, held)
+		for _, settle := range settlements {
+			k.must(settle.name, settle.do(k, ds[0]))
+			ds = append(ds[1:], k.receive(c))
+		}
+		// Of the four, one is gone, one is a dead letter, and two came back and are the other's or in the hands of c.
+		k.receiveN(k.consume(k.open(), q, 20), n+10-2)
+		k.idle(c)
+	})
+
+	a.test("a lower limit holds once enough are settled", func(k *kit) {
+		q := k.queue("q")
+		k.send(messages(q, 4+6)...)
+		c := k.consume(k.s, q, 4)
+		ds := k.receiveN(c, 4)
+		k.must("SetPrefetch", c.SetPrefetch(k.ctx, 2))
+		for _, d := range ds[:2] { // those that are out already are not taken back
+			k.must("ack", d.Ack())
+		}
+		other := k.consume(k.open(), q, 6)
+		k.receiveN(other, 6)
+		k.idle(c)
+		k.must("stop the other", other.Stop(k.ctx))
+
+		k.send(messages(q, 2)...)
+		k.must("ack", ds[2].Ack())
+		k.receive(c)
+		k.must("ack", ds[3].Ack())
+		k.receive(c)
+	})
+
+	a.test("a limit of zero pauses until it is raised", func(k *kit) {
+		q := k.queue("q")
+		c := k.consume(k.s, q, 3)
+		k.must("SetPrefetch 0", c.SetPrefetch(k.ctx, 0))
+		k.send(messages(q, 2)...)
+		for _, d := range k.take(k.open(), q, 2) { // both go to somebody else
+			k.must("ack", d.Ack())
+		}
+		k.idle(c)
+		k.send(messages(q, 5)...)
+		k.must("SetPrefetch 2", c.SetPrefetch(k.ctx, 2))
+		k.receiveN(c, 2)
+		k.receiveN(k.consume(k.open(), q, 2), 2)
+		k.idle(c)
+		k.must("SetPrefetch 3", c.SetPrefetch(k.ctx, 3))
+		k.receive(c)
+	})
+
+	a.test("a limit above Prefetch is an error and changes nothing", func(k *kit) {
+		q := k.queue("q")
+		k.send(messages(q, 2+4)...)
+		c := k.consume(k.s, q, 2)
+		if err := c.SetPrefetch(k.ctx, 3); err == nil {
+			k.Error("SetPrefetch above the Prefetch of the consumer succeeded")
+		}
+		ds := k.receiveN(c, 2)
+		k.receiveN(k.consume(k.open(), q, 4), 4)
+		k.idle(c)
+		k.send(message(q, "next"))
+		k.must("ack", ds[0].Ack())
+		if d := k.receive(c); d.ID != "next" {
+			k.Errorf("got %q, want the next message", d.ID)
+		}
+	})
+
+	a.test("a Prefetch below one is an error", func(k *kit) {
+		q := k.queue("q")
+		for _, n := range []int{0, -1} {
+			if _, err := k.s.Consume(k.ctx, broker.ConsumeOptions{Queue: q, Prefetch: n}); err == nil {
+				k.Errorf("Consume with Prefetch %d succeeded", n)
+			}
+		}
+		k.send(message(q, "m"))
+		k.receive(k.consume(k.s, q, 1))
+	})
+
+	a.test("consumers of one session have their own limits", func(k *kit) {
+		q := k.queue("q")
+		k.send(messages(q, 2+3+4)...)
+		c1, err := k.s.Consume(k.ctx, broker.ConsumeOptions{Queue: q, Prefetch: 2, Tag: "a name of its own"})
+		k.must("consume with a tag", err)
+		k.receiveN(c1, 2)
+		c2 := k.consume(k.s, q, 3)
+		k.receiveN(c2, 3)
+		k.receiveN(k.consume(k.s, q, 4), 4)
+		k.idle(c1)
+		k.idle(c2)
+	})
+}
+
+// idle checks that a consumer lives and has nothing to give.
+func (k *kit) idle(c broker.Consumer) {
+	k.Helper()
+	select {
+	case d, ok := <-c.Deliveries():
+		if !ok {
+			k.Fatalf("the consumer ended: %v", c.Err())
+		}
+		k.Errorf("%q was handed out above the limit", d.ID)
+	default:
+	}
+}
