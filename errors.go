@@ -1,0 +1,113 @@
+package dispatcher
+
+//lint:file-ignore ST1005 The texts of gofort/dispatcher are kept to the letter: programs compare them.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// The outcome of a publish: nil = confirmed and in a queue; otherwise the error Is exactly one of these three. The answer
+// to "may I publish it again?" is: yes; not before something changes; it may run twice.
+var (
+	// ErrNotSent: certainly nothing was sent. Publishing again is safe.
+	ErrNotSent = broker.ErrNotSent
+	// ErrRejected: refused by the broker or by a check before it; the same again is refused again.
+	ErrRejected = broker.ErrRejected
+	// ErrUnconfirmed: sent, and no answer came in time. The task may run or not; publishing again may run it twice.
+	ErrUnconfirmed = broker.ErrUnconfirmed
+)
+
+// Why a publish was refused or not sent. Each Is one of the outcomes above.
+var (
+	// ErrUnroutable: no queue is bound to the routing key. Is ErrRejected.
+	ErrUnroutable = broker.ErrUnroutable
+	// ErrTooLarge: the encoded task is larger than ServerConfig.MaxBodyBytes. Is ErrRejected.
+	ErrTooLarge error = &sentinel{"task is too large", ErrRejected}
+	// ErrTaskName: Task.Name is empty. Is ErrRejected.
+	ErrTaskName error = &sentinel{"Task name was not passed", ErrRejected}
+	// ErrDisconnected: there is no connection now. From Publish it Is ErrNotSent. Also from NewWorker.
+	ErrDisconnected error = &sentinel{"Service is disconnected", ErrNotSent}
+	// ErrServerClosed: the server was closed, or has given up its connection for good. Is ErrNotSent.
+	ErrServerClosed error = &sentinel{"server is closed", ErrNotSent}
+)
+
+// From NewServer: what is wrong with its configuration. Several problems come joined, one a line.
+var (
+	ErrExchangeRequired          = errors.New("Exchange parameter is required")
+	ErrDefaultRoutingKeyRequired = errors.New("DefaultRoutingKey parameter is required")
+	ErrEmptyQueueName            = errors.New("Empty queue name passed")
+	ErrEmptyBindingKey           = errors.New("Empty binding key passed")
+)
+
+// From NewWorker, GetWorkerByName and Worker.Start.
+var (
+	ErrWorkerNameRequired  = errors.New("Worker name is required parameter")
+	ErrWorkerQueueRequired = errors.New("Worker queue is required parameter")
+	ErrWorkerExists        = errors.New("Worker with the same name already exists")
+	ErrWorkerNotFound      = errors.New("Worker not found")
+	// ErrWorkerDisconnected: Start was called while there is no connection; start it again later.
+	ErrWorkerDisconnected = errors.New("Can't start worker, because you are not connected to AMQP")
+	// ErrWorkerStarted: Start was called on a worker that runs, or has not finished closing.
+	ErrWorkerStarted = errors.New("worker is already started")
+)
+
+// Why an attempt of a task ended. They are found in context.Cause of the task's context and in logs.
+var (
+	// ErrTimeout: the task's timeout has passed. Is context.DeadlineExceeded.
+	ErrTimeout error = &sentinel{"task timeout", context.DeadlineExceeded}
+	// ErrShutdown: the drain deadline has passed and the worker stops. Also from a Start that Close came in between.
+	ErrShutdown = errors.New("worker is shutting down")
+	// ErrGoexit: the function ended its goroutine with runtime.Goexit. A failed attempt.
+	ErrGoexit = errors.New("task function called runtime.Goexit")
+	// ErrUnknownTask: the worker has no function of this name.
+	ErrUnknownTask = errors.New("unknown task")
+	// ErrMalformed: the body is not a task.
+	ErrMalformed = errors.New("malformed task")
+)
+
+// ErrTasksRunning: Shutdown ended while task functions were still running. Their messages were not settled: the broker
+// delivers them again, so they will run a second time. The error that wraps it says how many.
+var ErrTasksRunning = errors.New("tasks are still running")
+
+// ArgumentError says which argument of a task does not fit: its declared type is unknown, its value is not of that
+// type, or the function's parameter cannot hold it without loss. From Publish it also Is ErrRejected; at a worker it
+// makes the task a dead letter with the reason bad_arguments.
+type ArgumentError struct {
+	Task     string // name of the task
+	Position int    // index in Task.Args, from 0; -1: the number of arguments is wrong
+	Want     string // what would fit, for instance "int8"
+	Got      string // what was found, for instance "300"; long values are cut
+}
+
+func (e *ArgumentError) Error() string {
+	if e.Position < 0 {
+		return fmt.Sprintf("task %q: want %s, got %s", e.Task, e.Want, e.Got)
+	}
+	return fmt.Sprintf("task %q: argument %d: want %s, got %s", e.Task, e.Position, e.Want, e.Got)
+}
+
+// PanicError is the failure of an attempt whose function panicked. It unwraps to the value if that is an error.
+type PanicError struct {
+	Value any    // what was passed to panic
+	Stack []byte // the stack of the panicking goroutine, as debug.Stack gives it
+}
+
+func (e *PanicError) Error() string { return fmt.Sprintf("task panicked: %v", e.Value) }
+
+func (e *PanicError) Unwrap() error {
+	err, _ := e.Value.(error)
+	return err
+}
+
+// sentinel is an error with a text of its own that also Is another error.
+type sentinel struct {
+	text string
+	is   error
+}
+
+func (e *sentinel) Error() string { return e.text }
+func (e *sentinel) Unwrap() error { return e.is }

@@ -1,0 +1,125 @@
+package dispatcher
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"time"
+)
+
+const (
+	maxHeaderName  = 255 // bytes; an AMQP field name has one byte of length
+	maxHeaderDepth = 16  // of slices and maps inside each other
+
+	headerPrefix = "x-dispatcher-" // of the names that are ours
+)
+
+// wireHeaders returns a deep copy of a task's headers, made of what every broker carries: string, bool, int64, float64,
+// []byte, time.Time, nil, []any and map[string]any. nil stays nil. The error names the header; it does not say that the
+// task is rejected. The caller must not write h meanwhile.
+func wireHeaders(h map[string]interface{}) (map[string]any, error) {
+	if h == nil {
+		return nil, nil
+	}
+	out := make(map[string]any, len(h))
+	for name, v := range h {
+		if err := checkHeaderName(name); err != nil {
+			return nil, fmt.Errorf("header %q: %w", excerpt(name), err)
+		}
+		// RabbitMQ takes CC and BCC for further routing keys; in another case they are names like any other.
+		if name == "CC" || name == "BCC" {
+			return nil, fmt.Errorf("header %q: would route the task to other queues", name)
+		}
+		if len(name) >= len(headerPrefix) && strings.EqualFold(name[:len(headerPrefix)], headerPrefix) {
+			return nil, fmt.Errorf("header %q: names that begin with %s are reserved", excerpt(name), headerPrefix)
+		}
+		plain, err := headerValue(v, 0)
+		if err != nil {
+			return nil, fmt.Errorf("header %q: %w", excerpt(name), err)
+		}
+		out[name] = plain
+	}
+	return out, nil
+}
+
+func checkHeaderName(name string) error {
+	if name == "" {
+		return errors.New("the name is empty")
+	}
+	if len(name) > maxHeaderName {
+		return fmt.Errorf("the name has %d bytes, more than %d", len(name), maxHeaderName)
+	}
+	return nil
+}
+
+// headerValue normalises one value inside depth slices and maps.
+func headerValue(v any, depth int) (any, error) {
+	switch v := v.(type) {
+	case nil, string, bool, int64, float64, time.Time:
+		return v, nil
+	case int:
+		return int64(v), nil
+	case uint64:
+		if v > math.MaxInt64 {
+			return nil, fmt.Errorf("%d is larger than an int64", v)
+		}
+		return int64(v), nil
+	case []byte:
+		return append([]byte{}, v...), nil
+	case []any:
+		return headerList(v, depth+1)
+	case map[string]any:
+		return headerTable(v, depth+1)
+	}
+	plain, ok := plainHeader(v)
+	if !ok {
+		return nil, fmt.Errorf("a value of type %T cannot travel", v)
+	}
+	return headerValue(plain, depth)
+}
+
+func headerList(list []any, depth int) (any, error) {
+	if depth > maxHeaderDepth {
+		return nil, errTooDeep
+	}
+	out := make([]any, len(list))
+	for i, v := range list {
+		plain, err := headerValue(v, depth)
+		if err != nil {
+			return nil, inside(fmt.Sprintf("[%d]", i), err)
+		}
+		out[i] = plain
+	}
+	return out, nil
+}
+
+func headerTable(table map[string]any, depth int) (any, error) {
+	if depth > maxHeaderDepth {
+		return nil, errTooDeep
+	}
+	out := make(map[string]any, len(table))
+	for name, v := range table {
+		err := checkHeaderName(name)
+		var plain any
+		if err == nil {
+			plain, err = headerValue(v, depth)
+		}
+		if err != nil {
+			return nil, inside(fmt.Sprintf("[%q]", excerpt(name)), err)
+		}
+		out[name] = plain
+	}
+	return out, nil
+}
+
+// errTooDeep is also how a value that contains itself ends.
+var errTooDeep = fmt.Errorf("slices and maps nested deeper than %d", maxHeaderDepth)
+
+// inside says where in a value an error is. A path of 16 steps would say nothing, so it is left out when too deep.
+func inside(step string, err error) error {
+	if errors.Is(err, errTooDeep) {
+		return err
+	}
+	return fmt.Errorf("at %s: %w", step, err)
+}

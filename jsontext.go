@@ -1,0 +1,268 @@
+package dispatcher
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"iter"
+	"strings"
+	"unicode/utf8"
+)
+
+// Taking apart JSON text that json.Valid has accepted. No function here recurses, copies values or reads beyond its input;
+// text that is not valid gives wrong parts, never a panic.
+
+// splitObject returns the values of up to three members of an object, nil for an absent one. A key that occurs twice is
+// an error, whichever it is.
+func splitObject(raw []byte, a, b, c string) (values [3]json.RawMessage, err error) {
+	var others map[string]struct{}
+	for quoted, value := range members(raw) {
+		key, _ := unquoteBytes(quoted)
+		i := -1
+		switch string(key) {
+		case a:
+			i = 0
+		case b:
+			i = 1
+		case c:
+			if c != "" {
+				i = 2
+			}
+		}
+		if i < 0 {
+			if _, twice := others[string(key)]; twice {
+				return values, fmt.Errorf("duplicate key %q", excerpt(key))
+			}
+			if others == nil {
+				others = make(map[string]struct{})
+			}
+			others[string(key)] = struct{}{}
+			continue
+		}
+		if values[i] != nil {
+			return values, fmt.Errorf("duplicate key %q", excerpt(key))
+		}
+		values[i] = value
+	}
+	return values, nil
+}
+
+// stringField reads a required member that is a string; nil raw = it is absent.
+func stringField(name string, raw []byte) (string, error) {
+	if raw == nil {
+		return "", fmt.Errorf("%s is missing", name)
+	}
+	s, ok := unquote(raw)
+	if !ok {
+		return "", fmt.Errorf("%s: want a string, got %s", name, jsonKind(raw))
+	}
+	return s, nil
+}
+
+// members yields the quoted key and the value of each member of an object.
+func members(raw []byte) iter.Seq2[[]byte, []byte] {
+	return func(yield func(key, value []byte) bool) {
+		for i := skipSpace(raw, 1); i < len(raw) && raw[i] == '"'; {
+			end := skipString(raw, i)
+			key := raw[i:end:end]
+			i = skipSpace(raw, end)
+			i = skipSpace(raw, i+1) // the colon
+			if i >= len(raw) {
+				return
+			}
+			end = skipValue(raw, i)
+			if end == i || !yield(key, raw[i:end:end]) {
+				return
+			}
+			i = skipSpace(raw, end)
+			i = skipSpace(raw, i+1) // the comma
+		}
+	}
+}
+
+// elements yields each value of an array.
+func elements(raw []byte) iter.Seq[[]byte] {
+	return func(yield func(value []byte) bool) {
+		for i := skipSpace(raw, 1); i < len(raw) && raw[i] != ']'; {
+			end := skipValue(raw, i)
+			if end == i || !yield(raw[i:end:end]) {
+				return
+			}
+			i = skipSpace(raw, end)
+			i = skipSpace(raw, i+1) // the comma
+		}
+	}
+}
+
+// skipValue returns the end of the value that starts at i.
+func skipValue(b []byte, i int) int {
+	depth := 0
+	for i < len(b) {
+		switch b[i] {
+		case '"':
+			i = skipString(b, i)
+			if depth == 0 {
+				return i
+			}
+			continue
+		case '{', '[':
+			depth++
+		case '}', ']':
+			if depth == 0 {
+				return i
+			}
+			if depth--; depth == 0 {
+				return i + 1
+			}
+		case ',', ' ', '\t', '\n', '\r':
+			if depth == 0 {
+				return i
+			}
+		}
+		i++
+	}
+	return len(b)
+}
+
+// skipString returns the end of the string whose opening quote is at i.
+func skipString(b []byte, i int) int {
+	for i++; i < len(b); i++ {
+		switch b[i] {
+		case '\\':
+			i++
+		case '"':
+			return i + 1
+		}
+	}
+	return len(b)
+}
+
+func skipSpace(b []byte, i int) int {
+	for i < len(b) && (b[i] == ' ' || b[i] == '\t' || b[i] == '\n' || b[i] == '\r') {
+		i++
+	}
+	return i
+}
+
+// trimSpace removes the space that JSON allows around a value.
+func trimSpace(b []byte) []byte { return bytes.Trim(b, " \t\r\n") }
+
+// unquote returns the text of a JSON string; false = it is not a string.
+func unquote(raw []byte) (string, bool) {
+	b, ok := unquoteBytes(raw)
+	return string(b), ok
+}
+
+func unquoteBytes(raw []byte) ([]byte, bool) {
+	if len(raw) < 2 || raw[0] != '"' {
+		return nil, false
+	}
+	if inner := raw[1 : len(raw)-1]; bytes.IndexByte(inner, '\\') < 0 {
+		return inner, true
+	}
+	var s string
+	if json.Unmarshal(raw, &s) != nil {
+		return nil, false
+	}
+	return []byte(s), true
+}
+
+func jsonKind(raw []byte) string {
+	switch raw[0] {
+	case '{':
+		return "an object"
+	case '[':
+		return "an array"
+	case '"':
+		return "a string"
+	case 't', 'f':
+		return "a bool"
+	case 'n':
+		return "null"
+	}
+	return "a number"
+}
+
+// badText returns the position of the first text that is not Unicode, -1 if there is none: bytes that are not UTF-8, and an
+// escaped half of a surrogate pair. encoding/json would put U+FFFD in their place.
+func badText(raw []byte) int {
+	if !utf8.Valid(raw) {
+		for i := 0; i < len(raw); {
+			r, size := utf8.DecodeRune(raw[i:])
+			if r == utf8.RuneError && size == 1 {
+				return i
+			}
+			i += size
+		}
+	}
+	if !bytes.Contains(raw, []byte(`\u`)) {
+		return -1
+	}
+	for i := 0; i < len(raw); i++ {
+		if raw[i] != '\\' {
+			continue
+		}
+		switch unit := escapedUnit(raw[i:]); {
+		case unit >= 0xD800 && unit < 0xDC00 && len(raw) >= i+6:
+			if low := escapedUnit(raw[i+6:]); low < 0xDC00 || low > 0xDFFF {
+				return i
+			}
+			i += 11
+		case unit >= 0xDC00 && unit <= 0xDFFF:
+			return i
+		default:
+			i++ // the escaped character, which may be a backslash
+		}
+	}
+	return -1
+}
+
+// escapedUnit reads the \uXXXX that b starts with; -1 = it starts with something else.
+func escapedUnit(b []byte) int {
+	if len(b) < 6 || b[0] != '\\' || b[1] != 'u' {
+		return -1
+	}
+	unit := 0
+	for _, c := range b[2:6] {
+		digit := strings.IndexByte("0123456789abcdef", c|0x20)
+		if digit < 0 {
+			return -1
+		}
+		unit = unit<<4 | digit
+	}
+	return unit
+}
+
+// tooDeep reports whether a value, inside a task, is deeper than encoding/json reads.
+func tooDeep(raw []byte) bool {
+	if bytes.Count(raw, []byte("["))+bytes.Count(raw, []byte("{")) < 9_990 {
+		return false
+	}
+	wrapped := make([]byte, 0, len(raw)+6)
+	wrapped = append(append(append(wrapped, "[[["...), raw...), "]]]"...)
+	return !json.Valid(wrapped)
+}
+
+// excerpt cuts a value for an error: at most 64 bytes of it, one line, valid UTF-8.
+func excerpt[T ~string | ~[]byte](text T) string { return cutText(text, 64) }
+
+// reason cuts the text of another error, which may quote a value.
+func reason(err error) string { return cutText(err.Error(), 160) }
+
+func cutText[T ~string | ~[]byte](text T, most int) string {
+	cut := len(text) > most
+	s := string(text[:min(len(text), most)])
+	for i := 0; cut && i < utf8.UTFMax-1 && !utf8.ValidString(s); i++ { // a rune that was cut, not one that was broken before
+		s = s[:len(s)-1]
+	}
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, "\uFFFD"))
+	if cut {
+		s += "…"
+	}
+	return s
+}

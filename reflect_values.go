@@ -1,0 +1,169 @@
+package dispatcher
+
+import (
+	"bytes"
+	"reflect"
+	"strings"
+	"unicode/utf8"
+)
+
+// The sender's side: from Go values to declared types and plain headers. Besides reflect_args.go the only production file
+// that imports reflect (docs/adr/0005-reflect-in-two-files.md).
+
+// inferArgument declares the type of a value of any type; see Args.
+func inferArgument(v any) TaskArgument {
+	rv := reflect.ValueOf(v)
+	t := rv.Type()
+	if k := scalarOf(t.Kind()); k != kindNone {
+		return TaskArgument{scalarNames[k], rv.Convert(scalarTypes[k]).Interface()}
+	}
+	switch t.Kind() {
+	case reflect.Slice:
+		k := scalarOf(t.Elem().Kind())
+		if k == kindUint8 {
+			return TaskArgument{"[]byte", rv.Bytes()}
+		}
+		if k != kindNone {
+			return TaskArgument{"[]" + scalarNames[k], basicElements(rv, argType{shapeSlice, k})}
+		}
+	case reflect.Map:
+		if k := scalarOf(t.Elem().Kind()); k != kindNone && t.Key().Kind() == reflect.String {
+			return TaskArgument{"map[string]" + scalarNames[k], basicElements(rv, argType{shapeMap, k})}
+		}
+	}
+	if !carries(t, false, nil) {
+		return TaskArgument{"", v}
+	}
+	return TaskArgument{"json", v}
+}
+
+// basicElements converts a slice or map to the one its declared type names; nil stays nil, and nothing is copied if only
+// the type's name differs.
+func basicElements(rv reflect.Value, typ argType) any {
+	t := typ.goType()
+	if rv.CanConvert(t) {
+		return rv.Convert(t).Interface()
+	}
+	if rv.IsNil() {
+		return reflect.Zero(t).Interface()
+	}
+	if typ.shape == shapeSlice {
+		s := reflect.MakeSlice(t, rv.Len(), rv.Len())
+		for i := range rv.Len() {
+			s.Index(i).Set(rv.Index(i).Convert(t.Elem()))
+		}
+		return s.Interface()
+	}
+	m := reflect.MakeMapWithSize(t, rv.Len())
+	for it := rv.MapRange(); it.Next(); {
+		m.SetMapIndex(it.Key().Convert(t.Key()), it.Value().Convert(t.Elem()))
+	}
+	return m.Interface()
+}
+
+// exactly reports whether a value has the very type that is declared, so that its JSON need not be checked.
+func exactly(v any, typ argType) bool {
+	if typ.shape == shapeSlice && typ.elem == kindUint8 {
+		return false // it is a []byte to Go and becomes base64, but an array is declared
+	}
+	return typ.shape == shapeJSON || v != nil && reflect.TypeOf(v) == typ.goType()
+}
+
+// leafOf looks through slices, maps and pointers. A type with its own encoding tells nothing.
+func leafOf(v any) leaf {
+	t := reflect.TypeOf(v)
+	for range 4 {
+		if t == nil || t.Implements(jsonMarshaler) || t.Implements(textMarshaler) {
+			return leafOther
+		}
+		switch k := scalarOf(t.Kind()); {
+		case k.integer():
+			return leafInteger
+		case k.float():
+			return leafFloat
+		}
+		switch t.Kind() {
+		case reflect.Slice, reflect.Array, reflect.Map, reflect.Pointer:
+			if t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Uint8 {
+				return leafBytes
+			}
+			t = t.Elem()
+		default:
+			return leafOther
+		}
+	}
+	return leafOther
+}
+
+// replacedText reports whether json.Marshal has replaced text that is not UTF-8 in writing raw. It writes the replacement as
+// an escape, while a U+FFFD that was in the text stays as it is: only then the value itself is searched.
+func replacedText(v any, raw []byte) bool {
+	return bytes.Contains(raw, []byte(`\ufffd`)) && holdsBadText(reflect.ValueOf(v))
+}
+
+// holdsBadText follows what json.Marshal has just encoded, so it ends. What a type's own method has written is trusted.
+func holdsBadText(v reflect.Value) bool {
+	if !v.IsValid() || v.Type().Implements(jsonMarshaler) || v.Type().Implements(textMarshaler) {
+		return false
+	}
+	switch v.Kind() {
+	case reflect.String:
+		return !utf8.ValidString(v.String())
+	case reflect.Pointer, reflect.Interface:
+		return holdsBadText(v.Elem())
+	case reflect.Slice, reflect.Array:
+		for i := range v.Len() {
+			if holdsBadText(v.Index(i)) {
+				return true
+			}
+		}
+	case reflect.Map:
+		for it := v.MapRange(); it.Next(); {
+			if it.Key().Kind() == reflect.String && !utf8.ValidString(it.Key().String()) || holdsBadText(it.Value()) {
+				return true
+			}
+		}
+	case reflect.Struct:
+		for f, fv := range v.Fields() {
+			if (f.IsExported() || f.Anonymous) && f.Tag.Get("json") != "-" && holdsBadText(fv) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// plainHeader reduces a header value of a named or typed kind by one level, to string, bool, int64, uint64, float64,
+// []byte, []any or map[string]any; false = it is of none of these kinds.
+func plainHeader(v any) (any, bool) {
+	rv := reflect.ValueOf(v)
+	switch k := scalarOf(rv.Kind()); {
+	case k == kindBool:
+		return rv.Bool(), true
+	case k == kindString:
+		return strings.Clone(rv.String()), true
+	case k.signed():
+		return rv.Int(), true
+	case k.unsigned():
+		return rv.Uint(), true
+	case k.float():
+		return rv.Float(), true
+	}
+	switch {
+	case rv.Kind() == reflect.Slice && rv.Type().Elem().Kind() == reflect.Uint8:
+		return rv.Bytes(), true
+	case rv.Kind() == reflect.Slice:
+		list := make([]any, rv.Len())
+		for i := range list {
+			list[i] = rv.Index(i).Interface()
+		}
+		return list, true
+	case rv.Kind() == reflect.Map && rv.Type().Key().Kind() == reflect.String:
+		table := make(map[string]any, rv.Len())
+		for it := rv.MapRange(); it.Next(); {
+			table[it.Key().String()] = it.Value().Interface()
+		}
+		return table, true
+	}
+	return nil, false
+}

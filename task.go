@@ -1,0 +1,333 @@
+package dispatcher
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+	"unicode/utf8"
+)
+
+// Task is a request to call the function that a worker has registered under Name.
+//
+// Publish fills UUID and RoutingKey in the caller's Task when they are empty and reads the rest, so a Task belongs to one
+// goroutine until Publish returns. Nothing of it is kept afterwards.
+type Task struct {
+	// UUID is the identity of the task and of its message. "" = Publish sets a random one. Valid UTF-8.
+	UUID string `json:"uuid"`
+	// Name chooses the function. Required; valid UTF-8.
+	Name string `json:"name"`
+	// RoutingKey decides which queues get the task. "" = Publish sets ServerConfig.DefaultRoutingKey. At most 255 bytes. It is
+	// not part of the body.
+	RoutingKey string `json:"-"`
+	// Args are the arguments of the function, in its order, without the context and without the uuid of TaskUUIDAsFirstArg.
+	// nil = none. [Args] makes them from plain values.
+	Args []TaskArgument `json:"args"`
+	// Headers travel beside the body; nil = none. Values are string, bool, integers (sent as int64, a larger uint64 is an
+	// error), floats, []byte, time.Time, nil, and slices and maps with string keys of these, at most 16 deep. Names have 1 to 255
+	// bytes; CC, BCC and names that begin with x-dispatcher- are refused.
+	Headers map[string]interface{} `json:"-"`
+}
+
+// TaskArgument is one argument with its declared type. [Args] declares the types of plain values.
+type TaskArgument struct {
+	// Type is one of: bool, string, int, int8, int16, int32, int64, uint, uint8, uint16, uint32, uint64, float32, float64;
+	// []byte, time.Time, time.Duration; a slice []T or a map map[string]T of the first fourteen; json. A worker that runs
+	// gofort/dispatcher knows the first fourteen only, and any other name crashes it.
+	Type string `json:"type"`
+	// Value is of the declared type, or of another Go type when its JSON is a value of the declared type: 5 and 5.0 are an int8,
+	// 300 and 1.5 are not. What does not fit is an *ArgumentError from Publish.
+	Value interface{} `json:"value"`
+}
+
+// TaskConfig is what a worker does for tasks of one name. It is read when the worker is created.
+type TaskConfig struct {
+	// TimeoutSeconds bounds one attempt, in seconds; 0 = no limit, unless Timeout is set. Setting both is an error.
+	TimeoutSeconds int64
+	// Function is any func; required. Its parameters are: a [context.Context] (optional), the uuid (with TaskUUIDAsFirstArg),
+	// then one for each argument of the task; it may be variadic. Results are ignored, except a last one of type error:
+	// non-nil = the attempt failed. It is called from several goroutines at once, as many as WorkerConfig.Limit.
+	//
+	// Integers fit any integer parameter that can hold the value, float32 fits float64, and float64 fits float32 when nothing
+	// is lost. A parameter of type any gets the declared type; in what json decodes into any, numbers are [json.Number], so
+	// that large integers stay exact.
+	Function interface{}
+	// TaskUUIDAsFirstArg passes the task's uuid before its arguments; that parameter must be a string.
+	TaskUUIDAsFirstArg bool
+	// Timeout bounds one attempt; 0 = no limit, unless TimeoutSeconds is set. Setting both is an error.
+	Timeout time.Duration
+}
+
+// NewTask returns a task with the given name and with [Args] of the values. It never panics and checks nothing: an empty
+// name or an unsupported value is an error from Publish.
+func NewTask(name string, args ...any) *Task {
+	return &Task{Name: name, Args: Args(args...)}
+}
+
+// Args declares the type of each value. No values = nil.
+//
+//   - bool, string, the sizes of int and uint, float32 and float64 keep their name; values of named types such as
+//     [time.Duration] are converted to those, because every worker understands them: a duration travels as int64 nanoseconds.
+//   - []byte is base64; [time.Time] is RFC 3339 with nanoseconds and keeps the offset, not the name, of its zone.
+//   - Slices of those fourteen are "[]int64" and the like, maps with string keys "map[string]int64" and the like.
+//   - Everything else is "json": nil, structs, pointers, arrays, [json.RawMessage], slices of slices, ….
+//
+// It never panics. A chan, func, complex number, uintptr or unsafe.Pointer, or a slice, array, map or pointer of those,
+// keeps the Type "", and Publish returns an *ArgumentError with its position. The values are not copied deeply: don't change
+// what they point to before Publish returns.
+func Args(values ...any) []TaskArgument {
+	if len(values) == 0 {
+		return nil
+	}
+	args := make([]TaskArgument, len(values))
+	for i, v := range values {
+		switch v.(type) {
+		case nil, json.RawMessage:
+			args[i] = TaskArgument{"json", v}
+		case string:
+			args[i] = TaskArgument{"string", v}
+		case int:
+			args[i] = TaskArgument{"int", v}
+		case int64:
+			args[i] = TaskArgument{"int64", v}
+		case bool:
+			args[i] = TaskArgument{"bool", v}
+		case float64:
+			args[i] = TaskArgument{"float64", v}
+		case []byte:
+			args[i] = TaskArgument{"[]byte", v}
+		case time.Time:
+			args[i] = TaskArgument{"time.Time", v}
+		default:
+			args[i] = inferArgument(v)
+		}
+	}
+	return args
+}
+
+// encodeTask returns the body of a task, byte for byte what json.Marshal of the task gives, or an *ArgumentError. It
+// checks that every value is of its declared type, so that what was published can be decoded.
+func encodeTask(t *Task) ([]byte, error) {
+	if !utf8.ValidString(t.UUID) {
+		return nil, &ArgumentError{t.Name, -1, "a uuid in valid UTF-8", strconv.Quote(excerpt(t.UUID))}
+	}
+	if !utf8.ValidString(t.Name) {
+		return nil, &ArgumentError{t.Name, -1, "a name in valid UTF-8", strconv.Quote(excerpt(t.Name))}
+	}
+	buf := make([]byte, 0, 48+len(t.UUID)+len(t.Name)+64*len(t.Args))
+	buf = appendString(append(buf, `{"uuid":`...), t.UUID)
+	buf = appendString(append(buf, `,"name":`...), t.Name)
+	buf = append(buf, `,"args":`...)
+	if t.Args == nil {
+		return append(buf, "null}"...), nil
+	}
+	buf = append(buf, '[')
+	for i, arg := range t.Args {
+		if i > 0 {
+			buf = append(buf, ',')
+		}
+		var bad *ArgumentError
+		if buf, bad = appendArgument(buf, arg); bad != nil {
+			bad.Task, bad.Position = t.Name, i
+			return nil, bad
+		}
+	}
+	return append(buf, "]}"...), nil
+}
+
+// appendArgument appends one element of args. Task and Position of its error are the caller's to fill.
+func appendArgument(buf []byte, arg TaskArgument) ([]byte, *ArgumentError) {
+	typ := parseType(arg.Type)
+	if typ.shape == shapeUnknown {
+		return nil, &ArgumentError{Want: "a known type", Got: fmt.Sprintf("type %q of a Go value of type %T", excerpt(arg.Type), arg.Value)}
+	}
+	buf = appendString(append(buf, `{"type":`...), arg.Type)
+	buf = append(buf, `,"value":`...)
+	buf, bad := appendValue(buf, typ, arg)
+	return append(buf, '}'), bad
+}
+
+func appendValue(buf []byte, typ argType, arg TaskArgument) ([]byte, *ArgumentError) {
+	switch v := arg.Value.(type) { // without json.Marshal and without decoding what it wrote
+	case string:
+		if typ.is(kindString) && utf8.ValidString(v) {
+			return appendString(buf, v), nil
+		}
+	case bool:
+		if typ.is(kindBool) {
+			return strconv.AppendBool(buf, v), nil
+		}
+	case int:
+		if typ.is(kindInt) {
+			return strconv.AppendInt(buf, int64(v), 10), nil
+		}
+	case int64:
+		if typ.is(kindInt64) {
+			return strconv.AppendInt(buf, v, 10), nil
+		}
+	case uint64:
+		if typ.is(kindUint64) {
+			return strconv.AppendUint(buf, v, 10), nil
+		}
+	case []byte:
+		if typ.shape == shapeBytes && v != nil {
+			buf = base64.StdEncoding.AppendEncode(append(buf, '"'), v)
+			return append(buf, '"'), nil
+		}
+	case time.Time:
+		// RFC 3339 has no seconds in an offset: formatting such a time would move it.
+		if _, offset := v.Zone(); offset%60 != 0 {
+			return nil, &ArgumentError{Want: arg.Type, Got: "a zone offset with seconds; use UTC"}
+		}
+	}
+	raw, err := marshal(arg.Value)
+	if err == nil {
+		err = checkText(arg.Value, raw)
+	}
+	if err != nil {
+		return nil, &ArgumentError{Want: arg.Type, Got: reason(err)}
+	}
+	if !exactly(arg.Value, typ) {
+		if bad := checkValue(typ, raw, leafOf(arg.Value)); bad != nil {
+			bad.Want = arg.Type
+			return nil, bad
+		}
+	}
+	return append(buf, raw...), nil
+}
+
+// marshal is json.Marshal with the panics of the value's own methods made into errors.
+func marshal(v any) (raw []byte, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("a value whose encoding panicked: %v", p)
+		}
+	}()
+	return json.Marshal(v)
+}
+
+// checkText refuses what json.Marshal lets pass although a worker would get something else, or refuse it.
+func checkText(v any, raw []byte) error {
+	if badText(raw) >= 0 || replacedText(v, raw) {
+		return errors.New("text that is not valid UTF-8")
+	}
+	if tooDeep(raw) {
+		return errors.New("a value that is nested too deep")
+	}
+	return nil
+}
+
+// appendString appends s as json.Marshal writes it.
+func appendString(buf []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c >= 0x7f || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			quoted, _ := json.Marshal(s) // a string cannot fail
+			return append(buf, quoted...)
+		}
+	}
+	buf = append(buf, '"')
+	buf = append(buf, s...)
+	return append(buf, '"')
+}
+
+// wireTask is a decoded body. Its values are parts of the body, not copies.
+type wireTask struct {
+	UUID, Name string
+	Args       []wireArgument
+}
+
+// wireArgument is one argument as it came: a type name that may be unknown, and the text of one valid JSON value.
+type wireArgument struct {
+	Type  string
+	Value json.RawMessage
+}
+
+// decodeTask reads a body. Every error Is ErrMalformed.
+//
+// It is stricter than json.Unmarshal, which takes the last of two equal keys and "NAME" for "name", and replaces text that is
+// not Unicode: two readers of one body must not see two tasks. Keys it does not know are ignored, since a newer sender may
+// write them. uuid may be absent or "", args absent or null.
+func decodeTask(body []byte) (wireTask, error) {
+	if len(body) == 0 {
+		return wireTask{}, malformed("the body is empty")
+	}
+	if !json.Valid(body) { // also when it is nested deeper than 10,000
+		return wireTask{}, notJSON(body)
+	}
+	if at := badText(body); at >= 0 {
+		return wireTask{}, malformed("text that is not Unicode at byte %d", at)
+	}
+	body = trimSpace(body)
+	if body[0] != '{' {
+		return wireTask{}, malformed("want an object, got %s", jsonKind(body))
+	}
+	f, err := splitObject(body, "uuid", "name", "args")
+	if err != nil {
+		return wireTask{}, malformed("%v", err)
+	}
+	var t wireTask
+	if f[0] != nil {
+		if t.UUID, err = stringField("uuid", f[0]); err != nil {
+			return wireTask{}, malformed("%v", err)
+		}
+	}
+	if t.Name, err = stringField("name", f[1]); err != nil {
+		return wireTask{}, malformed("%v", err)
+	}
+	if t.Name == "" {
+		return wireTask{}, malformed("name is empty")
+	}
+	if f[2] == nil || f[2][0] == 'n' {
+		return t, nil
+	}
+	if f[2][0] != '[' {
+		return wireTask{}, malformed("args: want an array, got %s", jsonKind(f[2]))
+	}
+	for value := range elements(f[2]) {
+		arg, err := decodeArgument(value)
+		if err != nil {
+			return wireTask{}, malformed("argument %d: %v", len(t.Args), err)
+		}
+		if t.Args == nil {
+			t.Args = make([]wireArgument, 0, 4)
+		}
+		t.Args = append(t.Args, arg)
+	}
+	return t, nil
+}
+
+func decodeArgument(raw []byte) (wireArgument, error) {
+	if raw[0] != '{' {
+		return wireArgument{}, fmt.Errorf("want an object, got %s", jsonKind(raw))
+	}
+	f, err := splitObject(raw, "type", "value", "")
+	if err != nil {
+		return wireArgument{}, err
+	}
+	inner, _ := unquoteBytes(f[0])
+	name := scalarNames[parseScalarName(string(inner))] // "" also for the other types; saves a copy of each name
+	if name == "" {
+		if name, err = stringField("type", f[0]); err != nil {
+			return wireArgument{}, err
+		}
+	}
+	if f[1] == nil {
+		return wireArgument{}, errors.New("value is missing")
+	}
+	return wireArgument{name, f[1]}, nil
+}
+
+// notJSON says what json.Valid has found, and where.
+func notJSON(body []byte) error {
+	err := json.Unmarshal(body, new(json.RawMessage))
+	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
+		return malformed("%v at byte %d", err, syntax.Offset)
+	}
+	return malformed("%v", err)
+}
+
+func malformed(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrMalformed, fmt.Sprintf(format, args...))
+}
