@@ -1,0 +1,245 @@
+// Package dispatcher turns plain functions into background tasks.
+//
+// A [Server] is one connection to a message broker. It publishes a [Task], which names a function and carries typed
+// arguments, and runs the functions registered with its [Worker]s, on this machine or any other:
+//
+//	server, _, err := dispatcher.NewServer(&dispatcher.ServerConfig{
+//		Broker: memory.New(), Exchange: "app", DefaultRoutingKey: "mail",
+//	})
+//	worker, err := server.NewWorker(&dispatcher.WorkerConfig{Name: "mailer", Queue: "mail", BindingKeys: []string{"mail"}},
+//		map[string]dispatcher.TaskConfig{"send": {Function: func(to string, n int) error { return nil }}})
+//	err = worker.Start(server)
+//	err = server.Publish(dispatcher.NewTask("send", "ann@example.org", 7))
+//
+// # What is promised
+//
+// Publish returns nil only when the broker has confirmed the task and it is in a queue. A task is taken off its queue
+// only after its function has returned, or after its dead letter was confirmed: so a confirmed task runs at least
+// once, and after a crash or a lost link perhaps twice. Functions should therefore tolerate a second run.
+// docs/guarantees.md has every case.
+//
+// Every method may be called by many goroutines at once and returns in bounded time, whatever the broker does; the text
+// of each says the bound.
+package dispatcher
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// Defaults of the configuration, used for fields that are zero.
+const (
+	defaultLimit           = 3 // of a worker, as gofort/dispatcher has it
+	defaultPublishTimeout  = 30 * time.Second
+	defaultShutdownTimeout = 30 * time.Second
+	defaultMaxBodyBytes    = 1 << 20
+)
+
+const (
+	// maxNameBytes: an AMQP short string has one byte of length (AMQP 0-9-1, §4.2.5.3), and a longer one is cut or
+	// closes the connection.
+	maxNameBytes = 255
+	// maxQueueBytes leaves room for the suffixes of the queues that belong to a worker's queue.
+	maxQueueBytes = 240
+	// suspectsSuffix names the queue where tasks that may crash their worker will wait.
+	suspectsSuffix = ".suspects"
+	// maxLimit: the prefetch count of basic.qos is a 16-bit number (AMQP 0-9-1), and a worker prefetches its Limit.
+	maxLimit = math.MaxUint16
+	// maxSeconds keeps seconds, with jitter on top, inside a time.Duration.
+	maxSeconds = math.MaxInt64 / int64(time.Second) / 2
+)
+
+// ServerConfig configures a [Server]. NewServer copies it and never writes to it.
+type ServerConfig struct {
+	// Broker is where tasks travel: memory.New() is the embedded one. Required for now. The same value may serve many
+	// servers. It excludes AMQPConnectionString, TLSConfig and SecureConnection.
+	Broker broker.Broker
+
+	// AMQPConnectionString, TLSConfig and SecureConnection belong to the RabbitMQ adapter, which is not there yet: an
+	// error when set.
+	AMQPConnectionString string
+	TLSConfig            *tls.Config
+	SecureConnection     bool
+
+	// ReconnectionRetries is how many times a connection is tried again, in the first connect and in every outage, before it
+	// is given up. 0: one try and no other. Negative: an error.
+	ReconnectionRetries int
+	// ReconnectionRetriesForever never gives up; ReconnectionRetries is then not used.
+	ReconnectionRetriesForever bool
+	// ReconnectionIntervalSeconds is the pause between two tries, give or take 20 % so that a hundred programs do not come
+	// back in the same instant. 0: a random pause whose upper bound grows from 0.5 s to 30 s. Negative: an error.
+	ReconnectionIntervalSeconds int64
+
+	// Exchange takes every published task; a durable direct exchange, declared at every connect. Required; at most 255
+	// bytes.
+	Exchange string
+	// DefaultRoutingKey is used for tasks without one. Required; at most 255 bytes.
+	DefaultRoutingKey string
+	// InitQueues are declared and bound to Exchange at every connect, so that a sender's tasks have a queue before the
+	// first worker runs. Names and keys must not be empty; at most 255 bytes.
+	InitQueues []Queue
+
+	// PublishTimeout bounds every publish, waiting for a connection, for a broker that blocks publishers and for the
+	// confirmation included. 0: 30 s. Negative: an error.
+	PublishTimeout time.Duration
+	// ShutdownTimeout is how long Close waits for running tasks, in total. 0: 30 s. Negative: without limit, as
+	// gofort/dispatcher did.
+	ShutdownTimeout time.Duration
+	// MaxBodyBytes is the largest encoded task: Publish refuses a larger one, a worker makes it a dead letter. 0: 1 MiB.
+	// Negative: the broker's own limit.
+	MaxBodyBytes int
+
+	// Logger takes what the library has to say. nil: logrus on standard error, at level info.
+	Logger Log
+	// DebugMode sets the default logger's level to debug; a Logger of the user's decides for itself.
+	DebugMode bool
+}
+
+// Queue is a queue and the routing keys that lead to it. It will never have more fields: programs write it unkeyed.
+type Queue struct {
+	Name        string
+	BindingKeys []string
+}
+
+// WorkerConfig configures a [Worker]. NewWorker copies it and never writes to it.
+type WorkerConfig struct {
+	// Limit is how many calls run at once, inside their timeouts; as many tasks are fetched ahead. 0: 3. Negative or above
+	// 65,535: an error.
+	Limit int
+	// Queue is the durable queue the worker takes tasks from; it is declared with its dead letter queue, named
+	// <Queue>.dead. Required; at most 240 bytes, not ending in .dead or .suspects.
+	Queue string
+	// BindingKeys are bound from the server's Exchange to Queue. None: nothing is bound.
+	BindingKeys []string
+	// Name identifies the worker in its server, in logs and in the broker's tools. Required; at most 255 bytes.
+	Name string
+	// MaxAbandoned bounds the calls that went on running after their timeout and whose slot was given to others. At this
+	// bound an overdue call keeps its slot. 0: the same as Limit. Negative: none, an overdue call always keeps its slot.
+	MaxAbandoned int
+}
+
+// Log takes the library's messages; *logrus.Logger and *logrus.Entry are such, and SlogLogger makes one of a
+// *slog.Logger. It must be safe for concurrent use. Bodies, argument values and passwords are never logged.
+type Log interface {
+	Info(args ...interface{})
+	Infof(format string, args ...interface{})
+	Debug(args ...interface{})
+	Debugf(format string, args ...interface{})
+	Error(args ...interface{})
+	Errorf(format string, args ...interface{})
+}
+
+// withDefaults copies c whole, so that a new field cannot be forgotten, and fills what is zero.
+func (c *ServerConfig) withDefaults() ServerConfig {
+	out := *c
+	out.InitQueues = slices.Clone(c.InitQueues)
+	for i := range out.InitQueues {
+		out.InitQueues[i].BindingKeys = slices.Clone(out.InitQueues[i].BindingKeys)
+	}
+	if out.PublishTimeout == 0 {
+		out.PublishTimeout = defaultPublishTimeout
+	}
+	if out.ShutdownTimeout == 0 {
+		out.ShutdownTimeout = defaultShutdownTimeout
+	}
+	if out.MaxBodyBytes == 0 {
+		out.MaxBodyBytes = defaultMaxBodyBytes
+	}
+	if out.Logger == nil {
+		out.Logger = newLogger(out.DebugMode)
+	}
+	return out
+}
+
+// validate reports every problem at once.
+func (c *ServerConfig) validate() error {
+	var p problems
+	p.addIf(c.Exchange == "", ErrExchangeRequired)
+	p.addIf(c.DefaultRoutingKey == "", ErrDefaultRoutingKeyRequired)
+	p.name("ServerConfig.Exchange", c.Exchange, maxNameBytes)
+	p.name("ServerConfig.DefaultRoutingKey", c.DefaultRoutingKey, maxNameBytes)
+	for i, q := range c.InitQueues {
+		p.addIf(q.Name == "", ErrEmptyQueueName)
+		p.name(fmt.Sprintf("ServerConfig.InitQueues[%d].Name", i), q.Name, maxNameBytes)
+		for j, key := range q.BindingKeys {
+			p.addIf(key == "", ErrEmptyBindingKey)
+			p.name(fmt.Sprintf("ServerConfig.InitQueues[%d].BindingKeys[%d]", i, j), key, maxNameBytes)
+		}
+	}
+	p.addIf(c.ReconnectionRetries < 0, errors.New("ServerConfig.ReconnectionRetries is negative"))
+	p.addIf(c.ReconnectionIntervalSeconds < 0, errors.New("ServerConfig.ReconnectionIntervalSeconds is negative"))
+	p.addIf(c.ReconnectionIntervalSeconds > maxSeconds, errors.New("ServerConfig.ReconnectionIntervalSeconds is too large"))
+	p.addIf(c.PublishTimeout < 0, errors.New("ServerConfig.PublishTimeout is negative"))
+	amqp := c.AMQPConnectionString != "" || c.TLSConfig != nil || c.SecureConnection
+	p.addIf(c.Broker == nil, errors.New("ServerConfig.Broker is required; memory.New() is the embedded one"))
+	p.addIf(c.Broker != nil && amqp, errors.New("ServerConfig.AMQPConnectionString, TLSConfig and SecureConnection do not go with Broker"))
+	return p.err()
+}
+
+func (c *WorkerConfig) withDefaults() WorkerConfig {
+	out := *c
+	out.BindingKeys = slices.Clone(c.BindingKeys)
+	if out.Limit == 0 {
+		out.Limit = defaultLimit
+	}
+	if out.MaxAbandoned == 0 {
+		out.MaxAbandoned = out.Limit
+	}
+	out.MaxAbandoned = max(out.MaxAbandoned, 0)
+	return out
+}
+
+func (c *WorkerConfig) validate() error {
+	var p problems
+	p.addIf(c.Name == "", ErrWorkerNameRequired)
+	p.addIf(c.Limit < 0, errors.New("WorkerConfig.Limit is negative"))
+	p.addIf(c.Limit > maxLimit, fmt.Errorf("WorkerConfig.Limit is %d, the most is %d", c.Limit, maxLimit))
+	p.addIf(c.Queue == "", ErrWorkerQueueRequired)
+	p.name("WorkerConfig.Name", c.Name, maxNameBytes)
+	p.name("WorkerConfig.Queue", c.Queue, maxQueueBytes)
+	for _, suffix := range []string{broker.DeadSuffix, suspectsSuffix} {
+		p.addIf(strings.HasSuffix(c.Queue, suffix), fmt.Errorf("WorkerConfig.Queue %q: names ending in %s belong to other queues", c.Queue, suffix))
+	}
+	for i, key := range c.BindingKeys {
+		p.name(fmt.Sprintf("WorkerConfig.BindingKeys[%d]", i), key, maxNameBytes)
+	}
+	return p.err()
+}
+
+// problems collects what is wrong with a configuration.
+type problems []error
+
+func (p *problems) addIf(wrong bool, err error) {
+	if wrong {
+		*p = append(*p, err)
+	}
+}
+
+func (p *problems) name(field, value string, limit int) {
+	if len(value) > limit {
+		*p = append(*p, fmt.Errorf("%s is %d bytes long, the most is %d", field, len(value), limit))
+	}
+}
+
+// with adds those of errs that are problems.
+func (p problems) with(errs ...error) problems {
+	for _, err := range errs {
+		p.addIf(err != nil, err)
+	}
+	return p
+}
+
+// err is the one problem as it is, so that its text stays whole, or all of them joined.
+func (p problems) err() error {
+	if len(p) == 1 {
+		return p[0]
+	}
+	return errors.Join(p...)
+}

@@ -1,0 +1,90 @@
+package dispatcher
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// Health tells how a server is at one moment.
+type Health struct {
+	State     State
+	Since     time.Time      // when State began
+	LastError error          // the last problem of the connection, perhaps overcome; nil if there was none
+	Workers   []WorkerHealth // sorted by name
+}
+
+// OK reports whether the connection stands and every started worker takes tasks and can settle them.
+func (h Health) OK() bool {
+	for _, w := range h.Workers {
+		if w.Started && (!w.Consuming || w.Unsettled > 0) {
+			return false
+		}
+	}
+	return h.State == StateConnected
+}
+
+// WorkerHealth tells how a worker is.
+type WorkerHealth struct {
+	Name      string
+	Queue     string
+	Started   bool  // between Start and the end of Close; while draining too
+	Consuming bool  // the broker gives it tasks
+	Running   int   // calls under way, abandoned ones included
+	Abandoned int   // calls that ran on after their timeout and lost their slot
+	Unsettled int   // tasks that ended and whose dead letter the broker does not take: tried again until it does
+	Ready     int   // tasks waiting in its queue; -1 = not known
+	Dead      int   // its dead letters; -1 = not known
+	LastError error // the last problem with consuming or settling, perhaps overcome
+}
+
+// Health asks the broker how full the workers' queues are, which also shows that the connection answers, and returns at the
+// latest when ctx ends, with what is not known marked so.
+func (s *Server) Health(ctx context.Context) Health {
+	l, _ := s.sup.now()
+	h := Health{State: l.state, Since: l.since, LastError: l.err}
+	s.mu.Lock()
+	for _, w := range s.workers {
+		if w != nil {
+			h.Workers = append(h.Workers, w.health())
+		}
+	}
+	s.mu.Unlock()
+	slices.SortFunc(h.Workers, func(a, b WorkerHealth) int { return cmp.Compare(a.Name, b.Name) })
+	for i := range h.Workers {
+		w := &h.Workers[i]
+		w.Ready = ready(ctx, l.session, w.Queue)
+		w.Dead = ready(ctx, l.session, w.Queue+broker.DeadSuffix)
+	}
+	return h
+}
+
+// ready is how many messages wait in a queue; -1 = not known.
+func ready(ctx context.Context, session broker.Session, queue string) int {
+	if session == nil {
+		return -1
+	}
+	info, err := session.Inspect(ctx, queue)
+	if err != nil {
+		return -1
+	}
+	return info.Ready
+}
+
+func (w *Worker) health() WorkerHealth {
+	h := WorkerHealth{Name: w.cfg.Name, Queue: w.cfg.Queue}
+	w.mu.Lock()
+	sh := w.shift
+	w.mu.Unlock()
+	if sh == nil {
+		return h
+	}
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	h.Started, h.Consuming = true, sh.consuming
+	h.Running, h.Abandoned, h.Unsettled, h.LastError = sh.running, sh.abandoned, sh.unsettled, sh.err
+	return h
+}

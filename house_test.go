@@ -1,0 +1,145 @@
+package dispatcher
+
+import (
+	"bytes"
+	"os/exec"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// What a user's program links. A new module here is a decision, not an accident: River's users had testify and goleak in
+// their binaries until v0.43.
+func TestRootLinksOnlyTheAgreedModules(t *testing.T) {
+	t.Parallel()
+	allowed := []string{
+		"github.com/seed-416683c9/dispatcher",
+		"github.com/cenkalti/backoff/v4",
+		"github.com/google/uuid",
+		"github.com/rabbitmq/amqp091-go",
+		"github.com/sirupsen/logrus",
+		"golang.org/x/sys", // of logrus
+	}
+	for _, p := range deps(t, ".") {
+		if !slices.ContainsFunc(allowed, func(m string) bool { return p == m || strings.HasPrefix(p, m+"/") }) {
+			t.Errorf("the root links %s", p)
+		}
+	}
+}
+
+// Arrows point down: the seam knows only the standard library, adapters know only the seam, the root knows no adapter but
+// the default one.
+func TestArrowsPointDown(t *testing.T) {
+	t.Parallel()
+	const module = "github.com/seed-416683c9/dispatcher"
+	for pkg, allowed := range map[string][]string{
+		"./broker":        {module + "/broker"},
+		"./broker/memory": {module + "/broker", module + "/broker/memory"},
+		".":               {module, module + "/broker"},
+	} {
+		for _, p := range deps(t, pkg) {
+			if strings.HasPrefix(p, module) && !slices.Contains(allowed, p) {
+				t.Errorf("%s imports %s", pkg, p)
+			}
+			if pkg != "." && !strings.HasPrefix(p, module) {
+				t.Errorf("%s links %s, it may link the standard library only", pkg, p)
+			}
+		}
+	}
+}
+
+// deps lists the packages that pkg links, without the standard library.
+func deps(t *testing.T, pkg string) []string {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", pkg)
+	var errOut bytes.Buffer
+	cmd.Stderr = &errOut
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, errOut.String())
+	}
+	return strings.Fields(string(out))
+}
+
+// River lost a field of its configuration by copying field by field; here every field is set and must survive.
+func TestDefaultsKeepEveryFieldThatIsSet(t *testing.T) {
+	t.Parallel()
+	var server ServerConfig
+	setAll(t, reflect.ValueOf(&server).Elem())
+	server.Logger = newLogger(false)
+	if got := server.withDefaults(); !reflect.DeepEqual(got, server) {
+		t.Errorf("got  %+v\nwant %+v", got, server)
+	}
+	var worker WorkerConfig
+	setAll(t, reflect.ValueOf(&worker).Elem())
+	if got := worker.withDefaults(); !reflect.DeepEqual(got, worker) {
+		t.Errorf("got  %+v\nwant %+v", got, worker)
+	}
+}
+
+// setAll sets every field that is not an interface or a pointer to something that is not zero.
+func setAll(t *testing.T, v reflect.Value) {
+	for i := range v.NumField() {
+		f := v.Field(i)
+		switch f.Kind() {
+		case reflect.String:
+			f.SetString("x")
+		case reflect.Bool:
+			f.SetBool(true)
+		case reflect.Int, reflect.Int64:
+			f.SetInt(7)
+		case reflect.Slice:
+			f.Set(reflect.MakeSlice(f.Type(), 1, 1))
+			if f.Index(0).Kind() == reflect.Struct {
+				setAll(t, f.Index(0))
+			} else {
+				f.Index(0).SetString("x")
+			}
+		case reflect.Interface, reflect.Pointer:
+		default:
+			t.Fatalf("field %s: teach this test its kind", v.Type().Field(i).Name)
+		}
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	t.Parallel()
+	s := (&ServerConfig{}).withDefaults()
+	if s.PublishTimeout != 30*time.Second || s.ShutdownTimeout != 30*time.Second || s.MaxBodyBytes != 1<<20 || s.Logger == nil {
+		t.Errorf("server %+v", s)
+	}
+	for in, want := range map[int]int{0: 3, 5: 5, -1: 0} {
+		if w := (&WorkerConfig{MaxAbandoned: in}).withDefaults(); w.Limit != 3 || w.MaxAbandoned != want {
+			t.Errorf("MaxAbandoned %d: %+v", in, w)
+		}
+	}
+}
+
+// The fields that programs written for gofort/dispatcher set, in the types they have there; Queue and TaskArgument unkeyed.
+func TestTheSeedsTypesAreKept(t *testing.T) {
+	t.Parallel()
+	_ = ServerConfig{AMQPConnectionString: "", ReconnectionRetriesForever: true, ReconnectionRetries: 1, ReconnectionIntervalSeconds: int64(1),
+		TLSConfig: nil, SecureConnection: false, DebugMode: true, InitQueues: []Queue{{"q", []string{"k"}}}, Exchange: "e", DefaultRoutingKey: "k", Logger: nil}
+	_ = Task{UUID: "u", Name: "n", RoutingKey: "k", Args: []TaskArgument{{"string", "x"}}, Headers: map[string]interface{}{}}
+	_ = TaskConfig{TimeoutSeconds: int64(1), Function: nil, TaskUUIDAsFirstArg: true}
+	_ = WorkerConfig{Limit: 1, Queue: "q", BindingKeys: []string{"k"}, Name: "w"}
+	var (
+		_ func(*ServerConfig) (*Server, chan struct{}, error)                  = NewServer
+		_ func(*Server, *Task) error                                           = (*Server).Publish
+		_ func(*Server, *WorkerConfig, map[string]TaskConfig) (*Worker, error) = (*Server).NewWorker
+		_ func(*Server, string) (*Worker, error)                               = (*Server).GetWorkerByName
+		_ func(*Server)                                                        = (*Server).Close
+		_ func(*Worker, *Server) error                                         = (*Worker).Start
+		_ func(*Worker)                                                        = (*Worker).Close
+		_ interface {
+			Info(...interface{})
+			Infof(string, ...interface{})
+			Debug(...interface{})
+			Debugf(string, ...interface{})
+			Error(...interface{})
+			Errorf(string, ...interface{})
+		} = Log(nil)
+	)
+}

@@ -1,0 +1,301 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// Publish sends task and waits until the broker has confirmed it. A nil error means: confirmed, and in at least one
+// queue. Otherwise the error Is exactly one of [ErrNotSent], [ErrRejected] and [ErrUnconfirmed], which say whether it may
+// be published again. Nothing that was once sent is sent again by the library itself.
+//
+// An empty UUID is filled with a random one (version 4) and an empty RoutingKey with ServerConfig.DefaultRoutingKey, in the
+// caller's task and also when an error is returned, so that a second try keeps the identity. Do not change or publish
+// the same *Task elsewhere during the call.
+//
+// Publish fails at once with [ErrDisconnected] when there is no connection; otherwise it blocks for at most
+// ServerConfig.PublishTimeout.
+func (s *Server) Publish(task *Task) error {
+	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.PublishTimeout)
+	defer cancel()
+	return s.publisher.publish(ctx, []*Task{task}, false)[0]
+}
+
+// PublishContext is [Server.Publish] with a bound of the caller's: it ends with ctx, at the latest after
+// ServerConfig.PublishTimeout. When there is no connection it waits for one.
+//
+// If ctx ends after the task was sent and before it was confirmed, the error Is [ErrUnconfirmed] and the ctx's error.
+func (s *Server) PublishContext(ctx context.Context, task *Task) error {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.PublishTimeout)
+	defer cancel()
+	return s.publisher.publish(ctx, []*Task{task}, true)[0]
+}
+
+// PublishBatch publishes tasks in their order and waits for all of them. It returns one error a task, in the same
+// order, or nil if all went well; each error is as from [Server.PublishContext], and a bad task does not hold up the
+// others. It is much faster than one call a task, since the broker confirms many at once. ServerConfig.PublishTimeout bounds
+// the whole batch: publish very many tasks in batches of some thousands.
+func (s *Server) PublishBatch(ctx context.Context, tasks []*Task) []error {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.PublishTimeout)
+	defer cancel()
+	errs := s.publisher.publish(ctx, tasks, true)
+	for _, err := range errs {
+		if err != nil {
+			return errs
+		}
+	}
+	return nil
+}
+
+// publisher turns tasks into confirmed messages.
+type publisher struct {
+	cfg   *ServerConfig
+	sup   *supervisor
+	stats publishCounters
+
+	mu     sync.Mutex // guards what follows
+	active int        // publishes under way
+	closed bool
+	idle   chan struct{} // closed when closed is set and active is 0
+}
+
+func newPublisher(cfg *ServerConfig, sup *supervisor) *publisher {
+	return &publisher{cfg: cfg, sup: sup, idle: make(chan struct{})}
+}
+
+// publish returns one outcome a task. With wait it waits for a session until ctx ends.
+func (p *publisher) publish(ctx context.Context, tasks []*Task, wait bool) []error {
+	errs := make([]error, len(tasks))
+	if !p.begin() {
+		for i, task := range tasks {
+			errs[i] = p.stats.count(p.prepareOr(task, ErrServerClosed))
+		}
+		return errs
+	}
+	defer p.end()
+
+	out := outbound{errs: errs, index: make([]int, 0, len(tasks)), msgs: make([]broker.Message, 0, len(tasks))}
+	for i, task := range tasks {
+		msg, err := p.prepare(task)
+		if err != nil {
+			errs[i] = err
+			continue
+		}
+		out.index, out.msgs = append(out.index, i), append(out.msgs, msg)
+	}
+	p.send(ctx, &out, wait)
+	for i, err := range errs {
+		if err != nil && err != ErrDisconnected && err != ErrTaskName && tasks[i] != nil {
+			err = fmt.Errorf("publish task %q (%s) with key %q: %w", clip(tasks[i].Name), clip(tasks[i].UUID), clip(tasks[i].RoutingKey), err)
+		}
+		errs[i] = p.stats.count(err)
+	}
+	return errs
+}
+
+// prepareOr fills in and checks the task of a publish that cannot be made for the reason given.
+func (p *publisher) prepareOr(task *Task, reason error) error {
+	if _, err := p.prepare(task); err != nil {
+		return err
+	}
+	return reason
+}
+
+// outbound is a batch on its way.
+type outbound struct {
+	msgs  []broker.Message // those without an outcome, in order
+	index []int            // of msgs[i] in errs
+	errs  []error
+}
+
+// send publishes until every message has its outcome. What was certainly not sent because its session died goes to the next
+// session, if the caller waits; all else is final.
+func (p *publisher) send(ctx context.Context, out *outbound, wait bool) {
+	var session broker.Session
+	for len(out.msgs) > 0 {
+		var err error
+		if wait {
+			session, err = p.sup.await(ctx, session)
+		} else {
+			session, err = p.sup.session()
+		}
+		if err != nil {
+			for _, i := range out.index {
+				out.errs[i] = err
+			}
+			return
+		}
+		again := p.sendOnce(ctx, session, out)
+		if !wait || !again {
+			return
+		}
+	}
+}
+
+// sendOnce publishes through one session and notes the outcomes. It leaves in out what was not sent because the session is
+// dead, and reports whether there is such.
+func (p *publisher) sendOnce(ctx context.Context, session broker.Session, out *outbound) (again bool) {
+	r := newReceipts(len(out.msgs))
+	session.Publish(ctx, out.msgs, r.done)
+	outcomes := r.wait(ctx)
+
+	rest := 0
+	for i, err := range outcomes {
+		out.errs[out.index[i]] = err
+		if errors.Is(err, ErrNotSent) && errors.Is(err, broker.ErrSessionLost) && ctx.Err() == nil {
+			out.msgs[rest], out.index[rest] = out.msgs[i], out.index[i]
+			rest++
+		}
+	}
+	out.msgs, out.index = out.msgs[:rest], out.index[:rest]
+	return rest > 0
+}
+
+// prepare fills what the task leaves open, in the caller's struct, then checks and encodes it.
+func (p *publisher) prepare(task *Task) (broker.Message, error) {
+	if task == nil {
+		return broker.Message{}, fmt.Errorf("publish: task is nil: %w", ErrRejected)
+	}
+	if task.RoutingKey == "" {
+		task.RoutingKey = p.cfg.DefaultRoutingKey
+	}
+	if task.UUID == "" {
+		task.UUID = uuid.NewString()
+	}
+	if task.Name == "" {
+		return broker.Message{}, ErrTaskName
+	}
+	var bad problems
+	bad.name("Task.Name", task.Name, maxNameBytes)
+	bad.name("Task.UUID", task.UUID, maxNameBytes)
+	bad.name("Task.RoutingKey", task.RoutingKey, maxNameBytes)
+	if err := bad.err(); err != nil {
+		return broker.Message{}, fmt.Errorf("%w: %w", ErrRejected, err)
+	}
+	headers, err := wireHeaders(task.Headers)
+	if err != nil {
+		return broker.Message{}, fmt.Errorf("%w: %w", ErrRejected, err)
+	}
+	body, err := encodeTask(task)
+	if err != nil {
+		return broker.Message{}, fmt.Errorf("%w: %w", ErrRejected, err)
+	}
+	if p.cfg.MaxBodyBytes > 0 && len(body) > p.cfg.MaxBodyBytes {
+		return broker.Message{}, fmt.Errorf("%w: %d bytes, the most is %d", ErrTooLarge, len(body), p.cfg.MaxBodyBytes)
+	}
+	return broker.Message{
+		Exchange:    p.cfg.Exchange,
+		RoutingKey:  task.RoutingKey,
+		ID:          task.UUID,
+		Type:        task.Name,
+		ContentType: "application/json",
+		Timestamp:   time.Now(),
+		Headers:     headers,
+		Body:        body,
+	}, nil
+}
+
+// begin notes a publish under way; false: the publisher is closed.
+func (p *publisher) begin() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return false
+	}
+	p.active++
+	return true
+}
+
+func (p *publisher) end() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.active--
+	if p.closed && p.active == 0 {
+		close(p.idle)
+	}
+}
+
+// close refuses new publishes and waits for those under way, at most until ctx ends.
+func (p *publisher) close(ctx context.Context) error {
+	p.mu.Lock()
+	if !p.closed {
+		p.closed = true
+		if p.active == 0 {
+			close(p.idle)
+		}
+	}
+	p.mu.Unlock()
+	select {
+	case <-p.idle:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("publishes are still under way: %w", ctx.Err())
+	}
+}
+
+// receipts gathers the outcomes of one call of Session.Publish.
+type receipts struct {
+	mu       sync.Mutex
+	outcomes []error
+	open     []bool // no outcome yet
+	left     int
+	all      chan struct{} // closed when left is 0
+}
+
+func newReceipts(n int) *receipts {
+	r := &receipts{outcomes: make([]error, n), open: make([]bool, n), left: n, all: make(chan struct{})}
+	for i := range r.open {
+		r.open[i] = true
+	}
+	return r
+}
+
+// done is what the session calls for each message. A second call for the same message, against the seam's rule, is
+// ignored: the first outcome was told to the caller.
+func (r *receipts) done(i int, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.open[i] {
+		return
+	}
+	r.open[i], r.outcomes[i] = false, err
+	if r.left--; r.left == 0 {
+		close(r.all)
+	}
+}
+
+// wait returns the outcomes when all are there. What has none when ctx ends is unconfirmed; it may come later and then
+// nobody hears of it.
+func (r *receipts) wait(ctx context.Context) []error {
+	select {
+	case <-r.all:
+		return r.outcomes
+	case <-ctx.Done():
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	outcomes := make([]error, len(r.outcomes))
+	copy(outcomes, r.outcomes)
+	for i, open := range r.open {
+		if open {
+			outcomes[i] = fmt.Errorf("%w: %w", ErrUnconfirmed, context.Cause(ctx))
+		}
+	}
+	return outcomes
+}
+
+// clip keeps a text from outside short in an error or a log line.
+func clip(s string) string {
+	const most = 255
+	if len(s) <= most {
+		return s
+	}
+	return s[:most] + "…"
+}

@@ -1,0 +1,300 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+const (
+	// openTimeout bounds one try to connect, declarations included.
+	openTimeout = 30 * time.Second
+	// closeTimeout bounds the clean end of a session or consumer that nobody waits for in particular.
+	closeTimeout = 5 * time.Second
+	// stableAfter is how long a session or consumer must live before its successor is opened without a pause and the
+	// pauses start small again. Without it a broker that accepts and drops at once would be dialled in a hot loop.
+	stableAfter = 5 * time.Second
+	// intervalJitter is the share by which a fixed interval is made longer or shorter, at random.
+	intervalJitter = 0.2
+)
+
+// State is what a server's connection is doing.
+type State string
+
+const (
+	StateConnected  State = "connected"
+	StateConnecting State = "connecting" // lost, and being tried again
+	StateGivenUp    State = "given up"   // lost for good: the retries are used up
+	StateClosed     State = "closed"     // by Close or Shutdown
+)
+
+// supervisor keeps one broker session alive. It knows no transport: a session dies with a reason and the supervisor
+// opens the next one, until it is stopped or the retries of one outage are used up.
+type supervisor struct {
+	open    func(context.Context) (broker.Session, error)
+	prepare func(context.Context, broker.Session) error // declares the topology of a new session
+	retries int                                         // of one outage; negative = for ever
+	pause   func() backoff.BackOff
+	log     Log
+
+	cancel context.CancelFunc // ends run
+	ended  chan struct{}      // closed when run has returned; set by start
+
+	mu      sync.Mutex // guards what follows; never held across I/O
+	link    link
+	changed chan struct{} // closed at every change of link, then replaced
+}
+
+// link is the state of the connection at one moment.
+type link struct {
+	state   State
+	session broker.Session // nil unless connected
+	since   time.Time
+	err     error // the last problem; nil if there was none
+	opened  int64 // sessions opened so far
+}
+
+func newSupervisor(cfg *ServerConfig, prepare func(context.Context, broker.Session) error) *supervisor {
+	retries := cfg.ReconnectionRetries
+	if cfg.ReconnectionRetriesForever {
+		retries = -1
+	}
+	interval := time.Duration(cfg.ReconnectionIntervalSeconds) * time.Second
+	return &supervisor{
+		open:    cfg.Broker.Open,
+		prepare: prepare,
+		retries: retries,
+		pause:   func() backoff.BackOff { return reconnectPauses(interval) },
+		log:     cfg.Logger,
+		ended:   make(chan struct{}),
+		changed: make(chan struct{}),
+		link:    link{state: StateConnecting, since: time.Now()},
+	}
+}
+
+// reconnectPauses gives the pauses between the tries of an outage.
+func reconnectPauses(interval time.Duration) backoff.BackOff {
+	if interval > 0 {
+		return jittered(interval)
+	}
+	// Full jitter: with a factor of 1 the library draws from [0, 2x], so x is half of the bound that grows 0.5 s → 30 s.
+	return newBackOff(250*time.Millisecond, 15*time.Second, 1)
+}
+
+// newBackOff is an exponential backoff that never ends: the library's own limit of 15 minutes would make a reconnect loop
+// stop in silence.
+func newBackOff(initial, most time.Duration, jitter float64) *backoff.ExponentialBackOff {
+	return backoff.NewExponentialBackOff(
+		backoff.WithInitialInterval(initial), backoff.WithMaxInterval(most), backoff.WithMultiplier(2),
+		backoff.WithRandomizationFactor(jitter), backoff.WithMaxElapsedTime(0))
+}
+
+// jittered is a fixed interval, give or take intervalJitter.
+type jittered time.Duration
+
+func (j jittered) NextBackOff() time.Duration {
+	return time.Duration(float64(j) * (1 - intervalJitter + 2*intervalJitter*rand.Float64()))
+}
+func (j jittered) Reset() {}
+
+// start makes the first connection, which ctx bounds, and keeps it up from then on. After an error nothing runs.
+func (s *supervisor) start(ctx context.Context) error {
+	pauses := s.pause()
+	session, err := s.connect(ctx, pauses, true)
+	if err != nil {
+		return err
+	}
+	s.connected(session)
+	run, cancel := context.WithCancel(context.Background())
+	s.cancel = cancel
+	go s.run(run, session, pauses)
+	return nil
+}
+
+// run waits for the death of the session and opens the next one. It ends when stop has cancelled ctx, or when the
+// connection was given up.
+func (s *supervisor) run(ctx context.Context, session broker.Session, pauses backoff.BackOff) {
+	defer close(s.ended)
+	for {
+		born := time.Now()
+		select {
+		case <-session.Done():
+		case <-ctx.Done():
+			return
+		}
+		s.set(StateConnecting, nil, session.Err())
+		s.log.Errorf("connection lost: %v", session.Err())
+		if time.Since(born) >= stableAfter {
+			pauses.Reset()
+		} else if !sleep(ctx, pauses.NextBackOff()) {
+			return
+		}
+		var err error
+		if session, err = s.connect(ctx, pauses, false); err != nil {
+			if ctx.Err() == nil {
+				s.set(StateGivenUp, nil, err)
+				s.log.Errorf("connection given up: %v", err)
+			}
+			return
+		}
+		s.connected(session)
+		s.log.Info("connected again")
+	}
+}
+
+// connect tries until there is a prepared session, the retries are used up or ctx ends.
+func (s *supervisor) connect(ctx context.Context, pauses backoff.BackOff, first bool) (broker.Session, error) {
+	for try := 0; ; try++ {
+		session, err := s.try(ctx)
+		if err == nil {
+			return session, nil
+		}
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("connect: %w: %w", context.Cause(ctx), err)
+		}
+		// At the first connect a wrong address or a refused declaration is the programmer's error, to be told at once. Later it
+		// is an operator's change, and may be undone.
+		if first && (errors.Is(err, broker.ErrPermanent) || errors.Is(err, broker.ErrRejected)) {
+			return nil, fmt.Errorf("connect: %w", err)
+		}
+		if s.retries >= 0 && try >= s.retries {
+			return nil, fmt.Errorf("connect: given up after %d retries: %w", s.retries, err)
+		}
+		s.failed(err)
+		pause := pauses.NextBackOff()
+		s.log.Errorf("connect: %v; next try in %v", err, pause.Round(time.Millisecond))
+		if !sleep(ctx, pause) {
+			return nil, fmt.Errorf("connect: %w: %w", context.Cause(ctx), err)
+		}
+	}
+}
+
+// try opens one session and prepares it.
+func (s *supervisor) try(ctx context.Context) (broker.Session, error) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	session, err := s.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.prepare(ctx, session); err != nil {
+		s.discard(session)
+		return nil, err
+	}
+	return session, nil
+}
+
+// discard closes a session that never came into use.
+func (s *supervisor) discard(session broker.Session) {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	if err := session.Close(ctx); err != nil {
+		s.log.Debugf("close unused session: %v", err)
+	}
+}
+
+// stop ends the supervision and closes the session. It waits, at most until ctx ends, for what was handed to the broker.
+// Called twice, the second call finds nothing to do.
+func (s *supervisor) stop(ctx context.Context) error {
+	s.cancel()
+	select {
+	case <-s.ended: // Open returns soon after its ctx ended: the seam's rule
+	case <-ctx.Done():
+		// Only a broker that breaks that rule comes here; waiting on would break ours.
+		return fmt.Errorf("close: the broker does not return from Open: %w", ctx.Err())
+	}
+	session := s.set(StateClosed, nil, nil)
+	if session == nil {
+		return nil
+	}
+	if err := session.Close(ctx); err != nil {
+		return fmt.Errorf("close session: %w", err)
+	}
+	return nil
+}
+
+// connected makes session the current one.
+func (s *supervisor) connected(session broker.Session) { s.set(StateConnected, session, nil) }
+
+// set changes the link, wakes everyone who waits for that and returns the session that was current. The last problem is
+// kept until there is a new one, and the outcome of giving up is kept for ever.
+func (s *supervisor) set(state State, session broker.Session, err error) broker.Session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.link.session
+	if err == nil {
+		err = s.link.err
+	}
+	opened := s.link.opened
+	if session != nil {
+		opened++
+	}
+	s.link = link{state: state, session: session, since: time.Now(), err: err, opened: opened}
+	close(s.changed)
+	s.changed = make(chan struct{})
+	return old
+}
+
+// failed notes why a try did not succeed, for Health.
+func (s *supervisor) failed(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.link.err = err
+}
+
+// now returns the link at this moment and a channel that is closed at its next change.
+func (s *supervisor) now() (link, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.link, s.changed
+}
+
+// session returns the current session, or an error that Is ErrNotSent at once.
+func (s *supervisor) session() (broker.Session, error) {
+	l, _ := s.now()
+	switch l.state {
+	case StateConnected:
+		return l.session, nil
+	case StateConnecting:
+		return nil, ErrDisconnected
+	default:
+		return nil, ErrServerClosed
+	}
+}
+
+// await waits for a session other than the one given, which is dead for its caller. The error Is ErrNotSent.
+func (s *supervisor) await(ctx context.Context, not broker.Session) (broker.Session, error) {
+	for {
+		l, changed := s.now()
+		switch {
+		case l.state == StateConnected && l.session != not:
+			return l.session, nil
+		case l.state == StateGivenUp || l.state == StateClosed:
+			return nil, ErrServerClosed
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", ErrDisconnected, context.Cause(ctx))
+		}
+	}
+}
+
+// sleep waits for d and reports whether it did so to the end: false means that ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,243 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// Server is one supervised connection to a broker, with a publisher and any number of workers. Make it with [NewServer];
+// all methods may be called by many goroutines at once.
+type Server struct {
+	cfg       ServerConfig
+	log       Log
+	sup       *supervisor
+	publisher *publisher
+	stats     taskCounters
+
+	givenUp chan struct{} // what NewServer returned: closed once, by watch
+	watched chan struct{} // closed when watch has returned
+
+	mu      sync.Mutex         // guards what follows
+	workers map[string]*Worker // nil value: the name is reserved by a NewWorker under way
+	closing bool
+}
+
+// NewServer connects and returns a server that keeps the connection up.
+//
+// It blocks until the first connection stands, with Exchange and InitQueues declared, or until
+// ServerConfig.ReconnectionRetries are used up; with ReconnectionRetriesForever and no broker that is for ever: use
+// [NewServerContext] to bound it. A wrong address or a refused declaration is an error without retries.
+//
+// The returned channel is closed once the connection is given up for good, after running tasks have ended or
+// ServerConfig.ShutdownTimeout has passed: a program may exit on it and let its supervisor start it again. Close and
+// Shutdown do not close it. It is nil when the error is not.
+//
+// Errors of the configuration: [ErrExchangeRequired], [ErrDefaultRoutingKeyRequired], [ErrEmptyQueueName],
+// [ErrEmptyBindingKey] and others that name the field.
+func NewServer(cfg *ServerConfig) (*Server, chan struct{}, error) {
+	return NewServerContext(context.Background(), cfg)
+}
+
+// NewServerContext is [NewServer] whose first connect ends with ctx. Afterwards ctx has no meaning to the server.
+func NewServerContext(ctx context.Context, cfg *ServerConfig) (*Server, chan struct{}, error) {
+	if cfg == nil {
+		return nil, nil, errors.New("ServerConfig is nil")
+	}
+	if err := cfg.validate(); err != nil {
+		return nil, nil, err
+	}
+	s := &Server{
+		cfg:     cfg.withDefaults(),
+		givenUp: make(chan struct{}),
+		watched: make(chan struct{}),
+		workers: map[string]*Worker{},
+	}
+	s.log = s.cfg.Logger
+	s.sup = newSupervisor(&s.cfg, s.declare)
+	s.publisher = newPublisher(&s.cfg, s.sup)
+	if err := s.sup.start(ctx); err != nil {
+		return nil, nil, err
+	}
+	go s.watch()
+	return s, s.givenUp, nil
+}
+
+// declare makes the server's topology in a new session. Workers declare their own.
+func (s *Server) declare(ctx context.Context, session broker.Session) error {
+	t := broker.Topology{Exchanges: []broker.Exchange{{Name: s.cfg.Exchange, Kind: broker.Direct}}}
+	for _, q := range s.cfg.InitQueues {
+		t.Queues = append(t.Queues, broker.QueueSpec{Name: q.Name})
+		for _, key := range q.BindingKeys {
+			t.Bindings = append(t.Bindings, broker.Binding{Queue: q.Name, Exchange: s.cfg.Exchange, Key: key})
+		}
+	}
+	return session.Declare(ctx, t)
+}
+
+// watch waits for the end of the supervision. If the connection was given up, it lets running tasks end and tells the
+// program.
+func (s *Server) watch() {
+	defer close(s.watched)
+	<-s.sup.ended
+	if l, _ := s.sup.now(); l.state != StateGivenUp {
+		return
+	}
+	ctx, cancel := s.shutdownContext()
+	defer cancel()
+	if err := s.stopWorkers(ctx, false); err != nil {
+		s.log.Errorf("connection given up: %v", err)
+	}
+	close(s.givenUp)
+}
+
+// NewWorker makes a worker that runs the functions of tasks, each under the name it has in the map. It declares the
+// worker's queue, its dead letter queue and its bindings, and takes nothing before [Worker.Start]. Names of workers are
+// unique in a server, and stay taken after Close.
+//
+// A function's signature is checked here, once: see [TaskConfig]. Errors, all problems at once: [ErrDisconnected] (no
+// connection now), [ErrWorkerNameRequired], [ErrWorkerQueueRequired], [ErrWorkerExists], and others that name field, task
+// and parameter. It blocks for the declarations, at most 30 s.
+func (s *Server) NewWorker(cfg *WorkerConfig, tasks map[string]TaskConfig) (*Worker, error) {
+	if cfg == nil {
+		return nil, errors.New("WorkerConfig is nil")
+	}
+	session, err := s.sup.session()
+	if err != nil {
+		return nil, err
+	}
+	plans, err := planTasks(tasks)
+	if err = (problems{}).with(cfg.validate(), err).err(); err != nil {
+		return nil, err
+	}
+	w := newWorker(s, cfg.withDefaults(), plans)
+	if err := s.reserve(w.cfg.Name); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
+	defer cancel()
+	if err := session.Declare(ctx, w.topology()); err != nil {
+		s.register(w.cfg.Name, nil)
+		return nil, fmt.Errorf("worker %q: %w", w.cfg.Name, err)
+	}
+	if !s.register(w.cfg.Name, w) {
+		return nil, ErrServerClosed
+	}
+	return w, nil
+}
+
+// reserve takes a worker's name while its queues are being declared.
+func (s *Server) reserve(name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return ErrServerClosed
+	}
+	if _, taken := s.workers[name]; taken {
+		return ErrWorkerExists
+	}
+	s.workers[name] = nil
+	return nil
+}
+
+// register puts w in the place that was reserved; nil gives the name back. False: the server was closed meanwhile.
+func (s *Server) register(name string, w *Worker) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w == nil || s.closing {
+		delete(s.workers, name)
+		return false
+	}
+	s.workers[name] = w
+	return true
+}
+
+// GetWorkerByName returns the worker that NewWorker made under this name, started or not; [ErrWorkerNotFound] if there
+// is none.
+func (s *Server) GetWorkerByName(name string) (*Worker, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w := s.workers[name]; w != nil {
+		return w, nil
+	}
+	return nil, ErrWorkerNotFound
+}
+
+// Close ends the server as [Server.Shutdown] does, with ServerConfig.ShutdownTimeout as its bound. What could not end in time
+// is logged. Twice is harmless. A task that closes its own server waits for itself until that bound.
+func (s *Server) Close() {
+	ctx, cancel := s.shutdownContext()
+	defer cancel()
+	if err := s.Shutdown(ctx); err != nil {
+		s.log.Errorf("close: %v", err)
+	}
+}
+
+// shutdownContext bounds a shutdown by ServerConfig.ShutdownTimeout.
+func (s *Server) shutdownContext() (context.Context, context.CancelFunc) {
+	if s.cfg.ShutdownTimeout < 0 {
+		return context.WithCancel(context.Background())
+	}
+	return context.WithTimeout(context.Background(), s.cfg.ShutdownTimeout)
+}
+
+// Shutdown ends the server in this order: all workers stop taking tasks and give back what has not started; running tasks
+// end, and may still publish; their outcomes are settled; publishes under way are confirmed; the connection is closed.
+//
+// When ctx ends first, the contexts of running tasks are cancelled with [ErrShutdown] as their cause, and they have one
+// more second. Functions that still run then are left behind: their messages are not settled, so the broker delivers
+// them again, and the error Is [ErrTasksRunning] and says how many. So Shutdown returns at most about ten seconds after ctx
+// ended, connected or not, and twice is harmless.
+func (s *Server) Shutdown(ctx context.Context) error {
+	err := s.stopWorkers(ctx, true)
+	// Workers first, publisher second: a draining task may have follow-up tasks to publish (gofort/dispatcher closed the
+	// publisher first and lost them).
+	closing, cancel := withGrace(ctx, closeTimeout)
+	defer cancel()
+	err = errors.Join(err, s.publisher.close(closing), s.sup.stop(closing))
+	select {
+	case <-s.watched:
+	case <-closing.Done():
+	}
+	return err
+}
+
+// stopWorkers shuts down all workers side by side. For good: none is made or started afterwards.
+func (s *Server) stopWorkers(ctx context.Context, forGood bool) error {
+	s.mu.Lock()
+	if forGood {
+		s.closing = true
+	}
+	var workers []*Worker
+	for _, w := range s.workers {
+		if w != nil {
+			workers = append(workers, w)
+		}
+	}
+	s.mu.Unlock()
+
+	errs := make([]error, len(workers))
+	var wg sync.WaitGroup
+	for i, w := range workers {
+		wg.Go(func() {
+			if forGood {
+				w.retire()
+			}
+			errs[i] = w.Shutdown(ctx)
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// withGrace is a context that ends d after ctx does, and not before: what has to be said to the broker when the time is
+// up still needs a moment.
+func withGrace(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	grace, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(d, cancel) })
+	return grace, func() { stop(); cancel() }
+}

@@ -1,0 +1,264 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// shift is one run of a worker: from Start, through any number of consumers, until its last call has ended. It owns the
+// goroutine of run and those of the slots.
+//
+// Three contexts end one after the other when a shift is stopped: taking (nothing new is taken), tasks (the parent of
+// all task contexts) and hard (nothing is waited for any more).
+type shift struct {
+	w *Worker
+
+	taking     context.Context
+	stopTaking context.CancelFunc
+	tasks      context.Context
+	stopTasks  context.CancelCauseFunc
+	hard       context.Context
+	stopHard   context.CancelFunc
+
+	first *feed         // where the slots begin to read
+	began chan struct{} // closed when Start has ended, either way
+	ended chan struct{} // closed when run has returned, or will never run
+	over  chan struct{} // closed when run and all slots have returned; the worker can be started again
+
+	mu        sync.Mutex    // guards what follows; never held across I/O or user code
+	slots     int           // goroutines of slots, abandoned ones included
+	empty     chan struct{} // closed when slots is 0, which happens once: a slot ends only when the shift is stopped
+	runOver   bool          // run has returned
+	overdue   deadlines
+	abandoned int     // calls whose slot was given to others
+	late      []*call // overdue calls that keep their slot, since MaxAbandoned calls are abandoned already; oldest first
+	running   int     // calls of task functions under way, abandoned ones included
+	unsettled int     // deliveries whose dead letter cannot be written now
+	consuming bool
+	err       error // the last problem with consuming or settling
+}
+
+// feed is one consumer in the sequence of a shift's consumers. The slots walk along it: each reads a consumer's
+// deliveries until there are no more, and then goes on to the next consumer.
+type feed struct {
+	consumer broker.Consumer // nil in the feed before the first consumer
+	next     *feed           // written before replaced is closed
+	replaced chan struct{}
+}
+
+func newShift(w *Worker) *shift {
+	s := &shift{
+		w:     w,
+		first: &feed{replaced: make(chan struct{})},
+		began: make(chan struct{}),
+		ended: make(chan struct{}),
+		over:  make(chan struct{}),
+		empty: make(chan struct{}),
+	}
+	s.taking, s.stopTaking = context.WithCancel(context.Background())
+	s.tasks, s.stopTasks = context.WithCancelCause(context.Background())
+	s.hard, s.stopHard = context.WithCancel(context.Background())
+	s.overdue.init(s.onDue)
+	return s
+}
+
+// neverBegan ends a shift whose Start failed.
+func (s *shift) neverBegan() {
+	s.stopTaking()
+	close(s.began)
+	close(s.empty)
+	s.runEnded()
+}
+
+// begin starts the goroutines.
+func (s *shift) begin(session broker.Session, consumer broker.Consumer) {
+	s.mu.Lock()
+	s.slots = s.w.cfg.Limit
+	s.consuming = true
+	s.mu.Unlock()
+	for range s.w.cfg.Limit {
+		go s.slot(s.first, nil)
+	}
+	go s.run(session, consumer)
+	close(s.began)
+	s.w.log.Infof("worker %q takes tasks from %q", s.w.cfg.Name, s.w.cfg.Queue)
+}
+
+// consume declares the worker's queues in session, since another program or an operator may have deleted them, and consumes.
+func (s *shift) consume(ctx context.Context, session broker.Session) (broker.Consumer, error) {
+	if err := session.Declare(ctx, s.w.topology()); err != nil {
+		return nil, err
+	}
+	return session.Consume(ctx, broker.ConsumeOptions{Queue: s.w.cfg.Queue, Tag: s.w.cfg.Name, Prefetch: s.w.cfg.Limit})
+}
+
+// run gives the slots one consumer after the other, until the shift is stopped.
+func (s *shift) run(session broker.Session, consumer broker.Consumer) {
+	defer s.runEnded()
+	last := s.first
+	pauses := newBackOff(100*time.Millisecond, 30*time.Second, 0.5)
+	for consumer != nil {
+		next := &feed{consumer: consumer, replaced: make(chan struct{})}
+		last.next = next
+		close(last.replaced)
+		last = next
+
+		born := time.Now()
+		select {
+		case <-consumer.Done():
+		case <-s.taking.Done():
+			s.finish(consumer)
+			return
+		}
+		s.note(false, consumer.Err())
+		s.w.log.Errorf("worker %q: consumer ended: %v", s.w.cfg.Name, consumer.Err())
+		if time.Since(born) >= stableAfter {
+			pauses.Reset()
+		}
+		session, consumer = s.reopen(session, pauses)
+	}
+	// Stopped, or the server has given up, while there was no consumer: nothing to give back.
+	s.stopTaking()
+	s.awaitSlots()
+}
+
+// reopen consumes again, in the session that lives then. It returns nothing when the shift is stopped or there will be no
+// session any more.
+func (s *shift) reopen(dead broker.Session, pauses interface{ NextBackOff() time.Duration }) (broker.Session, broker.Consumer) {
+	for {
+		select {
+		case <-dead.Done():
+			// The supervisor paces the sessions; no pause here.
+		default:
+			if !sleep(s.taking, pauses.NextBackOff()) {
+				return nil, nil
+			}
+		}
+		var not broker.Session
+		if dead.Err() != nil {
+			not = dead
+		}
+		session, err := s.w.server.sup.await(s.taking, not)
+		if err != nil {
+			return nil, nil
+		}
+		ctx, cancel := context.WithTimeout(s.taking, openTimeout)
+		consumer, err := s.consume(ctx, session)
+		cancel()
+		if err == nil {
+			s.note(true, nil)
+			s.w.log.Infof("worker %q takes tasks again from %q", s.w.cfg.Name, s.w.cfg.Queue)
+			return session, consumer
+		}
+		if s.taking.Err() != nil {
+			return nil, nil
+		}
+		s.note(false, err)
+		s.w.log.Errorf("worker %q: consume: %v", s.w.cfg.Name, err)
+		dead = session
+	}
+}
+
+// finish ends the last consumer: gives back what has not started, lets the slots end, and flushes.
+func (s *shift) finish(consumer broker.Consumer) {
+	s.note(false, nil)
+	ctx, cancel := context.WithTimeout(s.hard, closeTimeout)
+	if err := consumer.Stop(ctx); err != nil && !errors.Is(err, broker.ErrSessionLost) {
+		s.w.log.Errorf("worker %q: stop consuming: %v", s.w.cfg.Name, err)
+	}
+	cancel()
+	s.awaitSlots()
+	ctx, cancel = context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	if err := consumer.Close(ctx); err != nil && !errors.Is(err, broker.ErrSessionLost) {
+		s.w.log.Errorf("worker %q: close consumer: %v", s.w.cfg.Name, err)
+	}
+}
+
+// awaitSlots waits for all slots, at most until the shift is stopped hard.
+func (s *shift) awaitSlots() {
+	select {
+	case <-s.empty:
+	case <-s.hard.Done():
+	}
+}
+
+// stop is Worker.Shutdown. Every step is idempotent, so that calls side by side work together.
+func (s *shift) stop(ctx context.Context) error {
+	s.stopTaking()
+	select {
+	case <-s.over:
+		return nil
+	case <-ctx.Done():
+	}
+	s.stopTasks(ErrShutdown)
+	grace := time.NewTimer(shutdownGrace)
+	defer grace.Stop()
+	select {
+	case <-s.over:
+		return nil
+	case <-grace.C:
+	}
+	s.stopHard()
+	<-s.began // Start's own I/O ends with taking
+	<-s.ended // bounded by closeTimeout
+	s.mu.Lock()
+	left := s.running
+	s.mu.Unlock()
+	if left == 0 {
+		return nil
+	}
+	return fmt.Errorf("worker %q: %w: %d", s.w.cfg.Name, ErrTasksRunning, left)
+}
+
+// runEnded notes that run has returned, or will never run.
+func (s *shift) runEnded() {
+	s.mu.Lock()
+	s.runOver = true
+	over := s.slots == 0
+	s.mu.Unlock()
+	close(s.ended)
+	if over {
+		s.endShift()
+	}
+}
+
+// slotEnded notes that the goroutine of a slot returns. The last one out ends the shift.
+func (s *shift) slotEnded() {
+	s.mu.Lock()
+	s.slots--
+	last, over := s.slots == 0, s.slots == 0 && s.runOver
+	s.mu.Unlock()
+	if last {
+		close(s.empty)
+	}
+	if over {
+		s.endShift()
+	}
+}
+
+// endShift comes after everything else, once.
+func (s *shift) endShift() {
+	s.mu.Lock()
+	s.overdue.timer.Stop()
+	s.mu.Unlock()
+	s.stopTasks(nil)
+	s.stopHard()
+	s.w.free(s)
+	close(s.over)
+}
+
+// note records whether the worker consumes, and the last problem.
+func (s *shift) note(consuming bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.consuming = consuming
+	if err != nil {
+		s.err = err
+	}
+}

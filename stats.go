@@ -1,0 +1,57 @@
+package dispatcher
+
+import (
+	"errors"
+	"sync/atomic"
+)
+
+// Stats are counts since the server was made. They are taken one after the other while work goes on, so sums may be off by
+// what happened meanwhile.
+type Stats struct {
+	Published   int64 // tasks confirmed and routed
+	NotSent     int64 // publishes that ended with ErrNotSent
+	Rejected    int64 // … with ErrRejected
+	Unconfirmed int64 // … with ErrUnconfirmed
+
+	Received     int64 // deliveries taken by workers
+	Succeeded    int64 // attempts that ended well and were acknowledged
+	DeadLettered int64 // deliveries that became dead letters, for whatever reason
+	Released     int64 // deliveries given back by a worker that stopped
+	Lost         int64 // deliveries whose connection ended before they were settled: the broker delivers them again
+	Abandoned    int64 // calls given up on because they ran on after their timeout
+
+	Reconnects int64 // connections made after the first
+}
+
+// publishCounters counts the outcomes of publishes.
+type publishCounters struct{ published, notSent, rejected, unconfirmed atomic.Int64 }
+
+// count notes the outcome of one task and returns it.
+func (c *publishCounters) count(err error) error {
+	switch {
+	case err == nil:
+		c.published.Add(1)
+	case errors.Is(err, ErrRejected):
+		c.rejected.Add(1)
+	case errors.Is(err, ErrUnconfirmed):
+		c.unconfirmed.Add(1)
+	default:
+		c.notSent.Add(1)
+	}
+	return err
+}
+
+// taskCounters counts what became of deliveries.
+type taskCounters struct{ received, succeeded, deadLettered, released, lost, abandoned atomic.Int64 }
+
+// Stats returns the counts. It never blocks.
+func (s *Server) Stats() Stats {
+	l, _ := s.sup.now()
+	p, t := &s.publisher.stats, &s.stats
+	return Stats{
+		Published: p.published.Load(), NotSent: p.notSent.Load(), Rejected: p.rejected.Load(), Unconfirmed: p.unconfirmed.Load(),
+		Received: t.received.Load(), Succeeded: t.succeeded.Load(), DeadLettered: t.deadLettered.Load(),
+		Released: t.released.Load(), Lost: t.lost.Load(), Abandoned: t.abandoned.Load(),
+		Reconnects: l.opened - 1,
+	}
+}

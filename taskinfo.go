@@ -1,0 +1,42 @@
+package dispatcher
+
+import (
+	"context"
+	"maps"
+	"time"
+)
+
+// TaskInfo tells a task function about the task it runs. Everything but Worker and Queue came over the wire and was written
+// by whoever published the task.
+type TaskInfo struct {
+	UUID        string
+	Name        string
+	Queue       string         // the worker's queue
+	RoutingKey  string         // the key it was published with
+	Worker      string         // name of the worker
+	Headers     map[string]any // of the message; slices and maps inside are read only. Integers are int64.
+	PublishedAt time.Time      // by the publisher's clock, whole seconds on RabbitMQ; zero if unknown
+	Redelivered bool           // the task was handed out before, to this worker or another, and may have run
+}
+
+type taskInfoKey struct{}
+
+// TaskFromContext returns the task whose function was called with ctx, or a context made from it; false outside of tasks.
+func TaskFromContext(ctx context.Context) (TaskInfo, bool) {
+	info, ok := ctx.Value(taskInfoKey{}).(*TaskInfo)
+	if !ok {
+		return TaskInfo{}, false
+	}
+	out := *info
+	out.Headers = maps.Clone(info.Headers) // the broker's own map, which it may hand out again
+	return out, true
+}
+
+// info describes the call's task.
+func (c *call) info(worker string) *TaskInfo {
+	d := &c.delivery
+	return &TaskInfo{
+		UUID: c.uuid, Name: c.name, Queue: d.Queue, RoutingKey: d.RoutingKey, Worker: worker,
+		Headers: d.Headers, PublishedAt: d.Timestamp, Redelivered: d.Redelivered,
+	}
+}

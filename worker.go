@@ -1,0 +1,168 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// shutdownGrace is what a task has left to return after its context was cancelled, by its timeout or by a shutdown.
+const shutdownGrace = time.Second
+
+// Worker runs the tasks of one queue, at most WorkerConfig.Limit at once. Make it with [Server.NewWorker]; all methods may
+// be called by many goroutines at once.
+type Worker struct {
+	server *Server
+	cfg    WorkerConfig
+	tasks  map[string]*taskPlan
+	log    Log
+
+	mu      sync.Mutex // guards what follows; never held across I/O
+	shift   *shift     // from Start until its last call has ended; otherwise nil
+	retired bool       // the server was closed: never start again
+}
+
+// taskPlan is a registered task: how to call it, and for how long.
+type taskPlan struct {
+	*callPlan
+	timeout time.Duration // 0 = none
+}
+
+// planTasks checks every task and returns all problems at once, each with the task's name.
+func planTasks(tasks map[string]TaskConfig) (map[string]*taskPlan, error) {
+	var p problems
+	plans := make(map[string]*taskPlan, len(tasks))
+	for name, cfg := range tasks {
+		p.addIf(name == "", errors.New("a task has an empty name"))
+		p.name(fmt.Sprintf("name of task %.40q…", name), name, maxNameBytes)
+		timeout, err := cfg.timeout()
+		p.addIf(err != nil, fmt.Errorf("task %q: %w", clip(name), err))
+		plan, err := newCallPlan(name, cfg.Function, cfg.TaskUUIDAsFirstArg)
+		p.addIf(err != nil, err)
+		plans[name] = &taskPlan{callPlan: plan, timeout: timeout}
+	}
+	return plans, p.err()
+}
+
+// timeout is the task's timeout, from whichever of the two fields is set.
+func (c *TaskConfig) timeout() (time.Duration, error) {
+	switch {
+	case c.TimeoutSeconds != 0 && c.Timeout != 0:
+		return 0, errors.New("TaskConfig.Timeout and TimeoutSeconds are both set")
+	case c.TimeoutSeconds < 0 || c.Timeout < 0:
+		return 0, errors.New("the timeout is negative")
+	case c.TimeoutSeconds > maxSeconds:
+		return 0, errors.New("TaskConfig.TimeoutSeconds is too large")
+	case c.TimeoutSeconds > 0:
+		return time.Duration(c.TimeoutSeconds) * time.Second, nil
+	default:
+		return c.Timeout, nil
+	}
+}
+
+func newWorker(s *Server, cfg WorkerConfig, tasks map[string]*taskPlan) *Worker {
+	return &Worker{server: s, cfg: cfg, tasks: tasks, log: s.log}
+}
+
+// topology is what the worker needs: its queue, the queue of its dead letters, its bindings.
+func (w *Worker) topology() broker.Topology {
+	t := broker.Topology{Queues: []broker.QueueSpec{{Name: w.cfg.Queue}, {Name: w.cfg.Queue + broker.DeadSuffix}}}
+	for _, key := range w.cfg.BindingKeys {
+		t.Bindings = append(t.Bindings, broker.Binding{Queue: w.cfg.Queue, Exchange: w.server.cfg.Exchange, Key: key})
+	}
+	return t
+}
+
+// Start begins to take tasks. s must be the server that made the worker; it is an argument because gofort/dispatcher
+// has it so. It blocks until the broker has accepted the consumer, at most 30 s. From then on the worker outlives lost
+// connections: its queue is declared and consumed again in every new one. After Close or Shutdown it can be started again.
+//
+// Errors: [ErrWorkerDisconnected], when there is no connection now; [ErrWorkerStarted], when it runs already or calls
+// of its former run have not ended; [ErrShutdown], when it was closed meanwhile; [ErrServerClosed].
+func (w *Worker) Start(s *Server) error {
+	if s != w.server {
+		return fmt.Errorf("start worker %q: it was made by another server", w.cfg.Name)
+	}
+	sh := newShift(w)
+	w.mu.Lock()
+	retired, busy := w.retired, w.shift != nil
+	if !retired && !busy {
+		w.shift = sh
+	}
+	w.mu.Unlock()
+	switch {
+	case retired:
+		return ErrServerClosed
+	case busy:
+		return ErrWorkerStarted
+	}
+
+	session, err := s.sup.session()
+	if err != nil {
+		sh.neverBegan()
+		return ErrWorkerDisconnected
+	}
+	ctx, cancel := context.WithTimeout(sh.taking, openTimeout)
+	defer cancel()
+	consumer, err := sh.consume(ctx, session)
+	if err != nil {
+		closed := sh.taking.Err() != nil
+		sh.neverBegan()
+		switch {
+		case closed:
+			return fmt.Errorf("start worker %q: closed meanwhile: %w", w.cfg.Name, ErrShutdown)
+		case errors.Is(err, broker.ErrSessionLost):
+			return ErrWorkerDisconnected
+		}
+		return fmt.Errorf("start worker %q: %w", w.cfg.Name, err)
+	}
+	sh.begin(session, consumer)
+	return nil
+}
+
+// Close ends the worker as [Worker.Shutdown] does, with ServerConfig.ShutdownTimeout as its bound. What could not end in
+// time is logged. A worker that was never started, or is closed already, is left alone.
+func (w *Worker) Close() {
+	ctx, cancel := w.server.shutdownContext()
+	defer cancel()
+	if err := w.Shutdown(ctx); err != nil {
+		w.log.Errorf("close: %v", err)
+	}
+}
+
+// Shutdown takes no more tasks, gives back those that have not started, and waits for running ones until ctx ends. Then it
+// cancels their contexts with [ErrShutdown] as their cause and gives them one more second. Tasks that return an error
+// because of that are given back to the queue, not failed. What still runs then is left behind, its message unsettled: the
+// broker delivers it again, and the error Is [ErrTasksRunning] and says how many.
+//
+// It returns at most about seven seconds after ctx ended, whatever the broker does. Calls at the same time each have their
+// own bound. A worker that does not run is left alone.
+func (w *Worker) Shutdown(ctx context.Context) error {
+	w.mu.Lock()
+	sh := w.shift
+	w.mu.Unlock()
+	if sh == nil {
+		return nil
+	}
+	return sh.stop(ctx)
+}
+
+// retire forbids every later Start.
+func (w *Worker) retire() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.retired = true
+}
+
+// free lets the worker be started again.
+func (w *Worker) free(sh *shift) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.shift == sh {
+		w.shift = nil
+	}
+}
