@@ -1,0 +1,135 @@
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// maxOpen bounds the tasks that are in the queue or running, so that a tree of millions of files does not fill the memory
+// with tasks. It is large enough to have found all files of most trees early, which makes the progress bar a true one.
+const maxOpen = 16_384
+
+// results gathers what the tasks report.
+type results struct {
+	room chan struct{} // holds one element for each open task
+
+	mu   sync.Mutex // guards what follows
+	open map[string]struct{}
+	sums []fileSum
+	c    counts
+}
+
+type fileSum struct {
+	path string
+	sum  digest
+}
+
+type counts struct {
+	tasks, done, failures int // failures: of tasks, and of the walk
+	bytes                 int64
+	all                   bool // the walk is over: there will be no more tasks
+}
+
+func newResults() *results {
+	return &results{room: make(chan struct{}, maxOpen), open: map[string]struct{}{}}
+}
+
+// expect notes that a task for path will be published. It waits while too many are open.
+func (r *results) expect(ctx context.Context, lost <-chan struct{}, path string) error {
+	if err := r.take(ctx, lost); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.open[path] = struct{}{}
+	r.c.tasks++
+	return nil
+}
+
+// wait comes after the last expect and returns when no task is open: when all the room is free to take.
+func (r *results) wait(ctx context.Context, lost <-chan struct{}) error {
+	r.mu.Lock()
+	r.c.all = true
+	r.mu.Unlock()
+	for range maxOpen {
+		if err := r.take(ctx, lost); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *results) take(ctx context.Context, lost <-chan struct{}) error {
+	if ctx.Err() != nil { // select would choose at random, and a walk that ctx has ended would look like a whole one
+		return ctx.Err()
+	}
+	select {
+	case r.room <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-lost:
+		return errors.New("the connection to the broker is lost for good")
+	}
+}
+
+// settle takes the outcome of an open task. False: it has one already.
+func (r *results) settle(path string, sum digest, size int64, err error) bool {
+	r.mu.Lock()
+	_, open := r.open[path]
+	if open {
+		delete(r.open, path)
+		r.c.done++
+		if err == nil {
+			r.sums = append(r.sums, fileSum{path, sum})
+			r.c.bytes += size
+		} else {
+			r.c.failures++
+		}
+	}
+	r.mu.Unlock()
+	if open {
+		<-r.room // never blocks: it is what expect put there
+	}
+	return open
+}
+
+// fail counts a failure that is not of a task.
+func (r *results) fail() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.c.failures++
+}
+
+func (r *results) counts() counts {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.c
+}
+
+// escaper writes names as GNU sha256sum does. One that it changes has a backslash at the beginning of its line.
+var escaper = strings.NewReplacer("\\", `\\`, "\n", `\n`, "\r", `\r`)
+
+// writeManifest writes the sums for sha256sum -c, sorted by path, byte by byte. It comes after the last settle.
+func (r *results) writeManifest(w io.Writer) error {
+	slices.SortFunc(r.sums, func(a, b fileSum) int { return cmp.Compare(a.path, b.path) })
+	buffered := bufio.NewWriter(w)
+	for _, s := range r.sums {
+		name, mark := escaper.Replace(s.path), ""
+		if name != s.path {
+			mark = `\`
+		}
+		if name == "-" {
+			name = "./-" // a mere - is standard input to sha256sum
+		}
+		fmt.Fprintf(buffered, "%s%x  %s\n", mark, s.sum, name)
+	}
+	return buffered.Flush() // with the first error of the writes above, if there was one
+}
