@@ -1,0 +1,30 @@
+# Two commands do everything: `make demo` and `make test`.
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+FUZZTIME    ?= 10s
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fuzz bench toolchain
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## Run a real job on the embedded broker: SHA-256 of every file of this project
+	@go run ./examples/quickstart
+
+test: toolchain check fuzz ## Install what is missing, then run every check and every test of every module
+	@scripts/modules.sh env CGO_ENABLED=1 go test -race -timeout 8m ./...
+
+check: ## gofmt, go vet and staticcheck
+	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
+	@scripts/modules.sh go vet ./...
+	@scripts/modules.sh go run $(STATICCHECK) ./...
+
+fuzz: ## Run each fuzz target for FUZZTIME (10s)
+	@scripts/fuzz.sh $(FUZZTIME)
+
+bench: ## Measure: decode + dispatch, and a task's whole way through the embedded broker
+	@go test -run '^$$' -bench . -benchmem ./...
+
+toolchain: # the C compiler that the race detector needs
+	@scripts/toolchain.sh

@@ -1,0 +1,8 @@
+#!/bin/sh
+# Runs a command in the folder of every Go module of the project, and stops at the first that fails: go's ./... ends at a
+# nested go.mod.
+set -eu
+cd "$(dirname "$0")/.."
+find . -name go.mod -not -path '*/.*' -not -path '*/testdata/*' | sort | while read -r mod; do
+	(cd "$(dirname "$mod")" && "$@")
+done
