@@ -13,7 +13,7 @@ demo: ## Run a real job on the embedded broker: SHA-256 of every file of this pr
 	@go run ./examples/quickstart
 
 test: toolchain check fuzz ## Install what is missing, then run every check and every test of every module
-	@scripts/modules.sh env CGO_ENABLED=1 go test -race -timeout 8m ./...
+	@scripts/modules.sh env CGO_ENABLED=1 go test -race -count=1 -timeout 8m ./...
 
 check: ## gofmt, go vet and staticcheck
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }

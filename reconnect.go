@@ -161,7 +161,7 @@ func (s *supervisor) connect(ctx context.Context, pauses backoff.BackOff, first 
 		}
 		// At the first connect a wrong address or a refused declaration is the programmer's error, to be told at once. Later it
 		// is an operator's change, and may be undone.
-		if first && (errors.Is(err, broker.ErrPermanent) || errors.Is(err, broker.ErrRejected)) {
+		if first && (errors.Is(err, broker.ErrPermanent) || errors.Is(err, broker.ErrRejected) || errors.Is(err, errors.ErrUnsupported)) {
 			return nil, fmt.Errorf("connect: %w", err)
 		}
 		if s.retries >= 0 && try >= s.retries {

@@ -122,6 +122,9 @@ func (s *Server) NewWorker(cfg *WorkerConfig, tasks map[string]TaskConfig) (*Wor
 	defer cancel()
 	if err := session.Declare(ctx, w.topology()); err != nil {
 		s.register(w.cfg.Name, nil)
+		if errors.Is(err, broker.ErrSessionLost) {
+			return nil, fmt.Errorf("worker %q: %w: %w", w.cfg.Name, ErrDisconnected, err)
+		}
 		return nil, fmt.Errorf("worker %q: %w", w.cfg.Name, err)
 	}
 	if !s.register(w.cfg.Name, w) {
