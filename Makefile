@@ -19,6 +19,7 @@ check: ## gofmt, go vet and staticcheck
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
 	@scripts/modules.sh go vet ./...
 	@scripts/modules.sh go run $(STATICCHECK) ./...
+	@echo "gofmt, go vet, staticcheck: ok"
 
 fuzz: ## Run each fuzz target for FUZZTIME (10s)
 	@scripts/fuzz.sh $(FUZZTIME)

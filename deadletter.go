@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -28,13 +29,20 @@ const maxErrorText = 1024
 
 // deadLetterMessage is the message that keeps a task that will not run: body, properties and headers as they came, and why
 // it died.
-func deadLetterMessage(d broker.Delivery, v verdict, worker string, now time.Time) broker.Message {
+func deadLetterMessage(c *call, v verdict, worker string, now time.Time) broker.Message {
+	d := &c.delivery
 	m := d.Forward()
+	if m.ID == "" { // senders of gofort/dispatcher write no message id, and every message in flight needs one
+		m.ID = c.uuid
+	}
 	if m.ID == "" || len(m.ID) > maxNameBytes {
-		m.ID = uuid.NewString() // a foreign publisher gave it none, and every message in flight needs one
+		m.ID = uuid.NewString()
+	}
+	if m.Type == "" && len(c.name) <= maxNameBytes {
+		m.Type = c.name
 	}
 	m.Headers[headerReason] = v.reason
-	m.Headers[headerError] = outcomeText(v.err)
+	m.Headers[headerError] = v.text
 	m.Headers[headerAttempt] = int64(1)
 	m.Headers[headerQueue] = d.Queue
 	m.Headers[headerRoutingKey] = d.RoutingKey
@@ -43,13 +51,18 @@ func deadLetterMessage(d broker.Delivery, v verdict, worker string, now time.Tim
 	return m
 }
 
-// outcomeText is the text of a task's error, bounded and valid UTF-8. %v contains a panic of the error's own method,
-// which err.Error() would not.
-func outcomeText(err error) string {
+// errorText is the text of a task's error, bounded and valid UTF-8. It runs the error's own method, and contains its panics:
+// fmt does so too, but not when printing what was panicked with panics again.
+func errorText(err error) (text string) {
 	if err == nil {
 		return "ok"
 	}
-	text := strings.ToValidUTF8(fmt.Sprintf("%v", err), "\uFFFD")
+	defer func() {
+		if recover() != nil {
+			text = fmt.Sprintf("error of type %T whose text panicked", err)
+		}
+	}()
+	text = strings.ToValidUTF8(fmt.Sprintf("%v", err), "\uFFFD")
 	if len(text) <= maxErrorText {
 		return text
 	}
@@ -59,3 +72,21 @@ func outcomeText(err error) string {
 	}
 	return text[:cut] + "…"
 }
+
+// logText is what the log says of a dead letter. The values of arguments are left to its header, and a panic's stack, which a
+// header could not hold, is told here.
+func logText(v verdict) string {
+	if bad, ok := errors.AsType[*ArgumentError](v.err); ok && v.reason == reasonBadArguments {
+		if bad.Position < 0 {
+			return "want " + bad.Want
+		}
+		return fmt.Sprintf("argument %d: want %s", bad.Position, bad.Want)
+	}
+	if p, ok := v.err.(*PanicError); ok {
+		return oneLine(v.text) + "\n" + string(p.Stack)
+	}
+	return oneLine(v.text)
+}
+
+// oneLine keeps a text from outside from forging lines of the log.
+func oneLine(text string) string { return cutText(text, maxErrorText+len("…")) }

@@ -3,7 +3,6 @@ package dispatcher
 import (
 	"container/heap"
 	"errors"
-	"slices"
 	"time"
 )
 
@@ -58,29 +57,28 @@ func (d *deadlines) arm(at time.Time) {
 
 // onDue is the timer's: it abandons the calls that have had their timeout and their grace, as far as MaxAbandoned allows.
 func (s *shift) onDue() {
-	var lost []*call
+	var abandoned []*call
 	s.mu.Lock()
-	for c := s.overdue.due(time.Now()); c != nil; c = s.overdue.due(time.Now()) {
-		s.late = append(s.late, c)
+	for c := s.watched.due(time.Now()); c != nil; c = s.watched.due(time.Now()) {
+		c.overdue = s.overdue.PushBack(c)
 	}
-	for c := s.abandonLate(); c != nil; c = s.abandonLate() {
-		lost = append(lost, c)
+	for c := s.abandonOverdue(); c != nil; c = s.abandonOverdue() {
+		abandoned = append(abandoned, c)
 	}
 	s.mu.Unlock()
-	for _, c := range lost {
+	for _, c := range abandoned {
 		s.replace(c)
 	}
 }
 
-// abandonLate marks the oldest overdue call that still runs as abandoned, if the bound allows one more; the caller then
-// calls replace, after unlocking. shift.mu is held.
-func (s *shift) abandonLate() *call {
-	s.late = slices.DeleteFunc(s.late, func(c *call) bool { return c.state != callRunning })
-	if len(s.late) == 0 || s.abandoned >= s.w.cfg.MaxAbandoned {
+// abandonOverdue marks the oldest overdue call as abandoned, if the bound allows one more; the caller then calls replace,
+// after unlocking. shift.mu is held.
+func (s *shift) abandonOverdue() *call {
+	if s.overdue.Len() == 0 || s.abandoned >= s.w.cfg.MaxAbandoned {
 		return nil
 	}
-	c := s.late[0]
-	s.late = s.late[1:]
+	c := s.overdue.Remove(s.overdue.Front()).(*call)
+	c.overdue = nil
 	c.state = callAbandoned
 	s.abandoned++
 	s.slots++ // the replacement; counted here, since the abandoned call may end, and its slot with it, before that one starts

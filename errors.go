@@ -55,7 +55,8 @@ var (
 	ErrWorkerStarted = errors.New("worker is already started")
 )
 
-// Why an attempt of a task ended. They are found in context.Cause of the task's context and in logs.
+// Why an attempt of a task ended, or was never made. ErrTimeout and ErrShutdown are found with context.Cause of the task's
+// context; all are told in the log and in the error header of dead letters.
 var (
 	// ErrTimeout: the task's timeout has passed. Is context.DeadlineExceeded.
 	ErrTimeout error = &sentinel{"task timeout", context.DeadlineExceeded}
@@ -69,8 +70,9 @@ var (
 	ErrMalformed = errors.New("malformed task")
 )
 
-// ErrTasksRunning: Shutdown ended while task functions were still running. Their messages were not settled: the broker
-// delivers them again, so they will run a second time. The error that wraps it says how many.
+// ErrTasksRunning: Shutdown ended while task functions were still running. The error that wraps it says how many. Their messages
+// were not settled: the broker delivers them again, so they will run a second time. Only those of calls that had been
+// abandoned, counted apart, are dead letters already.
 var ErrTasksRunning = errors.New("tasks are still running")
 
 // ArgumentError says which argument of a task does not fit: its declared type is unknown, its value is not of that

@@ -12,6 +12,10 @@ const (
 	maxHeaderName  = 255 // bytes; an AMQP field name has one byte of length
 	maxHeaderDepth = 16  // of slices and maps inside each other
 
+	// maxHeaderBytes bounds all headers of a task, in names and values. They travel in one frame, which RabbitMQ limits to
+	// 128 KiB (frame_max), and a dead letter adds some of its own.
+	maxHeaderBytes = 64 << 10
+
 	headerPrefix = "x-dispatcher-" // of the names that are ours
 )
 
@@ -23,8 +27,9 @@ func wireHeaders(h map[string]interface{}) (map[string]any, error) {
 		return nil, nil
 	}
 	out := make(map[string]any, len(h))
+	left := headerBudget(maxHeaderBytes)
 	for name, v := range h {
-		if err := checkHeaderName(name); err != nil {
+		if err := left.checkName(name); err != nil {
 			return nil, fmt.Errorf("header %q: %w", excerpt(name), err)
 		}
 		// RabbitMQ takes CC and BCC for further routing keys; in another case they are names like any other.
@@ -34,7 +39,7 @@ func wireHeaders(h map[string]interface{}) (map[string]any, error) {
 		if len(name) >= len(headerPrefix) && strings.EqualFold(name[:len(headerPrefix)], headerPrefix) {
 			return nil, fmt.Errorf("header %q: names that begin with %s are reserved", excerpt(name), headerPrefix)
 		}
-		plain, err := headerValue(v, 0)
+		plain, err := left.value(v, 0)
 		if err != nil {
 			return nil, fmt.Errorf("header %q: %w", excerpt(name), err)
 		}
@@ -43,49 +48,64 @@ func wireHeaders(h map[string]interface{}) (map[string]any, error) {
 	return out, nil
 }
 
-func checkHeaderName(name string) error {
+// headerBudget is what is left of maxHeaderBytes while headers are copied.
+type headerBudget int
+
+func (left *headerBudget) spend(n int) error {
+	if *left -= headerBudget(n); *left < 0 {
+		return fmt.Errorf("%w: the headers have more than %d bytes", ErrTooLarge, maxHeaderBytes)
+	}
+	return nil
+}
+
+func (left *headerBudget) checkName(name string) error {
 	if name == "" {
 		return errors.New("the name is empty")
 	}
 	if len(name) > maxHeaderName {
 		return fmt.Errorf("the name has %d bytes, more than %d", len(name), maxHeaderName)
 	}
-	return nil
+	return left.spend(len(name))
 }
 
-// headerValue normalises one value inside depth slices and maps.
-func headerValue(v any, depth int) (any, error) {
+// value normalises one value inside depth slices and maps.
+func (left *headerBudget) value(v any, depth int) (any, error) {
 	switch v := v.(type) {
-	case nil, string, bool, int64, float64, time.Time:
-		return v, nil
+	case nil, bool, int64, float64, time.Time:
+		return v, left.spend(8)
+	case string:
+		return v, left.spend(len(v))
 	case int:
-		return int64(v), nil
+		return int64(v), left.spend(8)
 	case uint64:
 		if v > math.MaxInt64 {
 			return nil, fmt.Errorf("%d is larger than an int64", v)
 		}
-		return int64(v), nil
+		return int64(v), left.spend(8)
 	case []byte:
+		if err := left.spend(len(v)); err != nil {
+			return nil, err
+		}
 		return append([]byte{}, v...), nil
 	case []any:
-		return headerList(v, depth+1)
+		return left.list(v, depth+1)
 	case map[string]any:
-		return headerTable(v, depth+1)
+		return left.table(v, depth+1)
 	}
 	plain, ok := plainHeader(v)
 	if !ok {
 		return nil, fmt.Errorf("a value of type %T cannot travel", v)
 	}
-	return headerValue(plain, depth)
+	return left.value(plain, depth)
 }
 
-func headerList(list []any, depth int) (any, error) {
+func (left *headerBudget) list(list []any, depth int) (any, error) {
 	if depth > maxHeaderDepth {
 		return nil, errTooDeep
 	}
 	out := make([]any, len(list))
 	for i, v := range list {
-		plain, err := headerValue(v, depth)
+		plain, err := left.value(v, depth)
 		if err != nil {
 			return nil, inside(fmt.Sprintf("[%d]", i), err)
 		}
@@ -94,16 +114,16 @@ func headerList(list []any, depth int) (any, error) {
 	return out, nil
 }
 
-func headerTable(table map[string]any, depth int) (any, error) {
+func (left *headerBudget) table(table map[string]any, depth int) (any, error) {
 	if depth > maxHeaderDepth {
 		return nil, errTooDeep
 	}
 	out := make(map[string]any, len(table))
 	for name, v := range table {
-		err := checkHeaderName(name)
+		err := left.checkName(name)
 		var plain any
 		if err == nil {
-			plain, err = headerValue(v, depth)
+			plain, err = left.value(v, depth)
 		}
 		if err != nil {
 			return nil, inside(fmt.Sprintf("[%q]", excerpt(name)), err)

@@ -20,7 +20,7 @@ type Health struct {
 // OK reports whether the connection stands and every started worker takes tasks and can settle them.
 func (h Health) OK() bool {
 	for _, w := range h.Workers {
-		if w.Started && (!w.Consuming || w.Unsettled > 0) {
+		if w.Started && (!w.Consuming || w.Stuck > 0) {
 			return false
 		}
 	}
@@ -35,7 +35,7 @@ type WorkerHealth struct {
 	Consuming bool  // the broker gives it tasks
 	Running   int   // calls under way, abandoned ones included
 	Abandoned int   // calls that ran on after their timeout and lost their slot
-	Unsettled int   // tasks that ended and whose dead letter the broker does not take: tried again until it does
+	Stuck     int   // tasks that ended and whose dead letter the broker does not take: tried again until it does
 	Ready     int   // tasks waiting in its queue; -1 = not known
 	Dead      int   // its dead letters; -1 = not known
 	LastError error // the last problem with consuming or settling, perhaps overcome
@@ -85,6 +85,6 @@ func (w *Worker) health() WorkerHealth {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	h.Started, h.Consuming = true, sh.consuming
-	h.Running, h.Abandoned, h.Unsettled, h.LastError = sh.running, sh.abandoned, sh.unsettled, sh.err
+	h.Running, h.Abandoned, h.Stuck, h.LastError = sh.running, sh.abandoned, sh.stuck, sh.err
 	return h
 }

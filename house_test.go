@@ -2,12 +2,18 @@ package dispatcher
 
 import (
 	"bytes"
+	"crypto/tls"
+	"encoding/json"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
 )
 
 // What a user's program links. A new module here is a decision, not an accident: River's users had testify and goleak in
@@ -38,6 +44,8 @@ func TestArrowsPointDown(t *testing.T) {
 		"./broker":        {module + "/broker"},
 		"./broker/memory": {module + "/broker", module + "/broker/memory"},
 		".":               {module, module + "/broker"},
+		// The suite knows no adapter either, or adapters could not use it.
+		"./broker/brokertest": {module + "/broker", module + "/broker/brokertest"},
 	} {
 		for _, p := range deps(t, pkg) {
 			if strings.HasPrefix(p, module) && !slices.Contains(allowed, p) {
@@ -47,6 +55,41 @@ func TestArrowsPointDown(t *testing.T) {
 				t.Errorf("%s links %s, it may link the standard library only", pkg, p)
 			}
 		}
+	}
+}
+
+// The first thing a newcomer runs.
+func TestTheProgramInTheREADMERuns(t *testing.T) {
+	t.Parallel()
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, program, _ := strings.Cut(string(readme), "```go\n")
+	program, _, _ = strings.Cut(program, "```")
+	if n := strings.Count(program, "\n"); n > 30 {
+		t.Errorf("the program has %d lines", n)
+	}
+	dir := t.TempDir()
+	file, overlay := filepath.Join(dir, "main.go"), filepath.Join(dir, "overlay.json")
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	replace, err := json.Marshal(map[string]any{"Replace": map[string]string{filepath.Join(here, "examples", "readme", "main.go"): file}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, content := range map[string][]byte{file: []byte(program), overlay: replace} {
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command("go", "run", "-overlay", overlay, "./examples/readme")
+	var errOut bytes.Buffer
+	cmd.Stderr = &errOut
+	if out, err := cmd.Output(); err != nil || string(out) != "2 to ann@example.org\n" {
+		t.Errorf("it printed %q, %v\n%s", out, err, errOut.String())
 	}
 }
 
@@ -68,14 +111,18 @@ func TestDefaultsKeepEveryFieldThatIsSet(t *testing.T) {
 	t.Parallel()
 	var server ServerConfig
 	setAll(t, reflect.ValueOf(&server).Elem())
-	server.Logger = newLogger(false)
+	server.Logger, server.TLSConfig, server.Broker = newLogger(false), new(tls.Config), struct{ broker.Broker }{}
 	if got := server.withDefaults(); !reflect.DeepEqual(got, server) {
 		t.Errorf("got  %+v\nwant %+v", got, server)
 	}
 	var worker WorkerConfig
 	setAll(t, reflect.ValueOf(&worker).Elem())
-	if got := worker.withDefaults(); !reflect.DeepEqual(got, worker) {
+	got := worker.withDefaults()
+	if !reflect.DeepEqual(got, worker) {
 		t.Errorf("got  %+v\nwant %+v", got, worker)
+	}
+	if got.BindingKeys[0] = "changed"; worker.BindingKeys[0] != "x" {
+		t.Error("the copy shares its binding keys with the caller's")
 	}
 }
 

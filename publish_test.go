@@ -76,6 +76,9 @@ func TestPublishRefusesWhatCannotTravel(t *testing.T) {
 		"header CC":      {&dispatcher.Task{Name: "n", Headers: map[string]interface{}{"CC": []string{"a"}}}, dispatcher.ErrRejected, "CC"},
 		"header of ours": {&dispatcher.Task{Name: "n", Headers: map[string]interface{}{"x-dispatcher-attempt": 9}}, dispatcher.ErrRejected, "x-dispatcher-"},
 		"long header":    {&dispatcher.Task{Name: "n", Headers: map[string]interface{}{long: 1}}, dispatcher.ErrRejected, "255"},
+		"large headers":  {&dispatcher.Task{Name: "n", Headers: map[string]interface{}{"x": [][]byte{make([]byte, 40_000), make([]byte, 40_000)}}}, dispatcher.ErrTooLarge, "headers"},
+		"key bytes":      {&dispatcher.Task{Name: "n", RoutingKey: "k\xff"}, dispatcher.ErrRejected, "Task.RoutingKey"},
+		"opaque struct":  {dispatcher.NewTask("n", errors.New("would travel as {}")), dispatcher.ErrRejected, "argument 0"},
 		"large body":     {dispatcher.NewTask("n", strings.Repeat("x", 1000)), dispatcher.ErrTooLarge, "the most is 1000"},
 		"chan argument":  {dispatcher.NewTask("n", 1, make(chan int)), dispatcher.ErrRejected, "argument 1"},
 		"overflow":       {&dispatcher.Task{Name: "n", Args: []dispatcher.TaskArgument{{"int8", 300}}}, dispatcher.ErrRejected, "argument 0: want int8, got 300"},
@@ -95,8 +98,8 @@ func TestPublishRefusesWhatCannotTravel(t *testing.T) {
 	if n := r.inspect("jobs").Ready; n != 0 {
 		t.Errorf("%d messages were sent all the same", n)
 	}
-	if s := r.server.Stats(); s.Rejected != 15 || s.Published != 0 {
-		t.Errorf("stats %+v, want 15 rejected", s)
+	if s := r.server.Stats(); s.Rejected != 18 || s.Published != 0 {
+		t.Errorf("stats %+v, want 18 rejected", s)
 	}
 }
 

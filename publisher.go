@@ -59,28 +59,11 @@ type publisher struct {
 	cfg   *ServerConfig
 	sup   *supervisor
 	stats publishCounters
-
-	mu     sync.Mutex // guards what follows
-	active int        // publishes under way
-	closed bool
-	idle   chan struct{} // closed when closed is set and active is 0
-}
-
-func newPublisher(cfg *ServerConfig, sup *supervisor) *publisher {
-	return &publisher{cfg: cfg, sup: sup, idle: make(chan struct{})}
 }
 
 // publish returns one outcome a task. With wait it waits for a session until ctx ends.
 func (p *publisher) publish(ctx context.Context, tasks []*Task, wait bool) []error {
 	errs := make([]error, len(tasks))
-	if !p.begin() {
-		for i, task := range tasks {
-			errs[i] = p.stats.count(p.prepareOr(task, ErrServerClosed))
-		}
-		return errs
-	}
-	defer p.end()
-
 	out := outbound{errs: errs, index: make([]int, 0, len(tasks)), msgs: make([]broker.Message, 0, len(tasks))}
 	for i, task := range tasks {
 		msg, err := p.prepare(task)
@@ -92,20 +75,13 @@ func (p *publisher) publish(ctx context.Context, tasks []*Task, wait bool) []err
 	}
 	p.send(ctx, &out, wait)
 	for i, err := range errs {
+		// The seed's errors keep their whole text.
 		if err != nil && err != ErrDisconnected && err != ErrTaskName && tasks[i] != nil {
-			err = fmt.Errorf("publish task %q (%s) with key %q: %w", clip(tasks[i].Name), clip(tasks[i].UUID), clip(tasks[i].RoutingKey), err)
+			err = fmt.Errorf("publish task %q (%q) with key %q: %w", excerpt(tasks[i].Name), excerpt(tasks[i].UUID), excerpt(tasks[i].RoutingKey), err)
 		}
 		errs[i] = p.stats.count(err)
 	}
 	return errs
-}
-
-// prepareOr fills in and checks the task of a publish that cannot be made for the reason given.
-func (p *publisher) prepareOr(task *Task, reason error) error {
-	if _, err := p.prepare(task); err != nil {
-		return err
-	}
-	return reason
 }
 
 // outbound is a batch on its way.
@@ -148,8 +124,15 @@ func (p *publisher) sendOnce(ctx context.Context, session broker.Session, out *o
 
 	rest := 0
 	for i, err := range outcomes {
+		lost := errors.Is(err, ErrNotSent) && errors.Is(err, broker.ErrSessionLost)
+		switch {
+		case lost:
+			err = fmt.Errorf("%w: %w", ErrDisconnected, err)
+		case err != nil && !errors.Is(err, ErrNotSent) && !errors.Is(err, ErrRejected) && !errors.Is(err, ErrUnconfirmed):
+			err = fmt.Errorf("%w: %w", ErrUnconfirmed, err) // a broker that does not say promises nothing
+		}
 		out.errs[out.index[i]] = err
-		if errors.Is(err, ErrNotSent) && errors.Is(err, broker.ErrSessionLost) && ctx.Err() == nil {
+		if lost && ctx.Err() == nil {
 			out.msgs[rest], out.index[rest] = out.msgs[i], out.index[i]
 			rest++
 		}
@@ -202,44 +185,6 @@ func (p *publisher) prepare(task *Task) (broker.Message, error) {
 	}, nil
 }
 
-// begin notes a publish under way; false: the publisher is closed.
-func (p *publisher) begin() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
-		return false
-	}
-	p.active++
-	return true
-}
-
-func (p *publisher) end() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.active--
-	if p.closed && p.active == 0 {
-		close(p.idle)
-	}
-}
-
-// close refuses new publishes and waits for those under way, at most until ctx ends.
-func (p *publisher) close(ctx context.Context) error {
-	p.mu.Lock()
-	if !p.closed {
-		p.closed = true
-		if p.active == 0 {
-			close(p.idle)
-		}
-	}
-	p.mu.Unlock()
-	select {
-	case <-p.idle:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("publishes are still under way: %w", ctx.Err())
-	}
-}
-
 // receipts gathers the outcomes of one call of Session.Publish.
 type receipts struct {
 	mu       sync.Mutex
@@ -285,17 +230,8 @@ func (r *receipts) wait(ctx context.Context) []error {
 	copy(outcomes, r.outcomes)
 	for i, open := range r.open {
 		if open {
-			outcomes[i] = fmt.Errorf("%w: %w", ErrUnconfirmed, context.Cause(ctx))
+			outcomes[i] = endedBefore(ErrUnconfirmed, ctx)
 		}
 	}
 	return outcomes
-}
-
-// clip keeps a text from outside short in an error or a log line.
-func clip(s string) string {
-	const most = 255
-	if len(s) <= most {
-		return s
-	}
-	return s[:most] + "…"
 }

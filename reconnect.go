@@ -18,6 +18,8 @@ const (
 	openTimeout = 30 * time.Second
 	// closeTimeout bounds the clean end of a session or consumer that nobody waits for in particular.
 	closeTimeout = 5 * time.Second
+	// settleTimeout is how long a worker that stops goes on trying to write a dead letter.
+	settleTimeout = 30 * time.Second
 	// stableAfter is how long a session or consumer must live before its successor is opened without a pause and the
 	// pauses start small again. Without it a broker that accepts and drops at once would be dialled in a hot loop.
 	stableAfter = 5 * time.Second
@@ -49,7 +51,8 @@ type supervisor struct {
 
 	mu      sync.Mutex // guards what follows; never held across I/O
 	link    link
-	changed chan struct{} // closed at every change of link, then replaced
+	last    broker.Session // the latest session, dead or alive
+	changed chan struct{}  // closed at every change of link, then replaced
 }
 
 // link is the state of the connection at one moment.
@@ -111,7 +114,7 @@ func (s *supervisor) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.connected(session)
+	s.set(StateConnected, session, nil)
 	run, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	go s.run(run, session, pauses)
@@ -129,7 +132,9 @@ func (s *supervisor) run(ctx context.Context, session broker.Session, pauses bac
 		case <-ctx.Done():
 			return
 		}
-		s.set(StateConnecting, nil, session.Err())
+		if !s.set(StateConnecting, nil, session.Err()) {
+			return
+		}
 		s.log.Errorf("connection lost: %v", session.Err())
 		if time.Since(born) >= stableAfter {
 			pauses.Reset()
@@ -144,7 +149,10 @@ func (s *supervisor) run(ctx context.Context, session broker.Session, pauses bac
 			}
 			return
 		}
-		s.connected(session)
+		if !s.set(StateConnected, session, nil) {
+			s.discard(session)
+			return
+		}
 		s.log.Info("connected again")
 	}
 }
@@ -157,7 +165,7 @@ func (s *supervisor) connect(ctx context.Context, pauses backoff.BackOff, first 
 			return session, nil
 		}
 		if ctx.Err() != nil {
-			return nil, fmt.Errorf("connect: %w: %w", context.Cause(ctx), err)
+			return nil, fmt.Errorf("connect: %w: last error: %w", ctx.Err(), err)
 		}
 		// At the first connect a wrong address or a refused declaration is the programmer's error, to be told at once. Later it
 		// is an operator's change, and may be undone.
@@ -171,7 +179,7 @@ func (s *supervisor) connect(ctx context.Context, pauses backoff.BackOff, first 
 		pause := pauses.NextBackOff()
 		s.log.Errorf("connect: %v; next try in %v", err, pause.Round(time.Millisecond))
 		if !sleep(ctx, pause) {
-			return nil, fmt.Errorf("connect: %w: %w", context.Cause(ctx), err)
+			return nil, fmt.Errorf("connect: %w: last error: %w", ctx.Err(), err)
 		}
 	}
 }
@@ -200,46 +208,48 @@ func (s *supervisor) discard(session broker.Session) {
 	}
 }
 
-// stop ends the supervision and closes the session. It waits, at most until ctx ends, for what was handed to the broker.
-// Called twice, the second call finds nothing to do.
+// stop ends the supervision and closes the session. It waits, at most until ctx ends, for what was handed to the broker; then
+// the session cuts. Called twice, each call waits.
 func (s *supervisor) stop(ctx context.Context) error {
+	s.set(StateClosed, nil, nil) // first: whoever waits for a session need not wait for what follows
 	s.cancel()
+	late := time.NewTimer(closeTimeout)
+	defer late.Stop()
 	select {
 	case <-s.ended: // Open returns soon after its ctx ended: the seam's rule
-	case <-ctx.Done():
-		// Only a broker that breaks that rule comes here; waiting on would break ours.
-		return fmt.Errorf("close: the broker does not return from Open: %w", ctx.Err())
+	case <-late.C:
+		// A broker that breaks that rule. Whatever it opens yet, run discards.
+		return errors.New("close: the broker does not return from Open")
 	}
-	session := s.set(StateClosed, nil, nil)
-	if session == nil {
-		return nil
-	}
+	s.mu.Lock()
+	session := s.last
+	s.mu.Unlock()
 	if err := session.Close(ctx); err != nil {
 		return fmt.Errorf("close session: %w", err)
 	}
 	return nil
 }
 
-// connected makes session the current one.
-func (s *supervisor) connected(session broker.Session) { s.set(StateConnected, session, nil) }
-
-// set changes the link, wakes everyone who waits for that and returns the session that was current. The last problem is
-// kept until there is a new one, and the outcome of giving up is kept for ever.
-func (s *supervisor) set(state State, session broker.Session, err error) broker.Session {
+// set changes the link and wakes everyone who waits for that. The last problem is kept until there is a new one. Closed is
+// final: false = it is closed, and nothing was changed.
+func (s *supervisor) set(state State, session broker.Session, err error) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	old := s.link.session
+	if s.link.state == StateClosed {
+		return false
+	}
+	next := link{state: state, session: session, since: time.Now(), err: err, opened: s.link.opened}
 	if err == nil {
-		err = s.link.err
+		next.err = s.link.err
 	}
-	opened := s.link.opened
 	if session != nil {
-		opened++
+		next.opened++
+		s.last = session
 	}
-	s.link = link{state: state, session: session, since: time.Now(), err: err, opened: opened}
+	s.link = next
 	close(s.changed)
 	s.changed = make(chan struct{})
-	return old
+	return true
 }
 
 // failed notes why a try did not succeed, for Health.
@@ -282,9 +292,19 @@ func (s *supervisor) await(ctx context.Context, not broker.Session) (broker.Sess
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: %w", ErrDisconnected, context.Cause(ctx))
+			return nil, endedBefore(ErrDisconnected, ctx)
 		}
 	}
+}
+
+// endedBefore is the outcome of a publish whose ctx ended. The cause is told and not wrapped: it may be any error, one that
+// Is another outcome included.
+func endedBefore(outcome error, ctx context.Context) error {
+	err := ctx.Err()
+	if cause := context.Cause(ctx); cause != err {
+		return fmt.Errorf("%w: %w (%v)", outcome, err, cause)
+	}
+	return fmt.Errorf("%w: %w", outcome, err)
 }
 
 // sleep waits for d and reports whether it did so to the end: false means that ctx ended first.

@@ -130,7 +130,13 @@ func newCallPlan(task string, fn any, uuidFirst bool) (*callPlan, error) {
 			return nil, fmt.Errorf("task %q: parameter %d (%s): no argument can fill it", task, i+1, t.In(i))
 		}
 	}
-	p.returnsError = t.NumOut() > 0 && t.Out(t.NumOut()-1) == errorType
+	if n := t.NumOut(); n > 0 && t.Out(n-1).Implements(errorType) {
+		last := t.Out(n - 1)
+		if last.Kind() != reflect.Interface && last.Kind() != reflect.Pointer {
+			return nil, fmt.Errorf("task %q: result %d (%s) is an error that cannot be nil: every call would fail; return error", task, n, last)
+		}
+		p.returnsError = true
+	}
 	return p, nil
 }
 
@@ -163,8 +169,20 @@ func carries(t reflect.Type, decode bool, seen map[reflect.Type]bool) bool {
 			return false
 		}
 		return carries(t.Elem(), decode, seen)
+	case reflect.Struct:
+		return t.NumField() == 0 || hasJSONFields(t)
 	}
 	return true
+}
+
+// hasJSONFields reports whether encoding/json sees any field: an errors.New, or a named time.Time, would travel as {}.
+func hasJSONFields(t reflect.Type) bool {
+	for f := range t.Fields() {
+		if f.IsExported() || f.Anonymous {
+			return true
+		}
+	}
+	return false
 }
 
 func carriesKey(t reflect.Type, decode bool) bool {
@@ -228,8 +246,11 @@ func (p *callPlan) call(ctx context.Context, uuid string, b boundCall) error {
 	if !p.returnsError {
 		return nil
 	}
-	err, _ := out[len(out)-1].Interface().(error)
-	return err
+	last := out[len(out)-1]
+	if last.IsNil() { // a nil *MyError, which would be an error that is not nil
+		return nil
+	}
+	return last.Interface().(error)
 }
 
 // fill sets a parameter from one argument. Want and Got of its error are filled.

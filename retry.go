@@ -18,7 +18,7 @@ const (
 type verdict struct {
 	action action
 	reason string // of a dead letter
-	err    error  // why
+	outcome
 }
 
 // Reasons of dead letters, as the header x-dispatcher-reason carries them.
@@ -30,14 +30,14 @@ const (
 	reasonTimeout      = "timeout"
 )
 
-func deadLetter(reason string, err error) verdict {
-	return verdict{action: toDeadLetters, reason: reason, err: err}
+func deadLetter(reason string, o outcome) verdict {
+	return verdict{action: toDeadLetters, reason: reason, outcome: o}
 }
 
 // attempt is how one call of a task's function ended.
 type attempt struct {
-	err      error         // what the function returned; a panic as *PanicError; nil = it did its work
-	late     bool          // it returned after its timeout, or not at all
+	outcome                // what the function returned; a panic as *PanicError; nil = it did its work
+	late     bool          // it returned after its timeout, or not at all, and no shutdown had cancelled it before
 	timeout  time.Duration // 0 = none
 	shutdown bool          // the contexts of tasks had been cancelled because the worker stops
 }
@@ -49,10 +49,10 @@ func judge(a attempt) verdict {
 	case a.err == nil:
 		return verdict{action: ack}
 	case a.late:
-		return deadLetter(reasonTimeout, fmt.Errorf("%w of %v: %w", ErrTimeout, a.timeout, a.err))
+		return deadLetter(reasonTimeout, outcome{a.err, fmt.Sprintf("%v of %v: %s", ErrTimeout, a.timeout, a.text)})
 	case a.shutdown:
-		return verdict{action: release, err: a.err}
+		return verdict{action: release, outcome: a.outcome}
 	default:
-		return deadLetter(reasonFailed, a.err)
+		return deadLetter(reasonFailed, a.outcome)
 	}
 }

@@ -59,7 +59,7 @@ func NewServerContext(ctx context.Context, cfg *ServerConfig) (*Server, chan str
 	}
 	s.log = s.cfg.Logger
 	s.sup = newSupervisor(&s.cfg, s.declare)
-	s.publisher = newPublisher(&s.cfg, s.sup)
+	s.publisher = &publisher{cfg: &s.cfg, sup: s.sup}
 	if err := s.sup.start(ctx); err != nil {
 		return nil, nil, err
 	}
@@ -192,16 +192,18 @@ func (s *Server) shutdownContext() (context.Context, context.CancelFunc) {
 // end, and may still publish; their outcomes are settled; publishes under way are confirmed; the connection is closed.
 //
 // When ctx ends first, the contexts of running tasks are cancelled with [ErrShutdown] as their cause, and they have one
-// more second. Functions that still run then are left behind: their messages are not settled, so the broker delivers
-// them again, and the error Is [ErrTasksRunning] and says how many. So Shutdown returns at most about ten seconds after ctx
-// ended, connected or not, and twice is harmless.
+// more second. Functions that still run then are left behind, and the error Is [ErrTasksRunning]: see [Worker.Shutdown].
+// Shutdown returns at most about fifteen seconds after ctx ended, connected or not. Calls side by side all wait.
 func (s *Server) Shutdown(ctx context.Context) error {
 	err := s.stopWorkers(ctx, true)
-	// Workers first, publisher second: a draining task may have follow-up tasks to publish (gofort/dispatcher closed the
-	// publisher first and lost them).
+	// The session ends last, and flushes what is in flight: a draining task may have follow-up tasks to publish
+	// (gofort/dispatcher closed its publisher first and lost them).
 	closing, cancel := withGrace(ctx, closeTimeout)
 	defer cancel()
-	err = errors.Join(err, s.publisher.close(closing), s.sup.stop(closing))
+	// Also when ctx has no end: what is in flight for longer than a publish waits has nobody who waits for it.
+	closing, cancel = context.WithTimeout(closing, s.cfg.PublishTimeout+closeTimeout)
+	defer cancel()
+	err = errors.Join(err, s.sup.stop(closing))
 	select {
 	case <-s.watched:
 	case <-closing.Done():
@@ -240,7 +242,11 @@ func (s *Server) stopWorkers(ctx context.Context, forGood bool) error {
 // withGrace is a context that ends d after ctx does, and not before: what has to be said to the broker when the time is
 // up still needs a moment.
 func withGrace(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
-	grace, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(ctx, func() { time.AfterFunc(d, cancel) })
-	return grace, func() { stop(); cancel() }
+	graced, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		if sleep(graced, d) {
+			cancel()
+		}
+	})
+	return graced, func() { stop(); cancel() }
 }

@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -13,13 +14,16 @@ import (
 // shift is one run of a worker: from Start, through any number of consumers, until its last call has ended. It owns the
 // goroutine of run and those of the slots.
 //
-// Three contexts end one after the other when a shift is stopped: taking (nothing new is taken), tasks (the parent of
-// all task contexts) and hard (nothing is waited for any more).
+// These contexts end one after the other when a shift is stopped: taking (nothing new is taken), settling (half a minute
+// later, dead letters that cannot be written are given back), tasks (the parent of all task contexts) and hard (nothing is
+// waited for any more).
 type shift struct {
 	w *Worker
 
 	taking     context.Context
 	stopTaking context.CancelFunc
+	settling   context.Context
+	stopSettle context.CancelFunc
 	tasks      context.Context
 	stopTasks  context.CancelCauseFunc
 	hard       context.Context
@@ -34,11 +38,12 @@ type shift struct {
 	slots     int           // goroutines of slots, abandoned ones included
 	empty     chan struct{} // closed when slots is 0, which happens once: a slot ends only when the shift is stopped
 	runOver   bool          // run has returned
-	overdue   deadlines
-	abandoned int     // calls whose slot was given to others
-	late      []*call // overdue calls that keep their slot, since MaxAbandoned calls are abandoned already; oldest first
-	running   int     // calls of task functions under way, abandoned ones included
-	unsettled int     // deliveries whose dead letter cannot be written now
+	watched   deadlines     // calls with a timeout
+	overdue   list.List     // calls past timeout and grace that keep their slot, since MaxAbandoned are abandoned already; oldest first
+	abandoned int           // calls whose slot was given to others
+	running   int           // calls of task functions under way, abandoned ones included
+	stuck     int           // deliveries whose dead letter cannot be written now
+	cancelled time.Time     // when stop cancelled tasks
 	consuming bool
 	err       error // the last problem with consuming or settling
 }
@@ -61,9 +66,10 @@ func newShift(w *Worker) *shift {
 		empty: make(chan struct{}),
 	}
 	s.taking, s.stopTaking = context.WithCancel(context.Background())
+	s.settling, s.stopSettle = withGrace(s.taking, settleTimeout)
 	s.tasks, s.stopTasks = context.WithCancelCause(context.Background())
 	s.hard, s.stopHard = context.WithCancel(context.Background())
-	s.overdue.init(s.onDue)
+	s.watched.init(s.onDue)
 	return s
 }
 
@@ -196,24 +202,60 @@ func (s *shift) stop(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 	}
-	s.stopTasks(ErrShutdown)
-	grace := time.NewTimer(shutdownGrace)
-	defer grace.Stop()
+	s.cancelTasks()
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
 	select {
 	case <-s.over:
 		return nil
-	case <-grace.C:
+	case <-timer.C:
 	}
 	s.stopHard()
-	<-s.began // Start's own I/O ends with taking
-	<-s.ended // bounded by closeTimeout
+	return s.leaveBehind()
+}
+
+// cancelTasks cancels the contexts of all tasks, once.
+func (s *shift) cancelTasks() {
 	s.mu.Lock()
-	left := s.running
-	s.mu.Unlock()
-	if left == 0 {
-		return nil
+	if s.cancelled.IsZero() {
+		s.cancelled = time.Now()
 	}
-	return fmt.Errorf("worker %q: %w: %d", s.w.cfg.Name, ErrTasksRunning, left)
+	s.mu.Unlock()
+	s.stopTasks(ErrShutdown)
+}
+
+func (s *shift) cancelledAt() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cancelled
+}
+
+// leaveBehind waits for what ends by itself after the hard stop, and counts what does not.
+func (s *shift) leaveBehind() error {
+	// Start's own I/O ends with taking, and run within closeTimeout; only a broker that does not heed its contexts takes longer.
+	late := time.NewTimer(closeTimeout + grace)
+	defer late.Stop()
+	for _, ended := range []chan struct{}{s.began, s.ended} {
+		select {
+		case <-ended:
+		case <-late.C:
+			return fmt.Errorf("worker %q: the broker does not return from ending the consumer", s.w.cfg.Name)
+		}
+	}
+	s.mu.Lock()
+	running, abandoned := s.running-s.abandoned, s.abandoned
+	s.mu.Unlock()
+	switch {
+	case abandoned > 0:
+		return fmt.Errorf("worker %q: %w: %d, and %d abandoned ones", s.w.cfg.Name, ErrTasksRunning, running, abandoned)
+	case running > 0:
+		return fmt.Errorf("worker %q: %w: %d", s.w.cfg.Name, ErrTasksRunning, running)
+	}
+	select { // all calls have ended: their slots are about to
+	case <-s.over:
+	case <-late.C:
+	}
+	return nil
 }
 
 // runEnded notes that run has returned, or will never run.
@@ -245,8 +287,9 @@ func (s *shift) slotEnded() {
 // endShift comes after everything else, once.
 func (s *shift) endShift() {
 	s.mu.Lock()
-	s.overdue.timer.Stop()
+	s.watched.timer.Stop()
 	s.mu.Unlock()
+	s.stopSettle()
 	s.stopTasks(nil)
 	s.stopHard()
 	s.w.free(s)

@@ -1,8 +1,8 @@
 package dispatcher
 
 import (
+	"container/list"
 	"context"
-	"errors"
 	"fmt"
 	"runtime/debug"
 	"time"
@@ -10,21 +10,30 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// call is one attempt of a task.
+// call is one delivery on its way through a slot and, if its task can be called, one attempt.
 type call struct {
 	delivery broker.Delivery
+	at       *feed  // where its slot reads, and a replacement goes on
+	name     string // of the task; what the message says until the body is decoded
+	uuid     string
 	plan     *taskPlan
 	bound    boundCall
-	uuid     string
-	name     string
 	started  time.Time
 	due      time.Time // started + timeout + grace; zero without a timeout
-	at       *feed     // where the slot that makes the call reads, and its replacement goes on
 
 	// Guarded by shift.mu.
-	state callState
-	index int // in shift.overdue; -1 = not there
+	state   callState
+	index   int           // in shift.watched; -1 = not there
+	overdue *list.Element // in shift.overdue; nil = not there
 }
+
+// outcome is how an attempt ended. The text is made while the call is still watched, since it comes from the user's code.
+type outcome struct {
+	err  error
+	text string
+}
+
+func outcomeOf(err error) outcome { return outcome{err, errorText(err)} }
 
 type callState int
 
@@ -39,13 +48,12 @@ const (
 //
 // first, if not nil, is what the slot this one takes over from has left to do.
 func (s *shift) slot(at *feed, first func()) {
-	var d *broker.Delivery // under way and not concluded
-	var c *call            // its call, once there is one
+	var c *call // under way in user code
 	defer func() {
-		if d != nil {
-			// Only runtime.Goexit, in the function or in a method that decodes its arguments, comes here with a delivery under
+		if c != nil {
+			// Only runtime.Goexit, in the function or in a method of its arguments or its error, comes here with a call under
 			// way. Nothing stops a Goexit, so the work goes on in a new goroutine.
-			s.goexit(at, *d, c)
+			s.goexit(c)
 		}
 		s.slotEnded()
 	}()
@@ -56,37 +64,44 @@ func (s *shift) slot(at *feed, first func()) {
 		if at.consumer == nil {
 			continue
 		}
-		for delivery := range at.consumer.Deliveries() {
-			d, c = &delivery, nil
-			if c = s.accept(delivery, at); c != nil {
-				err := s.invoke(c)
-				abandoned := s.callEnded(c)
-				if d = nil; abandoned {
-					s.w.log.Infof("worker %q: abandoned task %q (%s) ended after %v: %s", s.w.cfg.Name, c.name, c.uuid,
-						time.Since(c.started).Round(time.Millisecond), outcomeText(err))
-					return
-				}
-				s.conclude(c, err)
+		for d := range at.consumer.Deliveries() {
+			if !s.accept(&d, at) {
+				continue
 			}
-			d = nil
+			c = &call{delivery: d, at: at, name: d.Type, uuid: d.ID, index: -1}
+			v := s.prepare(c)
+			if c.plan == nil {
+				done := c
+				c = nil
+				s.settle(done, v)
+				continue
+			}
+			o := s.invoke(c)
+			done, abandoned := c, s.callEnded(c)
+			if c = nil; abandoned {
+				s.w.log.Infof("worker %q: abandoned task %q (%q) ended after %v: %s", s.w.cfg.Name, done.name, done.uuid,
+					time.Since(done.started).Round(time.Millisecond), oneLine(o.text))
+				return
+			}
+			s.conclude(done, o)
 		}
 	}
 }
 
 // goexit replaces a slot whose goroutine is being ended from inside the user's code.
-func (s *shift) goexit(at *feed, d broker.Delivery, c *call) {
-	if c != nil && s.callEnded(c) {
+func (s *shift) goexit(c *call) {
+	if c.plan != nil && s.callEnded(c) {
 		return // abandoned before: its delivery is settled and its slot replaced
 	}
 	s.mu.Lock()
 	s.slots++
 	s.mu.Unlock()
-	go s.slot(at, func() {
-		if c == nil {
-			s.settle(d, deadLetter(reasonBadArguments, ErrGoexit))
+	go s.slot(c.at, func() {
+		if c.plan == nil {
+			s.settle(c, deadLetter(reasonBadArguments, outcomeOf(ErrGoexit)))
 			return
 		}
-		s.conclude(c, ErrGoexit)
+		s.conclude(c, outcomeOf(ErrGoexit))
 	})
 }
 
@@ -100,58 +115,68 @@ func (s *shift) nextFeed(at *feed) *feed {
 	}
 }
 
-// accept turns a delivery into a call. What cannot be called is settled at once, and there is no call.
-func (s *shift) accept(d broker.Delivery, at *feed) *call {
-	if s.taking.Err() != nil {
-		// Given back while the consumer is still there, it would come straight back: a hot loop of releases.
-		select {
-		case <-at.consumer.Done():
-		case <-s.hard.Done():
-		}
-		s.settle(d, verdict{action: release})
-		return nil
+// accept reports whether a delivery is to be worked on.
+func (s *shift) accept(d *broker.Delivery, at *feed) bool {
+	select {
+	case <-d.Lost():
+		s.w.server.stats.lost.Add(1) // it is, or will be, with somebody else
+		return false
+	default:
 	}
-	s.w.server.stats.received.Add(1)
+	if s.taking.Err() == nil {
+		s.w.server.stats.received.Add(1)
+		return true
+	}
+	// Given back while the consumer is still there, it would come straight back: a hot loop of releases. If the consumer
+	// does not end, the delivery is left to Consumer.Close.
+	select {
+	case <-at.consumer.Done():
+		s.settle(&call{delivery: *d, name: d.Type, uuid: d.ID}, verdict{action: release})
+	case <-s.hard.Done():
+	}
+	return false
+}
+
+// prepare decodes the body, finds the function and binds the arguments. What cannot be called has no plan and gets its
+// verdict here.
+func (s *shift) prepare(c *call) verdict {
+	d := &c.delivery
 	if limit := s.w.server.cfg.MaxBodyBytes; limit > 0 && len(d.Body) > limit {
-		s.settle(d, deadLetter(reasonMalformed, fmt.Errorf("%w: body of %d bytes, the most is %d", ErrMalformed, len(d.Body), limit)))
-		return nil
+		return deadLetter(reasonMalformed, outcomeOf(fmt.Errorf("%w: body of %d bytes, the most is %d", ErrMalformed, len(d.Body), limit)))
 	}
 	task, err := decodeTask(d.Body)
 	if err != nil {
-		s.settle(d, deadLetter(reasonMalformed, err))
-		return nil
+		return deadLetter(reasonMalformed, outcomeOf(err))
+	}
+	c.name = task.Name
+	if task.UUID != "" {
+		c.uuid = task.UUID
 	}
 	plan := s.w.tasks[task.Name]
 	if plan == nil {
-		s.settle(d, deadLetter(reasonUnknownTask, fmt.Errorf("%w: worker %q has no function %q", ErrUnknownTask, s.w.cfg.Name, clip(task.Name))))
-		return nil
+		return deadLetter(reasonUnknownTask, outcomeOf(fmt.Errorf("%w: worker %q has no function %q", ErrUnknownTask, s.w.cfg.Name, excerpt(task.Name))))
 	}
-	bound, err := plan.bind(task.Args)
-	if err != nil {
-		s.settle(d, deadLetter(reasonBadArguments, err))
-		return nil
+	if c.bound, err = plan.bind(task.Args); err != nil {
+		return deadLetter(reasonBadArguments, outcomeOf(err))
 	}
-	c := &call{delivery: d, plan: plan, bound: bound, uuid: task.UUID, name: task.Name, at: at, started: time.Now(), index: -1}
-	if c.uuid == "" {
-		c.uuid = d.ID
-	}
+	c.plan, c.started = plan, time.Now()
 	if plan.timeout > 0 {
-		c.due = c.started.Add(plan.timeout).Add(shutdownGrace)
+		c.due = c.started.Add(plan.timeout).Add(grace)
 	}
-	return c
+	return verdict{}
 }
 
-// invoke calls the function and returns its error, or the panic as one.
-func (s *shift) invoke(c *call) (err error) {
+// invoke calls the function and returns how it ended; a panic is an error with its stack.
+func (s *shift) invoke(c *call) (o outcome) {
 	s.callBegins(c)
 	defer func() {
 		if v := recover(); v != nil {
-			err = &PanicError{Value: v, Stack: debug.Stack()}
+			o = outcomeOf(&PanicError{Value: v, Stack: debug.Stack()})
 		}
 	}()
 	ctx, cancel := s.taskContext(c)
 	defer cancel()
-	return c.plan.call(ctx, c.uuid, c.bound)
+	return outcomeOf(c.plan.call(ctx, c.uuid, c.bound))
 }
 
 // taskContext is made only for functions that take one.
@@ -172,7 +197,7 @@ func (s *shift) callBegins(c *call) {
 	defer s.mu.Unlock()
 	s.running++
 	if !c.due.IsZero() {
-		s.overdue.add(c)
+		s.watched.add(c)
 	}
 }
 
@@ -183,11 +208,14 @@ func (s *shift) callEnded(c *call) (abandoned bool) {
 	s.running--
 	abandoned = c.state == callAbandoned
 	c.state = callFinished
-	s.overdue.remove(c)
+	s.watched.remove(c)
+	if c.overdue != nil {
+		s.overdue.Remove(c.overdue)
+	}
 	var next *call
 	if abandoned {
 		s.abandoned--
-		next = s.abandonLate()
+		next = s.abandonOverdue()
 	}
 	s.mu.Unlock()
 	if next != nil {
@@ -197,104 +225,20 @@ func (s *shift) callEnded(c *call) (abandoned bool) {
 }
 
 // replace starts the slot that takes over from that of an abandoned call, and has the dead letter written by it.
-// abandonLate has counted it.
+// abandonOverdue has counted it.
 func (s *shift) replace(c *call) {
-	go s.slot(c.at, func() { s.conclude(c, errAbandoned) })
+	go s.slot(c.at, func() { s.conclude(c, outcomeOf(errAbandoned)) })
 }
 
 // conclude judges how a call ended and settles its delivery.
-func (s *shift) conclude(c *call, err error) {
-	now := time.Now()
-	v := judge(attempt{
-		err:      err,
-		late:     c.plan.timeout > 0 && now.Sub(c.started) >= c.plan.timeout,
-		shutdown: s.tasks.Err() != nil,
-		timeout:  c.plan.timeout,
-	})
-	s.settle(c.delivery, v)
-}
-
-// settle carries a verdict out. What cannot be settled because its connection is gone is delivered again by the broker.
-func (s *shift) settle(d broker.Delivery, v verdict) {
-	stats := &s.w.server.stats
-	var err error
-	switch v.action {
-	case ack:
-		if err = d.Ack(); err == nil {
-			stats.succeeded.Add(1)
+func (s *shift) conclude(c *call, o outcome) {
+	a := attempt{outcome: o, timeout: c.plan.timeout, shutdown: s.tasks.Err() != nil}
+	if a.timeout > 0 {
+		deadline := c.started.Add(a.timeout)
+		a.late = !time.Now().Before(deadline)
+		if a.shutdown && s.cancelledAt().Before(deadline) {
+			a.late = false // the shutdown came first and is what ended it
 		}
-	case release:
-		if err = d.Release(); err == nil {
-			stats.released.Add(1)
-		}
-	case toDeadLetters:
-		err = s.deadLetter(d, v)
 	}
-	if err == nil {
-		return
-	}
-	if errors.Is(err, broker.ErrDeliveryLost) || errors.Is(err, broker.ErrSessionLost) {
-		stats.lost.Add(1)
-	}
-	s.w.log.Errorf("worker %q: %s of task %q (%s): %v; the broker will deliver it again", s.w.cfg.Name, v.action, clip(d.Type), clip(d.ID), err)
-}
-
-// deadLetter keeps the delivery open until its dead letter is confirmed: trying again with pauses, until the connection is
-// lost or the worker's time is up, when the delivery is given back. It must never be given back at once: that is a
-// requeue loop.
-func (s *shift) deadLetter(d broker.Delivery, v verdict) error {
-	msg := deadLetterMessage(d, v, s.w.cfg.Name, time.Now())
-	pauses := newBackOff(100*time.Millisecond, 30*time.Second, 0.5)
-	for failures := 0; ; failures++ {
-		err := s.deadLetterOnce(d, msg)
-		switch {
-		case err == nil:
-			s.w.server.stats.deadLettered.Add(1)
-			s.w.log.Errorf("worker %q: task %q (%s) is a dead letter: %s: %s", s.w.cfg.Name, clip(d.Type), clip(d.ID), v.reason, outcomeText(v.err))
-			s.stuck(failures > 0, -1, nil)
-			return nil
-		case errors.Is(err, broker.ErrDeliveryLost), errors.Is(err, broker.ErrSettled), errors.Is(err, broker.ErrSessionLost):
-			s.stuck(failures > 0, -1, nil)
-			return err
-		}
-		s.stuck(failures == 0, +1, err)
-		s.w.log.Errorf("worker %q: dead letter of task %q (%s): %v; trying again", s.w.cfg.Name, clip(d.Type), clip(d.ID), err)
-		pause := time.NewTimer(pauses.NextBackOff())
-		select {
-		case <-pause.C:
-		case <-d.Lost():
-		case <-s.tasks.Done():
-			pause.Stop()
-			s.stuck(true, -1, nil)
-			return s.releaseUnsettled(d)
-		}
-		pause.Stop()
-	}
-}
-
-func (s *shift) deadLetterOnce(d broker.Delivery, msg broker.Message) error {
-	ctx, cancel := context.WithTimeout(s.hard, s.w.server.cfg.PublishTimeout)
-	defer cancel()
-	return d.DeadLetter(ctx, msg)
-}
-
-// releaseUnsettled gives back, at shutdown, what could not become a dead letter.
-func (s *shift) releaseUnsettled(d broker.Delivery) error {
-	err := d.Release()
-	if err == nil {
-		s.w.server.stats.released.Add(1)
-	}
-	return err
-}
-
-// stuck counts, for Health, the deliveries that cannot be settled now.
-func (s *shift) stuck(counts bool, n int, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if counts {
-		s.unsettled += n
-	}
-	if err != nil {
-		s.err = err
-	}
+	s.settle(c, judge(a))
 }

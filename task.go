@@ -47,8 +47,8 @@ type TaskConfig struct {
 	// TimeoutSeconds bounds one attempt, in seconds; 0 = no limit, unless Timeout is set. Setting both is an error.
 	TimeoutSeconds int64
 	// Function is any func; required. Its parameters are: a [context.Context] (optional), the uuid (with TaskUUIDAsFirstArg),
-	// then one for each argument of the task; it may be variadic. Results are ignored, except a last one of type error:
-	// non-nil = the attempt failed. It is called from several goroutines at once, as many as WorkerConfig.Limit.
+	// then one for each argument of the task; it may be variadic. Results are ignored, except a last one that is an error
+	// (an interface or a pointer): non-nil = the attempt failed. It is called from several goroutines at once, as many as WorkerConfig.Limit.
 	//
 	// Integers fit any integer parameter that can hold the value, float32 fits float64, and float64 fits float32 when nothing
 	// is lost. A parameter of type any gets the declared type; in what json decodes into any, numbers are [json.Number], so
@@ -74,8 +74,8 @@ func NewTask(name string, args ...any) *Task {
 //   - Slices of those fourteen are "[]int64" and the like, maps with string keys "map[string]int64" and the like.
 //   - Everything else is "json": nil, structs, pointers, arrays, [json.RawMessage], slices of slices, ….
 //
-// It never panics. A chan, func, complex number, uintptr or unsafe.Pointer, or a slice, array, map or pointer of those,
-// keeps the Type "", and Publish returns an *ArgumentError with its position. The values are not copied deeply: don't change
+// It never panics. A chan, func, complex number, uintptr or unsafe.Pointer, a struct with fields none of which JSON sees, or a
+// slice, array, map or pointer of those, keeps the Type "", and Publish returns an *ArgumentError with its position. The values are not copied deeply: don't change
 // what they point to before Publish returns.
 func Args(values ...any) []TaskArgument {
 	if len(values) == 0 {

@@ -10,8 +10,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// shutdownGrace is what a task has left to return after its context was cancelled, by its timeout or by a shutdown.
-const shutdownGrace = time.Second
+// grace is what a task has left to return after its context was cancelled, by its timeout or by a shutdown.
+const grace = time.Second
 
 // Worker runs the tasks of one queue, at most WorkerConfig.Limit at once. Make it with [Server.NewWorker]; all methods may
 // be called by many goroutines at once.
@@ -40,7 +40,7 @@ func planTasks(tasks map[string]TaskConfig) (map[string]*taskPlan, error) {
 		p.addIf(name == "", errors.New("a task has an empty name"))
 		p.name(fmt.Sprintf("name of task %.40q…", name), name, maxNameBytes)
 		timeout, err := cfg.timeout()
-		p.addIf(err != nil, fmt.Errorf("task %q: %w", clip(name), err))
+		p.addIf(err != nil, fmt.Errorf("task %q: %w", excerpt(name), err))
 		plan, err := newCallPlan(name, cfg.Function, cfg.TaskUUIDAsFirstArg)
 		p.addIf(err != nil, err)
 		plans[name] = &taskPlan{callPlan: plan, timeout: timeout}
@@ -82,7 +82,8 @@ func (w *Worker) topology() broker.Topology {
 // connections: its queue is declared and consumed again in every new one. After Close or Shutdown it can be started again.
 //
 // Errors: [ErrWorkerDisconnected], when there is no connection now; [ErrWorkerStarted], when it runs already or calls
-// of its former run have not ended; [ErrShutdown], when it was closed meanwhile; [ErrServerClosed].
+// of its former run have not ended; [ErrShutdown], when it was closed meanwhile; [ErrServerClosed], also when the connection
+// was given up.
 func (w *Worker) Start(s *Server) error {
 	if s != w.server {
 		return fmt.Errorf("start worker %q: it was made by another server", w.cfg.Name)
@@ -104,6 +105,9 @@ func (w *Worker) Start(s *Server) error {
 	session, err := s.sup.session()
 	if err != nil {
 		sh.neverBegan()
+		if errors.Is(err, ErrServerClosed) {
+			return ErrServerClosed
+		}
 		return ErrWorkerDisconnected
 	}
 	ctx, cancel := context.WithTimeout(sh.taking, openTimeout)
@@ -136,10 +140,13 @@ func (w *Worker) Close() {
 
 // Shutdown takes no more tasks, gives back those that have not started, and waits for running ones until ctx ends. Then it
 // cancels their contexts with [ErrShutdown] as their cause and gives them one more second. Tasks that return an error
-// because of that are given back to the queue, not failed. What still runs then is left behind, its message unsettled: the
-// broker delivers it again, and the error Is [ErrTasksRunning] and says how many.
+// because of that are given back to the queue, not failed. What still runs then is left behind, and the error Is
+// [ErrTasksRunning] and says how many: their messages are unsettled and the broker delivers them again, except those of calls
+// that were abandoned before, which are dead letters already.
 //
-// It returns at most about seven seconds after ctx ended, whatever the broker does. Calls at the same time each have their
+// A task whose dead letter the broker does not take is given back after half a minute, or when ctx ends.
+//
+// Shutdown returns at most about seven seconds after ctx ended, whatever the broker does. Calls at the same time each have their
 // own bound. A worker that does not run is left alone.
 func (w *Worker) Shutdown(ctx context.Context) error {
 	w.mu.Lock()
