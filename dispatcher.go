@@ -224,8 +224,12 @@ func (p *problems) addIf(wrong bool, err error) {
 }
 
 func (p *problems) name(field, value string, limit int) {
-	p.addIf(len(value) > limit, fmt.Errorf("%s is %d bytes long, the most is %d", field, len(value), limit))
-	p.addIf(!utf8.ValidString(value), fmt.Errorf("%s %.40q is not valid UTF-8", field, value))
+	if len(value) > limit {
+		*p = append(*p, fmt.Errorf("%s is %d bytes long, the most is %d", field, len(value), limit))
+	}
+	if !utf8.ValidString(value) {
+		*p = append(*p, fmt.Errorf("%s %.40q is not valid UTF-8", field, value))
+	}
 }
 
 // with adds those of errs that are problems.

@@ -196,4 +196,3 @@ func TestGoexitWithATimeoutKeepsTheSlots(t *testing.T) {
 		}
 	})
 }
-
