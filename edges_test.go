@@ -21,11 +21,13 @@ type hooked struct {
 	broker.Broker
 	stop, closeConsumer, closeSession func(ctx context.Context, next func() error) error
 	released                          func()
+	lateDone                          time.Duration // by which Session.Done follows the end of its consumers
 }
 
 type hookedSession struct {
 	broker.Session
-	h *hooked
+	h    *hooked
+	done chan struct{}
 }
 
 type hookedConsumer struct {
@@ -49,8 +51,17 @@ func (h *hooked) Open(ctx context.Context) (broker.Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	return hookedSession{s, h}, nil
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if <-s.Done(); h.lateDone > 0 {
+			<-time.After(h.lateDone)
+		}
+	}()
+	return hookedSession{s, h, done}, nil
 }
+
+func (s hookedSession) Done() <-chan struct{} { return s.done }
 
 func (s hookedSession) Consume(ctx context.Context, o broker.ConsumeOptions) (broker.Consumer, error) {
 	c, err := s.Session.Consume(ctx, o)
@@ -257,6 +268,27 @@ func TestLostDeliveriesAreNotRun(t *testing.T) {
 		if n := runs.Load(); n != 1 {
 			t.Errorf("run %d times: deliveries known to be lost were run", n)
 		}
+	})
+}
+
+// An adapter that has goroutines of its own ends its consumers first and says Done last. The worker took that for a lost
+// consumer on a live session, and paused ever longer while it was connected.
+func TestAFlappingConnectionIsPacedByTheSupervisorAlone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, withHooks(&hooked{lateDone: 10 * time.Millisecond}))
+		r.worker("w", tasks{"n": fn(func() {})})
+		began := time.Now()
+		for range 20 {
+			r.chaos.Kill()
+			synctest.Wait()
+			eventuallyOK(t, r)
+		}
+		if took := time.Since(began); took > 30*time.Second { // a pause of 1 s ± 20 % each
+			t.Errorf("20 lost connections took %v", took)
+		}
+		r.server.Close()
+		<-time.After(time.Second) // fake time ends with the test, and with it the wait of the last Done
 	})
 }
 

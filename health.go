@@ -14,17 +14,19 @@ type Health struct {
 	State     State
 	Since     time.Time      // when State began
 	LastError error          // the last problem of the connection, perhaps overcome; nil if there was none
+	Blocked   string         // why the broker blocks publishers, in its words; "" = it does not
 	Workers   []WorkerHealth // sorted by name
 }
 
-// OK reports whether the connection stands and every started worker takes tasks and can settle them.
+// OK reports whether the connection stands, publishing is not blocked, and every started worker takes tasks and can settle
+// them.
 func (h Health) OK() bool {
 	for _, w := range h.Workers {
 		if w.Started && (!w.Consuming || w.Stuck > 0) {
 			return false
 		}
 	}
-	return h.State == StateConnected
+	return h.State == StateConnected && h.Blocked == ""
 }
 
 // WorkerHealth tells how a worker is.
@@ -46,6 +48,11 @@ type WorkerHealth struct {
 func (s *Server) Health(ctx context.Context) Health {
 	l, _ := s.sup.now()
 	h := Health{State: l.state, Since: l.since, LastError: l.err}
+	if l.session != nil {
+		if reason, blocked := l.session.Blocked(); blocked {
+			h.Blocked = cmp.Or(reason, "no reason given")
+		}
+	}
 	s.mu.Lock()
 	for _, w := range s.workers {
 		if w != nil {

@@ -148,6 +148,9 @@ func TestPublishIsBoundedWhenTheBrokerDoesNotAnswer(t *testing.T) {
 			"unconfirmed": {r.chaos.HoldConfirms, dispatcher.ErrUnconfirmed},
 		} {
 			c.set(true)
+			if h := r.server.Health(t.Context()); (h.Blocked != "") != (name == "blocked") || h.OK() != (h.Blocked == "") {
+				t.Errorf("%s: health %+v", name, h)
+			}
 			began := time.Now()
 			err := r.server.Publish(dispatcher.NewTask("n"))
 			if !errors.Is(err, c.is) || time.Since(began) != 30*time.Second {

@@ -137,13 +137,9 @@ func (s *shift) run(session broker.Session, consumer broker.Consumer) {
 // session any more.
 func (s *shift) reopen(dead broker.Session, pauses interface{ NextBackOff() time.Duration }) (broker.Session, broker.Consumer) {
 	for {
-		select {
-		case <-dead.Done():
-			// The supervisor paces the sessions; no pause here.
-		default:
-			if !sleep(s.taking, pauses.NextBackOff()) {
-				return nil, nil
-			}
+		// The supervisor paces the sessions: no pause here for one that is dead. Its Done may come later than its consumer's.
+		if dead.Err() == nil && !sleep(s.taking, pauses.NextBackOff()) {
+			return nil, nil
 		}
 		var not broker.Session
 		if dead.Err() != nil {

@@ -81,7 +81,11 @@ type Session interface {
 	// does not exist is a success.
 	Delete(ctx context.Context, queue string) error
 
-	// Done is closed when the session is dead and every done function has run.
+	// Blocked reports whether the broker blocks publishers now, and why in its words. Publishing waits meanwhile; all else goes
+	// on. It never blocks itself.
+	Blocked() (reason string, blocked bool)
+
+	// Done is closed when the session is dead and every done function has run; Err answers, and consumers end, before that.
 	Done() <-chan struct{}
 
 	// Err is nil while the session lives, then the reason, which Is [ErrSessionLost]; after Close it also Is [ErrClosed].

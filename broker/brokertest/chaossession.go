@@ -54,6 +54,17 @@ func (s *chaosSession) Capabilities() broker.Capabilities {
 	return caps
 }
 
+// Blocked implements [broker.Session]: Chaos.Block blocks.
+func (s *chaosSession) Blocked() (reason string, blocked bool) {
+	s.c.mu.Lock()
+	shut := s.c.gate != nil
+	s.c.mu.Unlock()
+	if shut {
+		return "blocked by the test", true
+	}
+	return s.Session.Blocked()
+}
+
 func (s *chaosSession) Declare(ctx context.Context, t broker.Topology) error {
 	if err := s.c.get(&s.c.declare); err != nil {
 		return err

@@ -112,6 +112,9 @@ func (s *session) Delete(ctx context.Context, name string) error {
 	return nil
 }
 
+// Blocked implements [broker.Session]. It never does.
+func (s *session) Blocked() (reason string, blocked bool) { return "", false }
+
 // Done implements [broker.Session].
 func (s *session) Done() <-chan struct{} { return s.done }
 
