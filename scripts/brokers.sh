@@ -1,0 +1,288 @@
+#!/usr/bin/env bash
+# Starts and stops the broker that the tests need: a RabbitMQ of its own, on free ports of 127.0.0.1, beside any other.
+#
+#   brokers.sh start DIR         starts it, if it does not run yet, and prints NAME=value lines (DIR/env holds them too)
+#   brokers.sh stop DIR          ends all that start began, whatever became of it, and forgets its data
+#   brokers.sh run DIR -- CMD…   start, CMD with the variables set and without input, stop; exits as CMD did
+#
+#   DISPATCHER_AMQP_CON=URL      if it is set already, that broker is the one to use: start prints it and starts nothing
+#   DISPATCHER_RABBITMQCTL=FILE  rabbitmqctl of that node: $DISPATCHER_RABBITMQCTL eval '…'
+#
+# DIR names the node; its log is DIR/rabbitmq.log. A node that died is started again by start, with its data, at the same URL.
+# Installs Debian's rabbitmq-server if it is missing. Messages go to stderr.
+set -euo pipefail
+
+readonly server=/usr/lib/rabbitmq/bin/rabbitmq-server
+readonly boot_seconds=90 # a boot takes 8 s on two idle cores
+
+say() { echo "brokers.sh: $*" >&2; }
+die() { say "$*"; exit 1; }
+
+# The data is not in DIR: it must belong to the user rabbitmq, whom a parent of DIR may keep out (/root, mktemp -d), and
+# RabbitMQ's scripts break at spaces. Its place follows from DIR's path, so that stop finds it when DIR is gone.
+name_state() {
+	dir=$(realpath -m -- "$1")
+	state=/tmp/dispatcher-brokers-$(printf %s "$dir" | sha256sum | cut -c 1-12)
+	tag=DISPATCHER_BROKERS=$state # in the environment of everything we start, and so the proof that a process is ours
+	if [ -L "$state" ] || { [ -e "$state" ] && ! [ -O "$state" ]; }; then
+		die "$state belongs to another user"
+	fi
+}
+
+# One start or stop of a DIR at a time. The lock is on the folder itself: no file to leave behind.
+locked=
+lock() {
+	[ -z "$locked" ] && [ -d "$dir" ] || return 0
+	exec 9<"$dir"
+	flock -w 300 9 || die "another start or stop of $dir does not end"
+	locked=yes
+}
+
+unlock() {
+	exec 9<&-
+	locked=
+}
+
+# An unpacked server without its user is one that somebody is installing right now.
+installed() { [ -x "$server" ] && command -v epmd >/dev/null && getent passwd rabbitmq >/dev/null; }
+
+install_rabbitmq() {
+	! installed || return 0
+	if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+		die "RabbitMQ is missing: install rabbitmq-server with Debian's packages (as root this script does), or set DISPATCHER_AMQP_CON"
+	fi
+	(
+		exec 8</var/lib/dpkg
+		flock 8
+		! installed || exit 0
+		say "installing rabbitmq-server"
+		policy=/usr/sbin/policy-rc.d # says whether a package may start its service
+		if ! [ -e $policy ]; then
+			trap 'rm -f $policy' EXIT
+			printf '#!/bin/sh\nexit 101\n' >$policy
+			chmod 755 $policy
+		fi
+		export DEBIAN_FRONTEND=noninteractive
+		apt-get update -q || say "apt-get update failed, trying with the lists that are there"
+		apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=300 rabbitmq-server &&
+			update-rc.d rabbitmq-server disable # nor at the machine's next boot
+	) >&2 </dev/null 8<&- 9<&- || die "cannot install rabbitmq-server"
+}
+
+# Sets port to the first of 32 free ports. A node's are: epmd, AMQP, Erlang's, and the rest for its command line tools.
+reserve_ports() {
+	local tries=0 other
+	exec 8</tmp
+	flock -w 60 8 || die "somebody holds a lock on /tmp" # ours, until the reservation is written
+	if [ -f "$state/port" ]; then
+		port=$(cat "$state/port")
+	else
+		while :; do
+			[ $((tries++)) -lt 100 ] || die "found no free ports"
+			port=$((20000 + RANDOM % 374 * 32)) # below those that the kernel hands out
+			for other in /tmp/dispatcher-brokers-*/port; do
+				[ -f "$other" ] && [ "$(cat "$other")" = "$port" ] && continue 2
+			done
+			listens "$port" || listens $((port + 1)) || listens $((port + 2)) || break
+		done
+		echo "$port" >"$state/port.new"
+		mv "$state/port.new" "$state/port"
+	fi
+	exec 8<&-
+}
+
+listens() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+# Whether the node greets a client as AMQP 0-9-1 demands: with a method frame, Connection.Start.
+greets() (
+	exec 3<>"/dev/tcp/127.0.0.1/$((port + 1))" || exit 1
+	printf 'AMQP\0\0\11\1' >&3
+	LC_ALL=C IFS= read -r -t 5 -n 1 -u 3 type
+	[ "$type" = $'\1' ]
+) 2>/dev/null
+
+write_state() {
+	[ -d "$state" ] || mkdir -m 755 "$state"
+	reserve_ports
+	local as="" node=$state/node owner
+	owner=$(id -un)
+	if [ "$owner" = root ]; then
+		owner=rabbitmq
+		as="setpriv --reuid=rabbitmq --regid=rabbitmq --clear-groups"
+	fi
+	install -d -m 700 -o "$owner" "$node"
+	od -An -N 20 -tx1 /dev/urandom | tr -d ' \n' | install -m 400 -o "$owner" /dev/stdin "$node/.erlang.cookie"
+	echo "listeners.tcp.1 = 127.0.0.1:$((port + 1))" >"$state/rabbitmq.conf"
+	# Runs a command as the node's user, in its folder, with its environment and nothing of ours.
+	cat >"$state/as-node" <<-END
+		#!/bin/sh
+		cd $node && exec $as env -i $tag PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=$node LANG=C.UTF-8 \\
+			ERL_EPMD_PORT=$port ERL_EPMD_ADDRESS=127.0.0.1 \\
+			RABBITMQ_NODENAME=dispatcher-$port@localhost \\
+			RABBITMQ_CONF_ENV_FILE=$state/none \\
+			RABBITMQ_CONFIG_FILE=$state/rabbitmq.conf \\
+			RABBITMQ_ADVANCED_CONFIG_FILE=$state/none \\
+			RABBITMQ_ENABLED_PLUGINS_FILE=$state/none \\
+			RABBITMQ_MNESIA_BASE=$node/data \\
+			RABBITMQ_LOG_BASE=$node/log RABBITMQ_LOGS=- \\
+			RABBITMQ_DIST_PORT=$((port + 2)) \\
+			RABBITMQ_CTL_DIST_PORT_MIN=$((port + 3)) RABBITMQ_CTL_DIST_PORT_MAX=$((port + 31)) \\
+			RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1} +sbwt none +sbwtdcpu none +sbwtdio none" \\
+			RABBITMQ_CTL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1}" \\
+			"\$@"
+	END
+	cat >"$state/rabbitmqctl" <<-END
+		#!/bin/sh
+		exec $state/as-node /usr/lib/rabbitmq/bin/rabbitmqctl "\$@"
+	END
+	chmod 755 "$state/as-node" "$state/rabbitmqctl"
+	chmod 644 "$state/rabbitmq.conf" "$state/port" # whatever the umask
+}
+
+# The processes that carry our tag.
+ours() { grep -lsxzF -e "$tag" /proc/[0-9]*/environ | cut -d / -f 3 || true; }
+
+# Ends what runs. SIGKILL, since no data outlives stop, and start repairs the data as RabbitMQ does after a crash.
+kill_ours() {
+	local pids deadline=$((SECONDS + 20))
+	while mapfile -t pids < <(ours) && [ ${#pids[@]} != 0 ]; do
+		[ $SECONDS -lt $deadline ] || die "cannot end the processes ${pids[*]}"
+		kill -KILL "${pids[@]}" 2>/dev/null || true
+		sleep 0.05
+	done
+}
+
+start() {
+	mkdir -p -- "$dir"
+	lock
+	if [ -f "$state/port" ] && port=$(cat "$state/port") && [ -n "$(ours)" ] && greets; then
+		write_env
+		unlock
+		return
+	fi
+	getent --no-addrconfig ahostsv4 localhost | grep '^127\.0\.0\.1 ' >/dev/null ||
+		die "localhost does not resolve to 127.0.0.1, RabbitMQ needs that: add the line '127.0.0.1 localhost' to /etc/hosts"
+	install_rabbitmq
+	half=yes
+	kill_ours
+	write_state
+	boot
+	write_env
+	unlock
+}
+
+boot() {
+	local pid deadline=$((SECONDS + boot_seconds)) log=$dir/rabbitmq.log
+	[ ! -f "$log" ] || mv -f "$log" "$log.1"
+	spawn epmd -port "$port" -address 127.0.0.1
+	until "$state/as-node" epmd -port "$port" -names >/dev/null 2>&1; do
+		alive "epmd does not start on port $port"
+	done
+	spawn "$server"
+	until grep -q 'Server startup complete' "$log" && greets; do
+		alive "RabbitMQ does not start"
+	done
+	disown -a # no remark of the shell on its end
+}
+
+# A session of its own keeps the terminal's Ctrl-C from it.
+spawn() {
+	setsid "$state/as-node" "$@" </dev/null >>"$log" 2>&1 9<&- &
+	pid=$!
+}
+
+alive() {
+	if ! kill -0 "$pid" 2>/dev/null || [ $SECONDS -ge $deadline ]; then
+		tail -n 40 "$log" >&2
+		die "$1"
+	fi
+	sleep 0.1
+}
+
+write_env() {
+	printf '%s\n' "DISPATCHER_AMQP_CON=amqp://guest:guest@127.0.0.1:$((port + 1))/" "DISPATCHER_RABBITMQCTL=$state/rabbitmqctl" >"$dir/env"
+}
+
+stop() {
+	lock
+	kill_ours
+	rm -rf -- "$state" "$dir/env"
+	unlock
+}
+
+# If the script ends before what it started is somebody else's to stop.
+undo() {
+	local code=$?
+	trap '' HUP INT TERM
+	if [ -n "$half" ]; then
+		{ jobs -p | xargs -r kill -KILL; wait; } 2>/dev/null || true # what is so young that it has no tag yet
+		stop
+	fi
+	exit "$code"
+}
+
+# CMD gets a process group of its own, to be able to pass a signal on to all of it: `go test` alone would leave test binaries
+# behind. A group that is not the terminal's cannot read from it, hence no input.
+run() {
+	local name value code
+	if [ -z "${DISPATCHER_AMQP_CON:-}" ]; then
+		start
+		half=yes # also if it ran already
+		while IFS="=" read -r name value; do export "$name=$value"; done <"$dir/env"
+	fi
+	trap 'pass HUP' HUP
+	trap 'pass INT' INT
+	trap 'pass TERM' TERM
+	set -m
+	"$@" </dev/null &
+	group=$!
+	set +m
+	[ -z "$caught" ] || pass "$caught"
+	while :; do # a signal ends wait early
+		code=0
+		wait "$group" || code=$?
+		kill -0 "$group" 2>/dev/null || break
+	done
+	[ -z "$caught" ] || kill -KILL -- "-$group" 2>/dev/null || true # what heeds no signal
+	exit "$code"
+}
+
+pass() {
+	caught=$1
+	[ -z "$group" ] || kill -s "$1" -- "-$group" 2>/dev/null || true
+}
+
+usage() {
+	sed -n '/^#  /p' "$0" >&2
+	exit 2
+}
+
+[ $# -ge 2 ] || usage
+verb=$1
+half= # whether there is something to undo
+group= # of CMD
+caught= # the signal that came last
+name_state "$2"
+shift 2
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+trap undo EXIT
+case $verb in
+start)
+	if [ -n "${DISPATCHER_AMQP_CON:-}" ]; then
+		echo "DISPATCHER_AMQP_CON=$DISPATCHER_AMQP_CON"
+		exit
+	fi
+	start
+	cat "$dir/env"
+	half=
+	;;
+stop) stop ;;
+run)
+	if [ "${1:-}" != -- ] || [ $# -lt 2 ]; then usage; fi
+	shift
+	run "$@"
+	;;
+*) usage ;;
+esac
