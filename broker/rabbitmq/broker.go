@@ -1,0 +1,206 @@
+// Package rabbitmq is the adapter to RabbitMQ, 3.10 or later, over AMQP 0-9-1.
+//
+// It keeps the contract of package broker and passes the suite in broker/brokertest. What is special:
+//
+//   - A session is two connections, since RabbitMQ stops reading a connection that publishes when it runs out of memory
+//     or disk, and acks on it would be held up too. The death of either is the death of the session. While the broker blocks
+//     publishers, nothing is published and consuming goes on.
+//   - All publishes share one channel with publisher confirms and the mandatory flag. At most 1,000 are unconfirmed at a
+//     time; 64 of these places are kept for Retry and DeadLetter, so that settling goes on beside busy publishers.
+//   - RabbitMQ answers a publish to an exchange that does not exist, or that the user may not write to, by closing that
+//     channel. That ends the session, and everything in flight is [broker.ErrUnconfirmed].
+//   - Retry and DeadLetter publish a copy through the default exchange and then ack. Delays are not supported yet.
+//   - Delivery.Losses is always 0: a redelivered message may have been given back, or lost, or never looked at.
+//   - Of quorum queues: what is released goes to the end of the queue unless it has a delivery limit, and counts against that
+//     before RabbitMQ 4.3; closing a consumer may lose some of the last acks, and those messages come again.
+//   - An ephemeral queue takes messages from everybody; all other operations of other sessions on it are ErrLocked.
+//   - SetPrefetch adds or replaces subscriptions, since basic.qos changes nothing for one that is live: the broker's tools
+//     may show several consumers for one, with tags that end in #2, #3, …
+//   - Sessions have a method beside the contract: Blocked() (reason string, ok bool) tells whether the broker blocks publishing.
+package rabbitmq
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// Config says where the broker is and how to talk to it.
+type Config struct {
+	// URLs of the nodes of one broker, amqp://user:password@host:port/vhost or amqps://…, tried in random order, all of
+	// them in every Open. Reserved characters in user, password and vhost are percent-encoded. Required.
+	URLs []string
+	// TLS for amqps URLs; an amqp URL beside it is an error, since it would be dialled in the clear. nil = the system's
+	// certificates, or those that the URL names. It is cloned for every dial: ServerName is the URL's host unless set here,
+	// and below TLS 1.2 nothing is spoken. Without InsecureSkipVerify, chain and host name are verified.
+	TLS *tls.Config
+	// ConnectionName is shown by the broker's tools, followed by " publish" or " consume". "" = dispatcher.
+	ConnectionName string
+	// QueueType of the durable queues whose QueueSpec has none: "" = classic, or "quorum".
+	QueueType string
+}
+
+// String hides the URLs' credentials.
+func (c Config) String() string {
+	places := make([]string, len(c.URLs))
+	for i, raw := range c.URLs {
+		places[i] = "?"
+		if a, err := parseURL(raw); err == nil {
+			places[i] = a.place
+		}
+	}
+	return fmt.Sprintf("rabbitmq.Config{URLs: %v, TLS: %t, ConnectionName: %q, QueueType: %q}", places, c.TLS != nil, c.ConnectionName, c.QueueType)
+}
+
+// GoString is String: no format shows credentials.
+func (c Config) GoString() string { return c.String() }
+
+// heartbeat is what we ask of the broker, which may ask for a shorter one: 5 to 20 s is what RabbitMQ recommends. A peer that
+// says nothing, or takes nothing, for two of them is dead.
+const heartbeat = 10 * time.Second
+
+// dialTimeout bounds one connection's way from dialling to open.
+const dialTimeout = 10 * time.Second
+
+// Broker opens sessions. Make it with [New]; it is safe for use by many goroutines and holds no connection.
+type Broker struct {
+	cfg       Config
+	addresses []address
+	heartbeat time.Duration
+}
+
+var _ broker.Broker = (*Broker)(nil)
+
+// New checks cfg, and copies it. All problems are reported at once, in an error that Is [broker.ErrPermanent] and shows no
+// credentials. It does not dial.
+func New(cfg Config) (*Broker, error) {
+	b := &Broker{cfg: cfg, heartbeat: heartbeat}
+	b.cfg.URLs = append([]string(nil), cfg.URLs...)
+	b.cfg.TLS = cfg.TLS.Clone()
+	if b.cfg.ConnectionName == "" {
+		b.cfg.ConnectionName = "dispatcher"
+	}
+	var problems []error
+	if len(cfg.URLs) == 0 {
+		problems = append(problems, errors.New("no URL"))
+	}
+	for i, raw := range b.cfg.URLs {
+		a, err := parseURL(raw)
+		if err == nil && cfg.TLS != nil && a.scheme != "amqps" {
+			err = fmt.Errorf("%s with a TLS configuration: use amqps, amqp is not encrypted", a.place)
+		}
+		if err != nil {
+			problems = append(problems, fmt.Errorf("URL %d of %d: %w", i+1, len(cfg.URLs), err))
+		}
+		b.addresses = append(b.addresses, a)
+	}
+	if cfg.QueueType != "" && cfg.QueueType != quorum {
+		problems = append(problems, fmt.Errorf("queue type %q is neither empty nor %q", cfg.QueueType, quorum))
+	}
+	if len(problems) > 0 {
+		return nil, fmt.Errorf("rabbitmq: %w: %w", broker.ErrPermanent, errors.Join(problems...))
+	}
+	return b, nil
+}
+
+// String names the addresses, without credentials.
+func (b *Broker) String() string {
+	places := make([]string, len(b.addresses))
+	for i, a := range b.addresses {
+		places[i] = a.place
+	}
+	return "rabbitmq " + strings.Join(places, ", ")
+}
+
+// GoString is String: no format shows credentials.
+func (b *Broker) GoString() string { return b.String() }
+
+// Open makes a session with the first address, in random order, that lets it. The error tells what happened at each. It is
+// never permanent: RabbitMQ closes the link on a wrong password in much the same way as on an overload, and what is
+// missing (a user, a virtual host) may be on its way.
+func (b *Broker) Open(ctx context.Context) (broker.Session, error) {
+	var problems []error
+	for _, i := range rand.Perm(len(b.addresses)) {
+		if ctx.Err() != nil {
+			break
+		}
+		s, err := b.open(ctx, b.addresses[i])
+		if err == nil {
+			return s, nil
+		}
+		problems = append(problems, fmt.Errorf("%s: %w", b.addresses[i].place, err))
+	}
+	if err := ctx.Err(); err != nil {
+		problems = append(problems, err)
+	}
+	return nil, fmt.Errorf("open session: %w", errors.Join(problems...))
+}
+
+// open makes the two connections of a session with one node.
+func (b *Broker) open(ctx context.Context, a address) (*session, error) {
+	publish, err := b.dial(ctx, a, "publish")
+	if err != nil {
+		return nil, err
+	}
+	consume, err := b.dial(ctx, a, "consume")
+	if err != nil {
+		publish.cut()
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { publish.socket.kill(); consume.socket.kill() })
+	defer stop()
+	s, err := newSession(b.cfg.QueueType, publish, consume)
+	if err != nil {
+		publish.cut()
+		consume.cut()
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return nil, err
+	}
+	return s, nil
+}
+
+// address is one parsed URL.
+type address struct {
+	raw    string // with credentials: never printed
+	scheme string
+	host   string
+	place  string // scheme, host and vhost, for people
+}
+
+// parseURL checks a URL. Its errors never quote from it: what does not parse may hold a password anywhere, and the errors
+// of url.Parse and amqp.ParseURI print it whole or in parts.
+func parseURL(raw string) (address, error) {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return address{}, errors.New("it does not parse: percent-encode reserved characters, such as / ? # @ : in the password")
+	}
+	if u.Scheme != "amqp" && u.Scheme != "amqps" {
+		return address{}, errors.New("it does not start with amqp:// or amqps://")
+	}
+	// A list of URLs that was split wrongly ends up in the virtual host of the first, passwords included, and that is shown.
+	if strings.ContainsAny(u.EscapedPath(), "@,") {
+		return address{}, errors.New("its virtual host has an @ or a comma: percent-encode them, and separate URLs by a comma before amqp:// or amqps://")
+	}
+	uri, err := amqp.ParseURI(raw)
+	if err != nil {
+		return address{}, errors.New("it has white space, a bad port or a bad parameter")
+	}
+	if uri.Port < 1 || uri.Port > 65535 {
+		return address{}, errors.New("its port is not in 1 to 65535")
+	}
+	place := url.URL{Scheme: uri.Scheme, Host: net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)), Path: "/" + strings.TrimPrefix(uri.Vhost, "/")}
+	return address{raw: raw, scheme: uri.Scheme, host: uri.Host, place: place.String()}, nil
+}

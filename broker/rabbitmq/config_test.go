@@ -1,0 +1,112 @@
+package rabbitmq_test
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
+)
+
+// Every form of a bad URL is a permanent error, and none of them shows the password or a part of it.
+func TestBadConfigIsPermanentAndShowsNoCredentials(t *testing.T) {
+	t.Parallel()
+	const secret = "hush"
+	for name, cfg := range map[string]rabbitmq.Config{
+		"no URL":               {},
+		"empty URL":            {URLs: []string{""}},
+		"other scheme":         {URLs: []string{"http://user:" + secret + "@host/"}},
+		"hash in the password": {URLs: []string{"amqp://user:" + secret + "#more@host:5672/"}},
+		"slash in it":          {URLs: []string{"amqp://user:" + secret + "/more@host:5672/"}},
+		"percent in it":        {URLs: []string{"amqp://user:%zz" + secret + "@host/"}},
+		"space in it":          {URLs: []string{"amqp://user:" + secret + " more@host/"}},
+		"bad port":             {URLs: []string{"amqp://user:" + secret + "@host:" + secret + "/"}},
+		"port out of range":    {URLs: []string{"amqp://user:" + secret + "@host:99999999999/"}},
+		"bad parameter":        {URLs: []string{"amqp://user:" + secret + "@host/?heartbeat=" + secret}},
+		"second URL":           {URLs: []string{"amqp://localhost", "amqp://user:" + secret + "\x7f@host"}},
+		"TLS without amqps":    {URLs: []string{"amqp://user:" + secret + "@host/"}, TLS: &tls.Config{}},
+		"queue type":           {URLs: []string{"amqp://user:" + secret + "@host/"}, QueueType: "stream"},
+	} {
+		_, err := rabbitmq.New(cfg)
+		if !errors.Is(err, broker.ErrPermanent) {
+			t.Errorf("%s: %v, want ErrPermanent", name, err)
+		}
+		for _, text := range []string{fmt.Sprint(err), fmt.Sprintf("%+v %#v %q", err, err, err), fmt.Sprintf("%v %+v %#v %s", cfg, cfg, cfg, &cfg)} {
+			if strings.Contains(text, secret) {
+				t.Errorf("%s: shows the password: %s", name, text)
+			}
+		}
+	}
+}
+
+func TestAllProblemsAreReportedAtOnce(t *testing.T) {
+	t.Parallel()
+	_, err := rabbitmq.New(rabbitmq.Config{URLs: []string{"amqp://localhost", "http://x", ""}, QueueType: "odd"})
+	for _, want := range []string{"URL 2 of 3", "URL 3 of 3", `"odd"`} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v does not say %s", err, want)
+		}
+	}
+}
+
+func TestBrokerShowsNoCredentials(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, rabbitmq.Config{URLs: []string{"amqp://someone:hush@127.0.0.1:1/v", "amqps://someone:hush@127.0.0.1:1"}})
+	_, err := b.Open(testContext(t))
+	if err == nil || errors.Is(err, broker.ErrPermanent) {
+		t.Errorf("open with nobody listening: %v, want an error that may pass", err)
+	}
+	for _, text := range []string{b.String(), fmt.Sprintf("%v %+v %#v %s", b, b, b, b), fmt.Sprint(err)} {
+		if strings.Contains(text, "hush") || strings.Contains(text, "someone") || !strings.Contains(text, "127.0.0.1:1") {
+			t.Errorf("%s", text)
+		}
+	}
+}
+
+// What is declared has to be accepted by every RabbitMQ from 3.10 to 4.3, and newer ones deny more.
+func TestQueuesAreDeclaredWithPortableArgumentsOnly(t *testing.T) {
+	t.Parallel()
+	portable := map[string]bool{
+		"x-queue-type": true, "x-dead-letter-exchange": true, "x-dead-letter-routing-key": true, "x-dead-letter-strategy": true,
+		"x-message-ttl": true, "x-max-length": true, "x-overflow": true, "x-single-active-consumer": true,
+		"x-delivery-limit": true, "alternate-exchange": true,
+	}
+	for _, kind := range []string{"", "quorum"} {
+		args, err := rabbitmq.QueueArguments(kind)
+		if err != nil {
+			t.Error(err)
+		}
+		for name := range args {
+			if !portable[name] {
+				t.Errorf("type %q is declared with %s", kind, name)
+			}
+		}
+	}
+	if args, _ := rabbitmq.QueueArguments(""); args != nil {
+		t.Errorf("bare queues are declared with %v", args)
+	}
+}
+
+func TestConfigIsCopied(t *testing.T) {
+	t.Parallel()
+	cfg := rabbitmq.Config{URLs: []string{"amqps://127.0.0.1:1"}, TLS: &tls.Config{}, ConnectionName: "name", QueueType: "quorum"}
+	before := reflect.ValueOf(cfg)
+	for i := range before.NumField() {
+		if before.Field(i).IsZero() {
+			t.Errorf("this test does not set %s", before.Type().Field(i).Name)
+		}
+	}
+	b := newBroker(t, cfg)
+	cfg.URLs[0] = "amqps://127.0.0.1:2"
+	_, err := b.Open(testContext(t))
+	if err == nil || !strings.Contains(err.Error(), "127.0.0.1:1") {
+		t.Errorf("open after the caller changed its Config: %v", err)
+	}
+	if cfg.TLS.ServerName != "" || cfg.TLS.MinVersion != 0 {
+		t.Error("the caller's TLS configuration was written to")
+	}
+}

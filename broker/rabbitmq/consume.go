@@ -1,0 +1,204 @@
+package rabbitmq
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"sync"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// maxPrefetch is the most that basic.qos can say.
+const maxPrefetch = 1<<16 - 1
+
+// consumer implements [broker.Consumer] with one channel, its lane.
+//
+// RabbitMQ fixes the prefetch of a subscription when it begins and counts only that subscription's own deliveries. So a
+// higher limit is one more subscription, for the difference. A lower one cancels all; as their deliveries are settled, new
+// ones take the room that becomes free. At all times
+//
+//	deliveries of ended subscriptions that are not settled + prefetch of live ones <= limit,
+//
+// or soon will be after the limit was lowered. Hence there are never more unsettled than the channel has room for.
+type consumer struct {
+	*lane
+	tag        string
+	deliveries chan broker.Delivery
+	done       chan struct{}
+	pumps      sync.WaitGroup // one for every live subscription
+	ended      sync.Once
+
+	// Guarded by lane.mu.
+	limit  int
+	subs   []*subscription // those that are live or have unsettled deliveries
+	subbed int             // how many there ever were
+	ending bool            // no subscription may begin
+	err    error
+}
+
+// Consume implements [broker.Session]. A tag that a live consumer of this session has is ErrRejected.
+func (s *session) Consume(ctx context.Context, o broker.ConsumeOptions) (broker.Consumer, error) {
+	c, err := s.newConsumer(ctx, o)
+	if err != nil {
+		return nil, fmt.Errorf("consume queue %q: %w", o.Queue, err)
+	}
+	return c, nil
+}
+
+func (s *session) newConsumer(ctx context.Context, o broker.ConsumeOptions) (*consumer, error) {
+	if o.Prefetch < 1 || o.Prefetch > maxPrefetch {
+		return nil, fmt.Errorf("prefetch %d is not in 1 to %d: %w", o.Prefetch, maxPrefetch, broker.ErrRejected)
+	}
+	if err := checkQueue(o.Queue); err != nil {
+		return nil, err
+	}
+	if err := checkName("tag", o.Tag); err != nil {
+		return nil, err
+	}
+	return call(ctx, s, func() (*consumer, error) {
+		tag, err := s.reserveTag(o.Tag)
+		if err != nil {
+			return nil, err
+		}
+		c := &consumer{
+			tag:        tag,
+			limit:      o.Prefetch,
+			deliveries: make(chan broker.Delivery, o.Prefetch),
+			done:       make(chan struct{}),
+		}
+		if c.lane, err = s.openLane(o.Queue, o.Prefetch); err == nil {
+			c.lane.consumer = c
+			if err = c.subscribe(o.Prefetch); err == nil {
+				c.start()
+				return c, nil
+			}
+			_ = c.ch.Close()
+		}
+		s.freeTag(tag)
+		return nil, refused(readQueue, err)
+	}, func(c *consumer) { c.lose(broker.ErrClosed) })
+}
+
+// reserveTag makes sure that no other consumer of the session has the tag, which the broker asks of a channel only.
+func (s *session) reserveTag(wanted string) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	tag := wanted
+	for tag == "" || wanted == "" && s.tags[tag] {
+		s.tagged++
+		tag = "consumer-" + strconv.Itoa(s.tagged)
+	}
+	if s.tags[tag] {
+		return "", fmt.Errorf("tag %q is in use: %w", tag, broker.ErrRejected)
+	}
+	s.tags[tag] = true
+	return tag, nil
+}
+
+func (s *session) freeTag(tag string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.tags, tag)
+}
+
+// Deliveries implements [broker.Consumer].
+func (c *consumer) Deliveries() <-chan broker.Delivery { return c.deliveries }
+
+// Done implements [broker.Consumer].
+func (c *consumer) Done() <-chan struct{} { return c.done }
+
+// Err implements [broker.Consumer].
+func (c *consumer) Err() error {
+	select {
+	case <-c.done:
+	default:
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// Stop implements [broker.Consumer].
+func (c *consumer) Stop(ctx context.Context) error {
+	if c.finish(nil) {
+		if err := c.s.begin(&c.s.goroutines); err == nil {
+			go c.stop()
+		}
+	}
+	return c.await(ctx, "stop", c.done)
+}
+
+// stop cancels the subscriptions in peace.
+func (c *consumer) stop() {
+	defer c.s.goroutines.done()
+	if c.calling.take(context.Background(), c.lost) == nil {
+		_ = c.cancel() // an error ends the channel, and with it the pumps
+		c.calling.give()
+	}
+	c.end()
+}
+
+// Close implements [broker.Consumer].
+func (c *consumer) Close(ctx context.Context) error {
+	c.finish(nil)
+	c.lose(broker.ErrClosed)
+	return c.await(ctx, "close", c.over)
+}
+
+// await waits for the end of Stop or Close.
+func (c *consumer) await(ctx context.Context, verb string, over <-chan struct{}) error {
+	var err error
+	select {
+	case <-over:
+		err = c.s.Err()
+	default:
+		select {
+		case <-over:
+			err = c.s.Err()
+		case <-c.s.dead:
+			err = c.s.Err()
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%s consumer %q: %w", verb, c.tag, err)
+	}
+	return nil
+}
+
+// finish decides why the consumer ends, unless that is decided. From then on no subscription begins.
+func (c *consumer) finish(reason error) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ending {
+		return false
+	}
+	c.ending, c.err = true, reason
+	return true
+}
+
+// end makes the consumer over, once, after finish and the last delivery: what nobody received is given back, unless the
+// broker does that because the lane is lost. It waits for calls and subscriptions, which end with their channel.
+func (c *consumer) end() {
+	c.ended.Do(func() {
+		// Whoever had the turn may have begun a subscription; after it nobody does.
+		_ = c.calling.take(context.Background(), nil)
+		c.calling.give()
+		c.pumps.Wait()
+		for drained := false; !drained; {
+			select { // a receiver may be emptying it at the same time
+			case d := <-c.deliveries:
+				_ = d.Release()
+			default:
+				drained = true
+			}
+		}
+		c.s.freeTag(c.tag)
+		close(c.deliveries)
+		close(c.done)
+		c.retire()
+	})
+}

@@ -1,0 +1,101 @@
+package rabbitmq_test
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+func TestConsumerTagsAreUniqueInASession(t *testing.T) {
+	t.Parallel()
+	q := queue(t, nil)
+	s := open(t, through(t, amqpURL(t), amqpURL(t).Host))
+	o := broker.ConsumeOptions{Queue: q, Tag: "t", Prefetch: 2}
+	c, err := s.Consume(testContext(t), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Consume(testContext(t), o); !errors.Is(err, broker.ErrRejected) {
+		t.Errorf("a tag in use: %v", err)
+	}
+	if err := c.Stop(testContext(t)); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Consume(testContext(t), o); err != nil {
+		t.Errorf("the tag of a stopped consumer: %v", err)
+	}
+}
+
+// However the limit moves under load, every place below it is filled sooner or later, and nothing is lost or doubled.
+func TestEverySettlementMakesRoomWhileTheLimitMoves(t *testing.T) {
+	t.Parallel()
+	q := queue(t, nil)
+	s := open(t, through(t, amqpURL(t), amqpURL(t).Host))
+	const n, most = 400, 16
+	fill(t, s, q, n)
+	c := consume(t, s, q, most)
+	got := make(map[string]bool)
+	var held []broker.Delivery
+	for i := 0; len(got) < n; i++ {
+		limit := 1 + i*7%most
+		if err := c.SetPrefetch(testContext(t), limit); err != nil {
+			t.Fatal(err)
+		}
+		for len(held) > 0 && len(held) >= limit { // the oldest stays longest, as a long task does
+			d := held[len(held)-1]
+			held = held[:len(held)-1]
+			if err := d.Ack(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for len(held) < limit && len(got) < n {
+			d := receive(t, c)
+			if got[d.ID] {
+				t.Fatalf("%s came twice", d.ID)
+			}
+			got[d.ID] = true
+			held = append(held, d)
+		}
+	}
+	for _, d := range held {
+		if err := d.Ack(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A queue that is deleted under a consumer of many subscriptions ends it as quickly as any other.
+func TestDeletedQueueEndsAConsumerOfManySubscriptions(t *testing.T) {
+	t.Parallel()
+	s := open(t, through(t, amqpURL(t), amqpURL(t).Host))
+	q := uniqueName()
+	if err := s.Declare(testContext(t), broker.Topology{Queues: []broker.QueueSpec{{Name: q}}}); err != nil {
+		t.Fatal(err)
+	}
+	const n = 50
+	c := consume(t, s, q, n)
+	for limit := range n + 1 {
+		if err := c.SetPrefetch(testContext(t), limit); err != nil {
+			t.Fatal(limit, err)
+		}
+		if limit == 0 {
+			fill(t, s, q, n)
+			continue
+		}
+		receive(t, c)
+	}
+	if info, err := s.Inspect(testContext(t), q); err != nil || info.Consumers != n {
+		t.Errorf("%+v, %v: this test expects %d subscriptions", info, err, n)
+	}
+	if err := s.Delete(testContext(t), q); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "the consumer's end", c.Done())
+	if err := c.Err(); !errors.Is(err, broker.ErrQueueGone) {
+		t.Error(err)
+	}
+	if _, err := s.Inspect(testContext(t), q); !errors.Is(err, broker.ErrQueueGone) {
+		t.Errorf("the session's next call: %v", err)
+	}
+}

@@ -1,0 +1,118 @@
+package rabbitmq
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// errOver is what waiting helpers return when the session died; whoever calls them puts the session's reason instead.
+var errOver = errors.New("over")
+
+// errClosed is the reason of a session that was closed.
+var errClosed = fmt.Errorf("%w: %w", broker.ErrSessionLost, broker.ErrClosed)
+
+// blockedError says that a publish waited in vain for a broker that blocks publishers.
+type blockedError struct {
+	reason string
+	err    error
+}
+
+func (e *blockedError) Error() string {
+	return fmt.Sprintf("the broker blocks publishers (%s): %v", e.reason, e.err)
+}
+
+func (e *blockedError) Unwrap() error { return e.err }
+
+// The operations that can be refused, for refused. The permission is what RabbitMQ's access control asks for them.
+type operation struct {
+	permission string // for 403
+	missing    error  // for 404
+}
+
+var (
+	declareExchange = operation{"configure permission on the exchange", broker.ErrRejected}
+	declareQueue    = operation{"configure permission on the queue", broker.ErrRejected}
+	bindQueue       = operation{"write permission on the queue and read permission on the exchange", broker.ErrRejected}
+	readQueue       = operation{"read permission on the queue", broker.ErrQueueGone}
+	inspectQueue    = operation{"configure permission on the queue", broker.ErrQueueGone} // asked from 4.3 on
+	deleteQueue     = operation{"configure permission on the queue", broker.ErrQueueGone}
+)
+
+// refused turns what a call on a channel of its own returned into an error of the contract. All that RabbitMQ refuses
+// closes the channel, with one of these codes; the text names the thing. No error of the client gets out: its types are no
+// part of this package's API.
+func refused(op operation, err error) error {
+	var e *amqp.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	switch text := reply(e); e.Code {
+	case amqp.NotFound: // no such queue or exchange
+		return fmt.Errorf("%s: %w", text, op.missing)
+	case amqp.ResourceLocked: // exclusive to another connection
+		return fmt.Errorf("%s: %w", text, broker.ErrLocked)
+	case amqp.PreconditionFailed: // it exists with other properties
+		return fmt.Errorf("%s: %w: delete it or use the same properties", text, broker.ErrRejected)
+	case amqp.AccessRefused: // no permission, or a name that belongs to the broker (amq.…)
+		return fmt.Errorf("%s: %w: the user needs %s", text, broker.ErrRejected, op.permission)
+	case amqp.NotImplemented, amqp.NotAllowed, amqp.CommandInvalid: // these close the connection, so the session dies too
+		return fmt.Errorf("%s: %w", text, broker.ErrRejected)
+	default: // the channel or connection ended for another reason; trying again may help
+		return errors.New(text)
+	}
+}
+
+// reply is what the broker, or the client in its place, gave as the reason.
+func reply(e *amqp.Error) string {
+	if e.Server {
+		return fmt.Sprintf("%d %s", e.Code, e.Reason)
+	}
+	return e.Reason
+}
+
+// dialError explains why a connection could not be opened.
+func dialError(a address, err error) error {
+	var e *amqp.Error
+	fromBroker := errors.As(err, &e) && e.Server
+	explained := explain(err)
+	if fromBroker || a.scheme != "amqps" {
+		return explained
+	}
+	// With TLS 1.3 a broker refuses a certificate after the client's handshake is done, and what the client then meets is any
+	// error of a lost link.
+	return fmt.Errorf("%w (over TLS that may also be a broker that wants a client certificate, or does not accept the one it got)", explained)
+}
+
+func explain(err error) error {
+	var e *amqp.Error
+	switch {
+	case !errors.As(err, &e):
+		return err
+	case errors.Is(err, amqp.ErrCredentials):
+		// RabbitMQ does so without a word when user or password are wrong, and the client cannot tell that from a lost link.
+		return errors.New("the broker ended the connection during the login: check user and password")
+	case !e.Server:
+		return fmt.Errorf("the broker ended the connection while it was opened: %s", e.Reason)
+	case e.Code == amqp.AccessRefused:
+		return fmt.Errorf("%s: check user and password, and that the user may use the virtual host", reply(e))
+	case e.Code == amqp.NotAllowed && strings.Contains(e.Reason, "vhost"):
+		return fmt.Errorf("%s: check the virtual host at the end of the URL", reply(e))
+	}
+	return errors.New(reply(e))
+}
+
+// lost is the reason of a session whose connection ended.
+func lost(c *conn, e *amqp.Error) error {
+	switch cause := c.socket.cause.Load(); {
+	case cause != nil:
+		return fmt.Errorf("%w: %s connection: %w", broker.ErrSessionLost, c.role, *cause)
+	case e != nil:
+		return fmt.Errorf("%w: %s connection: %s", broker.ErrSessionLost, c.role, reply(e))
+	}
+	return fmt.Errorf("%w: %s connection ended", broker.ErrSessionLost, c.role)
+}

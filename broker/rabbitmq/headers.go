@@ -1,0 +1,173 @@
+package rabbitmq
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// maxName is the longest short string of AMQP: its length is one byte. The client ends the connection over a longer one.
+const maxName = 255
+
+func checkName(what, name string) error {
+	if len(name) > maxName {
+		return fmt.Errorf("%s of %d bytes, at most %d: %w", what, len(name), maxName, broker.ErrRejected)
+	}
+	return nil
+}
+
+// encode checks a message and turns it into what the client writes. Everything that would make the client or the broker
+// end the channel is refused here, as far as it can be known, since all that is in flight there would fall with it.
+func encode(m *broker.Message, frameSize int) (amqp.Publishing, error) {
+	if m.ID == "" {
+		return amqp.Publishing{}, fmt.Errorf("empty message ID: %w", broker.ErrRejected)
+	}
+	size := 64 // more than the fixed parts of the frame
+	for _, f := range [...]struct{ what, name string }{
+		{"exchange", m.Exchange},
+		{"routing key", m.RoutingKey},
+		{"message ID", m.ID},
+		{"type", m.Type},
+		{"content type", m.ContentType},
+		{"correlation ID", m.CorrelationID},
+		{"reply-to", m.ReplyTo},
+	} {
+		if err := checkName(f.what, f.name); err != nil {
+			return amqp.Publishing{}, err
+		}
+		size += len(f.name) + 1
+	}
+	headers, n, err := encodeTable(m.Headers)
+	if err != nil {
+		return amqp.Publishing{}, fmt.Errorf("%w: %w", err, broker.ErrRejected)
+	}
+	// Properties and headers are one frame, which cannot be split as the body can.
+	if size += n; frameSize > 0 && size > frameSize {
+		return amqp.Publishing{}, fmt.Errorf("headers of %d bytes, at most %d with the properties: %w", n, frameSize, broker.ErrRejected)
+	}
+	return amqp.Publishing{
+		DeliveryMode:  amqp.Persistent,
+		MessageId:     m.ID,
+		Type:          m.Type,
+		ContentType:   m.ContentType,
+		CorrelationId: m.CorrelationID,
+		ReplyTo:       m.ReplyTo,
+		Timestamp:     m.Timestamp,
+		Headers:       headers,
+		Body:          m.Body,
+	}, nil
+}
+
+// encodeTable returns a copy of headers with the client's types, and its size on the wire.
+func encodeTable(headers map[string]any) (amqp.Table, int, error) {
+	size := 4
+	if len(headers) == 0 {
+		return nil, size, nil
+	}
+	table := make(amqp.Table, len(headers))
+	for name, v := range headers {
+		if err := checkName("header name", name); err != nil {
+			return nil, 0, err
+		}
+		encoded, n, err := encodeValue(v)
+		if err != nil {
+			return nil, 0, fmt.Errorf("header %q: %w", name, err)
+		}
+		table[name] = encoded
+		size += 1 + len(name) + n
+	}
+	return table, size, nil
+}
+
+// encodeValue turns a header value into one that the client can write, and returns its size on the wire. Beside what the
+// contract allows it takes every type that a received message may hold, so that a message with them can be retried.
+func encodeValue(v any) (any, int, error) {
+	switch v := v.(type) {
+	case nil:
+		return nil, 1, nil
+	case bool, int8, uint8:
+		return v, 2, nil
+	case int16, uint16:
+		return v, 3, nil
+	case int32, uint32, float32:
+		return v, 5, nil
+	case int64, float64, time.Time:
+		return v, 9, nil
+	case amqp.Decimal:
+		return v, 6, nil
+	case int: // the client would cut it to 32 bits
+		return int64(v), 9, nil
+	case uint:
+		return encodeValue(uint64(v))
+	case uint64:
+		if v > math.MaxInt64 {
+			return nil, 0, fmt.Errorf("%d does not fit in 64 bits with a sign", v)
+		}
+		return int64(v), 9, nil
+	case string:
+		return v, 5 + len(v), nil
+	case []byte:
+		return v, 5 + len(v), nil
+	case []any:
+		list, size := make([]any, len(v)), 5
+		for i, e := range v {
+			encoded, n, err := encodeValue(e)
+			if err != nil {
+				return nil, 0, fmt.Errorf("element %d: %w", i, err)
+			}
+			list[i], size = encoded, size+n
+		}
+		return list, size, nil
+	case map[string]any:
+		table, n, err := encodeTable(v)
+		if table == nil && err == nil {
+			table = amqp.Table{}
+		}
+		return table, 1 + n, err
+	case amqp.Table:
+		return encodeValue(map[string]any(v))
+	}
+	return nil, 0, errors.New("a value of type " + fmt.Sprintf("%T", v) + " cannot be sent")
+}
+
+// decode turns what the client read into a message. Types of header values that the contract does not know are left as
+// they are.
+func decode(d *amqp.Delivery) broker.Message {
+	return broker.Message{
+		Exchange:      d.Exchange,
+		RoutingKey:    d.RoutingKey,
+		ID:            d.MessageId,
+		Type:          d.Type,
+		ContentType:   d.ContentType,
+		CorrelationID: d.CorrelationId,
+		ReplyTo:       d.ReplyTo,
+		Timestamp:     d.Timestamp,
+		Headers:       decodeTable(d.Headers),
+		Body:          d.Body,
+	}
+}
+
+// decodeTable changes a table in place: nobody else has it.
+func decodeTable(t amqp.Table) map[string]any {
+	for name, v := range t {
+		t[name] = decodeValue(v)
+	}
+	return t
+}
+
+func decodeValue(v any) any {
+	switch v := v.(type) {
+	case amqp.Table:
+		return decodeTable(v)
+	case []any:
+		for i := range v {
+			v[i] = decodeValue(v[i])
+		}
+	}
+	return v
+}

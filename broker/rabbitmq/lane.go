@@ -1,0 +1,234 @@
+package rabbitmq
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// lane is one AMQP channel with the deliveries that came from it: those of a consumer, or of one TryGet. A delivery tag is
+// a number of its channel, so a delivery is settled through its lane and nowhere else; when the lane is over, so is the
+// right to settle (fencing).
+type lane struct {
+	s        *session
+	ch       *amqp.Channel
+	queue    string
+	consumer *consumer // nil for TryGet
+	closes   chan *amqp.Error
+	cancels  chan string // the broker ended a subscription
+
+	calling turn          // one call on the channel at a time: its answer names no question
+	wake    chan struct{} // something to do for run
+	lost    chan struct{} // closed when gone is set
+	flushed chan struct{} // closed when run writes no more settlements
+	over    chan struct{} // closed when run has ended
+
+	mu      sync.Mutex // guards what follows, and the subscriptions
+	pending []settlement
+	written ledger // run's alone
+	open    int    // handed out, and no settlement written
+	retired bool   // no delivery will come any more: the lane ends with the last settlement
+	gone    error  // why nothing can be settled any more
+}
+
+// settlement is what run has to write. There are never more than deliveries handed out.
+type settlement struct {
+	tag     uint64
+	release bool
+	from    *subscription
+}
+
+// openLane opens a channel on the consuming connection, for so many subscriptions. The caller starts run, or closes the
+// channel.
+func (s *session) openLane(queue string, subscriptions int) (*lane, error) {
+	ch, err := s.consume.Channel()
+	if err != nil {
+		return nil, err
+	}
+	return &lane{
+		s:       s,
+		ch:      ch,
+		queue:   queue,
+		closes:  ch.NotifyClose(make(chan *amqp.Error, 1)),
+		cancels: ch.NotifyCancel(make(chan string, subscriptions)), // the client stops reading while there is no room
+		calling: newTurn(),
+		wake:    make(chan struct{}, 1),
+		lost:    make(chan struct{}),
+		flushed: make(chan struct{}),
+		over:    make(chan struct{}),
+	}, nil
+}
+
+// start makes the lane known to the session and runs it. The caller runs on a goroutine of the session.
+func (l *lane) start() {
+	s := l.s
+	s.goroutines.add()
+	s.mu.Lock()
+	reason := s.err
+	s.lanes[l] = struct{}{}
+	s.mu.Unlock()
+	if reason != nil { // it died while the lane was opened
+		l.lose(reason)
+	}
+	go l.run()
+}
+
+// run writes settlements until the lane is over.
+func (l *lane) run() {
+	defer l.s.goroutines.done()
+	defer close(l.over)
+	l.serve()
+	l.flush()
+	close(l.flushed)
+	l.s.mu.Lock()
+	delete(l.s.lanes, l)
+	l.s.mu.Unlock()
+	select {
+	case <-l.s.dead: // the channel ends with its connection
+	default:
+		if l.calling.take(context.Background(), l.s.dead) == nil {
+			_ = l.ch.Close() // gives back what is not settled; nothing if the broker has closed it
+			l.calling.give()
+		}
+	}
+	if l.consumer != nil {
+		l.mu.Lock()
+		reason := l.gone
+		l.mu.Unlock()
+		l.consumer.finish(reason)
+		l.consumer.end()
+	}
+}
+
+func (l *lane) serve() {
+	for {
+		select {
+		case <-l.lost:
+			return
+		case e := <-l.closes:
+			l.broken(e)
+			return
+		case <-l.cancels:
+			l.lose(l.s.whyCancelled(l.queue))
+			return
+		case <-l.wake:
+			l.flush()
+			if l.spent() {
+				return
+			}
+			if l.consumer != nil {
+				l.consumer.fill()
+			}
+		}
+	}
+}
+
+// broken ends the lane after its channel.
+func (l *lane) broken(e *amqp.Error) {
+	if l.s.consume.IsClosed() || e == nil {
+		<-l.s.dead // the whole connection: the session tells the lane
+		return
+	}
+	l.lose(fmt.Errorf("%w: %s", broker.ErrConsumerLost, reply(e)))
+}
+
+// whyCancelled finds out why the broker ended a subscription, which it does not say: its queue was deleted, or is not
+// available at the moment.
+func (s *session) whyCancelled(queue string) error {
+	_, err := s.Inspect(context.Background(), queue)
+	switch {
+	case errors.Is(err, broker.ErrQueueGone), errors.Is(err, broker.ErrSessionLost):
+		return err
+	}
+	return fmt.Errorf("queue %q: the broker ended the subscription: %w", queue, broker.ErrConsumerLost)
+}
+
+// lose ends the right to settle, and with it the lane.
+func (l *lane) lose(reason error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.gone == nil {
+		l.gone = reason
+		close(l.lost)
+	}
+}
+
+// retire ends the lane once everything is settled.
+func (l *lane) retire() {
+	l.mu.Lock()
+	l.retired = true
+	l.mu.Unlock()
+	l.poke()
+}
+
+func (l *lane) spent() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.retired && l.open == 0
+}
+
+func (l *lane) poke() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// flush writes what was settled. It blocks for the socket, no longer than its deadline.
+func (l *lane) flush() {
+	for {
+		l.mu.Lock()
+		batch := l.pending
+		l.pending = nil
+		l.mu.Unlock()
+		if len(batch) == 0 {
+			return
+		}
+		// An error says that channel or connection are over. The message comes again, and Ack had promised no more.
+		var acks []uint64
+		for _, x := range batch {
+			if !x.release {
+				acks = append(acks, x.tag)
+				continue
+			}
+			_ = l.ch.Nack(x.tag, false, true)
+			l.written.note(x.tag)
+		}
+		upTo, singles := l.written.ack(acks)
+		if upTo > 0 {
+			_ = l.ch.Ack(upTo, true)
+		}
+		for _, tag := range singles {
+			_ = l.ch.Ack(tag, false)
+		}
+		l.mu.Lock()
+		l.open -= len(batch)
+		for _, x := range batch {
+			if x.from != nil {
+				x.from.open--
+			}
+		}
+		l.mu.Unlock()
+	}
+}
+
+// handOut makes a delivery of this lane.
+func (l *lane) handOut(a *amqp.Delivery, from *subscription) broker.Delivery {
+	l.mu.Lock()
+	l.open++
+	if from != nil {
+		from.open++
+	}
+	l.mu.Unlock()
+	return broker.Delivery{
+		Message:     decode(a),
+		Queue:       l.queue,
+		Redelivered: a.Redelivered,
+		Settler:     &delivery{lane: l, from: from, tag: a.DeliveryTag, id: a.MessageId},
+	}
+}

@@ -1,0 +1,310 @@
+package rabbitmq_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/broker/brokertest"
+	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
+)
+
+// node is a RabbitMQ of the test's own, to be stopped, blocked and configured.
+type node struct {
+	testing.TB
+	url *url.URL
+	ctl string
+}
+
+// newNode starts a node, or skips the test.
+func newNode(t testing.TB) *node {
+	t.Helper()
+	if os.Getenv("DISPATCHER_TEST_NODES") != "1" {
+		t.Skip("needs DISPATCHER_TEST_NODES=1, and starts a RabbitMQ of its own")
+	}
+	dir := t.TempDir()
+	brokers := func(verb string) string {
+		cmd := exec.Command("../../scripts/brokers.sh", verb, dir)
+		cmd.Env = append(os.Environ(), "DISPATCHER_AMQP_CON=")
+		var stderr strings.Builder
+		cmd.Stderr = &stderr
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("brokers.sh %s: %v\n%s", verb, err, stderr.String())
+		}
+		return string(out)
+	}
+	t.Cleanup(func() { brokers("stop") })
+	n := &node{TB: t}
+	for line := range strings.Lines(brokers("start")) {
+		switch name, value, _ := strings.Cut(strings.TrimSpace(line), "="); name {
+		case "DISPATCHER_AMQP_CON":
+			n.url, _ = url.Parse(value)
+		case "DISPATCHER_RABBITMQCTL":
+			n.ctl = value
+		}
+	}
+	return n
+}
+
+// run calls rabbitmqctl.
+func (n *node) run(args ...string) {
+	n.Helper()
+	if out, err := exec.Command(n.ctl, args...).CombinedOutput(); err != nil {
+		n.Errorf("rabbitmqctl %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+}
+
+func (n *node) broker(t testing.TB) *rabbitmq.Broker { return through(t, n.url, n.url.Host) }
+
+// as returns a broker for another user and virtual host.
+func (n *node) as(t testing.TB, user, vhost string) *rabbitmq.Broker {
+	u := *n.url
+	u.User, u.Path = url.UserPassword(user, "hush"), "/"+vhost
+	return newBroker(t, rabbitmq.Config{URLs: []string{u.String()}})
+}
+
+// One node serves all these tests, one after the other: a boot takes longer than any of them.
+func TestOwnNode(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	t.Run("refuses", func(t *testing.T) { testAccess(t, n) })
+	t.Run("blocks publishers", func(t *testing.T) { testBlocked(t, n) })
+	t.Run("times an ack out", func(t *testing.T) { testAckTimeout(t, n) })
+	t.Run("restarts", func(t *testing.T) { testRestart(t, n) })
+}
+
+// Everything that the broker does not let happen names the thing and what is missing, and shows no password.
+func testAccess(t *testing.T, n *node) {
+	n.run("add_user", "nobody", "hush")
+	n.run("add_user", "reader", "hush")
+	n.run("set_permissions", "reader", "^$", "^$", "^allowed") // configure, write, read
+	s := open(t, n.broker(t))
+	if err := s.Declare(testContext(t), broker.Topology{Queues: []broker.QueueSpec{{Name: "allowed"}, {Name: "other"}}}); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(what string, err error, want ...string) {
+		t.Helper()
+		for _, w := range want {
+			if err == nil || !strings.Contains(err.Error(), w) {
+				t.Errorf("%s: %v, want %q", what, err, w)
+			}
+		}
+		if err != nil && strings.Contains(err.Error(), "hush") || errors.Is(err, broker.ErrPermanent) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for user, hint := range map[string]string{"guest": "user and password", "stranger": "user and password", "nobody": "virtual host"} {
+		_, err := n.as(t, user, "").Open(testContext(t))
+		refused("open as "+user, err, hint)
+	}
+	_, err := n.as(t, "reader", "missing").Open(testContext(t))
+	refused("open a missing virtual host", err, "missing", "virtual host")
+
+	r := open(t, n.as(t, "reader", ""))
+	ctx := testContext(t)
+	err = r.Declare(ctx, broker.Topology{Queues: []broker.QueueSpec{{Name: "mine"}}})
+	refused("declare a queue", err, `"mine"`, "configure permission on the queue", "rejected")
+	err = r.Declare(ctx, broker.Topology{Exchanges: []broker.Exchange{{Name: "mine", Kind: broker.Direct}}})
+	refused("declare an exchange", err, `"mine"`, "configure permission on the exchange", "rejected")
+	err = r.Declare(ctx, broker.Topology{Bindings: []broker.Binding{{Queue: "allowed", Exchange: "amq.direct", Key: "k"}}})
+	refused("bind", err, `"allowed"`, "write permission", "rejected")
+	_, err = r.Consume(ctx, broker.ConsumeOptions{Queue: "other", Prefetch: 1})
+	refused("consume", err, `"other"`, "read permission on the queue", "rejected")
+	_, err = r.TryGet(ctx, "other", 1)
+	refused("get", err, `"other"`, "read permission on the queue", "rejected")
+	_, err = r.Purge(ctx, "other")
+	refused("purge", err, `"other"`, "read permission on the queue", "rejected")
+	refused("delete", r.Delete(ctx, "other"), `"other"`, "configure permission on the queue", "rejected")
+	if _, err = r.Inspect(ctx, "other"); err != nil {
+		t.Errorf("inspect needs no permission: %v", err)
+	}
+	if r.Err() != nil {
+		t.Fatalf("the session died of it: %v", r.Err())
+	}
+	err = outcomes(t, r, broker.Message{RoutingKey: "allowed", ID: "1"})[0]
+	refused("publish", err, "write permission", "unconfirmed")
+	wait(t, "the session's end", r.Done())
+}
+
+// blocker is a session that tells whether the broker blocks it.
+type blocker interface{ Blocked() (string, bool) }
+
+// An alarm stops publishers, and nothing else.
+func testBlocked(t *testing.T, n *node) {
+	q := uniqueName()
+	s := open(t, n.broker(t))
+	top := broker.Topology{Queues: []broker.QueueSpec{{Name: q}, {Name: q + broker.DeadSuffix}}}
+	if err := s.Declare(testContext(t), top); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = s.Delete(testContext(t), q), s.Delete(testContext(t), q+broker.DeadSuffix) })
+	fill(t, s, q, 10)
+	c := consume(t, s, q, 5)
+	if reason, ok := s.(blocker).Blocked(); ok {
+		t.Fatalf("blocked: %s", reason)
+	}
+	n.run("set_vm_memory_high_watermark", "0.00001")
+	alarm := true
+	end := func() {
+		if alarm {
+			n.run("set_vm_memory_high_watermark", "0.4")
+		}
+		alarm = false
+	}
+	defer end()
+
+	// The broker tells after it has seen a publish, which it keeps and confirms when the alarm is over.
+	early := make(chan error, 1)
+	s.Publish(testContext(t), []broker.Message{{RoutingKey: q, ID: "early"}}, func(_ int, err error) { early <- err })
+	for tick := time.Tick(5 * time.Millisecond); ; <-tick {
+		if reason, ok := s.(blocker).Blocked(); ok {
+			if !strings.Contains(reason, "memory") {
+				t.Errorf("reason %q", reason)
+			}
+			break
+		}
+		if s.Err() != nil {
+			t.Fatal(s.Err())
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	told := make(chan error, 2)
+	s.Publish(ctx, []broker.Message{{RoutingKey: q, ID: "a"}, {RoutingKey: q, ID: "b"}}, func(_ int, err error) { told <- err })
+	for range 2 {
+		if err := <-told; !errors.Is(err, broker.ErrNotSent) || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("publish: %v, want not sent", err)
+		}
+	}
+	d := receive(t, c)
+	if err := d.DeadLetter(ctx, d.Forward()); !errors.Is(err, broker.ErrNotSent) {
+		t.Errorf("dead letter: %v, want not sent", err)
+	}
+	if err := d.Ack(); err != nil {
+		t.Errorf("ack: %v", err)
+	}
+	for range 9 { // consuming and acking go on
+		if err := receive(t, c).Ack(); err != nil {
+			t.Errorf("ack: %v", err)
+		}
+	}
+	testBlockedInMidWrite(t, n)
+
+	// Waiting publishers go on when it is over, and a session without work can be closed at once.
+	idle := open(t, n.broker(t))
+	if err := idle.Close(testContext(t)); err != nil {
+		t.Errorf("close: %v", err)
+	}
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		s.Publish(testContext(t), []broker.Message{{RoutingKey: q, ID: "patient"}}, func(_ int, err error) { told <- err })
+	})
+	end()
+	waiting.Wait()
+	for _, c := range []chan error{early, told} {
+		if err := <-c; err != nil {
+			t.Errorf("after the alarm: %v", err)
+		}
+	}
+	if _, ok := s.(blocker).Blocked(); ok {
+		t.Error("still blocked")
+	}
+	got := []string{receive(t, c).ID, receive(t, c).ID}
+	if got[0]+got[1] != "earlypatient" && got[0]+got[1] != "patientearly" {
+		t.Errorf("in the queue: %q", got)
+	}
+}
+
+// A publisher that is in the middle of a write when the broker stops reading returns with its context, and its session
+// lives on, though the peer takes nothing for longer than a dead one may.
+func testBlockedInMidWrite(t *testing.T, n *node) {
+	n.run("set_vm_memory_high_watermark", "0.4")
+	q := uniqueName()
+	s := open(t, n.broker(t).WithHeartbeat(time.Second))
+	if err := s.Declare(testContext(t), broker.Topology{Queues: []broker.QueueSpec{{Name: q}}}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Delete(testContext(t), q) })
+	n.run("set_vm_memory_high_watermark", "0.00001")
+	const count = 3
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Second)
+	defer cancel()
+	told := make(chan error, count)
+	msgs, body := make([]broker.Message, count), make([]byte, 60<<20) // more than sockets hold
+	for i := range msgs {
+		msgs[i] = broker.Message{RoutingKey: q, ID: fmt.Sprint(i), Body: body}
+	}
+	s.Publish(ctx, msgs, func(_ int, err error) { told <- err })
+	if ctx.Err() == nil {
+		t.Fatal("the broker took it all")
+	}
+	if s.Err() != nil {
+		t.Fatalf("session: %v", s.Err())
+	}
+	n.run("set_vm_memory_high_watermark", "0.4")
+	confirmed, notSent := 0, 0
+	for range count {
+		switch err := <-told; {
+		case err == nil:
+			confirmed++
+		case errors.Is(err, broker.ErrNotSent):
+			notSent++
+		default:
+			t.Errorf("publish: %v", err)
+		}
+	}
+	if confirmed == 0 || notSent == 0 {
+		t.Errorf("%d confirmed, %d not sent", confirmed, notSent)
+	}
+	n.run("set_vm_memory_high_watermark", "0.00001")
+}
+
+// RabbitMQ closes the channel of a delivery that is not settled in time. Only its consumer ends.
+func testAckTimeout(t *testing.T, n *node) {
+	n.run("eval", "application:set_env(rabbit,consumer_timeout,1000), application:set_env(rabbit,channel_tick_interval,300).")
+	defer n.run("eval", "application:set_env(rabbit,consumer_timeout,1800000), application:set_env(rabbit,channel_tick_interval,60000).")
+	q := uniqueName()
+	s := open(t, n.broker(t))
+	if err := s.Declare(testContext(t), broker.Topology{Queues: []broker.QueueSpec{{Name: q}}}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Delete(testContext(t), q) })
+	fill(t, s, q, 1)
+	c := consume(t, s, q, 1)
+	d := receive(t, c)
+	wait(t, "the consumer's end", c.Done())
+	wait(t, "Lost", d.Lost())
+	if err := c.Err(); !errors.Is(err, broker.ErrConsumerLost) || !strings.Contains(err.Error(), "timed out") {
+		t.Errorf("consumer: %v", err)
+	}
+	if err := d.Ack(); !errors.Is(err, broker.ErrDeliveryLost) {
+		t.Errorf("late ack: %v", err)
+	}
+	if s.Err() != nil {
+		t.Errorf("session: %v", s.Err())
+	}
+	if err := receive(t, consume(t, s, q, 1)).Ack(); err != nil {
+		t.Errorf("ack by the next consumer: %v", err)
+	}
+}
+
+// The whole suite, with restarts of the broker's application: connections end, and what is durable is read from disk.
+func testRestart(t *testing.T, n *node) {
+	brokertest.Run(t, brokertest.Harness{
+		New: func(tb testing.TB) broker.Broker {
+			proxy := brokertest.NewProxy(tb, n.url.Host)
+			return &linked{through(tb, n.url, proxy.Addr()), proxy}
+		},
+		Kill:    func(_ testing.TB, b broker.Broker) { b.(*linked).proxy.Cut() },
+		Restart: func(testing.TB, broker.Broker) { n.run("stop_app"); n.run("start_app") },
+	})
+}

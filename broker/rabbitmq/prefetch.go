@@ -1,0 +1,168 @@
+package rabbitmq
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// subscription is one consumer in the eyes of the broker. Guarded by lane.mu.
+type subscription struct {
+	tag       string
+	prefetch  int
+	open      int  // unsettled
+	cancelled bool // by us
+	ended     bool // nothing more comes
+}
+
+// SetPrefetch implements [broker.Consumer]. Lowering takes a round trip or two, in which nothing is delivered.
+func (c *consumer) SetPrefetch(ctx context.Context, n int) error {
+	if err := c.setPrefetch(ctx, n); err != nil {
+		return fmt.Errorf("set prefetch of consumer %q: %w", c.tag, err)
+	}
+	return nil
+}
+
+func (c *consumer) setPrefetch(ctx context.Context, n int) error {
+	if n < 0 || n > cap(c.deliveries) {
+		return fmt.Errorf("%d is not in 0 to %d: %w", n, cap(c.deliveries), broker.ErrRejected)
+	}
+	c.mu.Lock()
+	err := c.gone
+	if err == nil && c.ending {
+		err = broker.ErrClosed
+	}
+	if err == nil && ctx.Err() == nil {
+		c.limit = n
+	}
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	_, err = call(ctx, c.s, func() (struct{}, error) {
+		if err := c.calling.take(context.Background(), c.lost); err != nil {
+			return struct{}{}, broker.ErrClosed
+		}
+		defer c.calling.give()
+		switch room := c.room(); {
+		case room > 0:
+			return struct{}{}, c.subscribe(room)
+		case room < 0:
+			return struct{}{}, c.cancel()
+		}
+		return struct{}{}, nil
+	}, nil)
+	if err == nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.gone != nil {
+		return c.gone
+	}
+	return refused(readQueue, err)
+}
+
+// cancel ends all live subscriptions. What they delivered stays valid. The caller has the turn to call.
+func (c *consumer) cancel() error {
+	c.mu.Lock()
+	var live []string
+	for _, sub := range c.subs {
+		if !sub.ended && !sub.cancelled {
+			sub.cancelled = true
+			live = append(live, sub.tag)
+		}
+	}
+	c.mu.Unlock()
+	for _, tag := range live {
+		if err := c.ch.Cancel(tag, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// subscribe begins a subscription. The caller has the lane's turn to call, or the lane for itself.
+func (c *consumer) subscribe(prefetch int) error {
+	c.mu.Lock()
+	c.subbed++
+	sub := &subscription{tag: c.tag, prefetch: prefetch}
+	if c.subbed > 1 {
+		suffix := "#" + strconv.Itoa(c.subbed)
+		sub.tag = sub.tag[:min(len(sub.tag), maxName-len(suffix))] + suffix
+	}
+	c.subs = append(c.subs, sub)
+	c.mu.Unlock()
+	// The prefetch of a channel holds for the subscriptions that begin after it, each for itself.
+	err := c.ch.Qos(prefetch, 0, false)
+	var in <-chan amqp.Delivery
+	if err == nil {
+		in, err = c.ch.Consume(c.queue, sub.tag, false, false, false, false, nil)
+	}
+	if err != nil {
+		return err
+	}
+	c.pumps.Add(1)
+	c.s.goroutines.add()
+	go c.pump(sub, in)
+	return nil
+}
+
+// pump moves the deliveries of one subscription to the channel, where there is room for all that the broker may send.
+func (c *consumer) pump(sub *subscription, in <-chan amqp.Delivery) {
+	defer c.s.goroutines.done()
+	defer c.pumps.Done()
+	for a := range in {
+		select {
+		case c.deliveries <- c.handOut(&a, sub):
+		case <-c.lost: // the broker gives it to somebody else
+		}
+	}
+	c.mu.Lock()
+	sub.ended = true
+	c.mu.Unlock()
+	c.poke() // there may be room for another subscription
+}
+
+// room is how many more may be handed out than the live subscriptions may take; below 0 they may take too many.
+func (c *consumer) room() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ending {
+		return 0
+	}
+	room, kept := c.limit, c.subs[:0]
+	for _, sub := range c.subs {
+		switch {
+		case !sub.ended:
+			room -= sub.prefetch
+		case sub.open > 0:
+			room -= sub.open
+		default:
+			continue
+		}
+		kept = append(kept, sub)
+	}
+	clear(c.subs[len(kept):])
+	c.subs = kept
+	return room
+}
+
+// fill uses the room that settlements have made. It runs on the lane's goroutine.
+func (c *consumer) fill() {
+	if c.room() <= 0 {
+		return
+	}
+	if err := c.calling.take(context.Background(), c.lost); err != nil {
+		return
+	}
+	defer c.calling.give()
+	// An error has closed the channel, of which the lane is told.
+	if room := c.room(); room > 0 {
+		_ = c.subscribe(room)
+	}
+}

@@ -1,0 +1,278 @@
+package rabbitmq
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// session implements [broker.Session] with two connections.
+type session struct {
+	queueType string // of durable queues that name none
+	publish   *publisher
+	consume   *conn // everything but publishing, since an exclusive queue belongs to its connection
+	calls     chan struct{}
+
+	dead chan struct{} // closed when err is set
+	done chan struct{} // closed when, after that, nothing is under way
+
+	publishing tally // calls of Publish, and messages in flight
+	goroutines tally // all others
+
+	mu      sync.Mutex // guards what follows
+	closing bool       // nothing new may begin
+	err     error      // why it died
+	lanes   map[*lane]struct{}
+	tags    map[string]bool // of live consumers
+	tagged  int             // tags made up
+}
+
+// maxCalls is how many declarations, inspections and the like may be under way at once, each on a channel of its own: a
+// broker that does not answer must not use up the connection's channels.
+const maxCalls = 16
+
+func newSession(queueType string, publish, consume *conn) (*session, error) {
+	s := &session{
+		queueType: queueType,
+		consume:   consume,
+		calls:     make(chan struct{}, maxCalls),
+		dead:      make(chan struct{}),
+		done:      make(chan struct{}),
+		lanes:     make(map[*lane]struct{}),
+		tags:      make(map[string]bool),
+	}
+	p, err := newPublisher(s, publish)
+	if err != nil {
+		return nil, err
+	}
+	s.publish = p
+	for _, run := range []func(){
+		func() { s.watch(publish) }, func() { s.watch(consume) },
+		func() { p.watchBlocked() }, func() { p.watchChannel() },
+	} {
+		s.goroutines.add()
+		go func() {
+			defer s.goroutines.done()
+			run()
+		}()
+	}
+	return s, nil
+}
+
+// Capabilities implements [broker.Session].
+func (s *session) Capabilities() broker.Capabilities {
+	return broker.Capabilities{Fanout: true, Ephemeral: true}
+}
+
+// Blocked tells whether the broker blocks publishers at the moment, for want of memory or disk, and its reason. Publish,
+// Retry and DeadLetter wait meanwhile. RabbitMQ tells a connection only after it has published something.
+func (s *session) Blocked() (reason string, ok bool) {
+	if b := s.publish.gate.shut.Load(); b != nil {
+		return b.reason, true
+	}
+	return "", false
+}
+
+// Done implements [broker.Session].
+func (s *session) Done() <-chan struct{} { return s.done }
+
+// Err implements [broker.Session].
+func (s *session) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// begin counts something as under way, unless the session is dead or closing; then it returns the reason.
+func (s *session) begin(t *tally) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.err != nil:
+		return s.err
+	case s.closing:
+		return errClosed
+	}
+	t.add()
+	return nil
+}
+
+// die makes the session dead, once, and reports whether it was this call. What the session handed out is lost from here;
+// its connections are for that caller to end.
+func (s *session) die(reason error) bool {
+	s.mu.Lock()
+	if s.err != nil {
+		s.mu.Unlock()
+		return false
+	}
+	s.closing, s.err = true, reason
+	close(s.dead)
+	lanes := s.openLanes()
+	s.mu.Unlock()
+	for _, l := range lanes {
+		l.lose(reason)
+	}
+	go func() { // ends with done
+		<-s.publishing.zero()
+		<-s.goroutines.zero()
+		close(s.done)
+	}()
+	return true
+}
+
+// openLanes returns the lanes; the caller holds mu.
+func (s *session) openLanes() []*lane {
+	lanes := make([]*lane, 0, len(s.lanes))
+	for l := range s.lanes {
+		lanes = append(lanes, l)
+	}
+	return lanes
+}
+
+// fail makes the session dead and ends its connections, unless it is dead already: Close ends them one after the other, and
+// the end of the first must not cut off the acks on the second.
+func (s *session) fail(reason error) {
+	if s.die(reason) {
+		s.publish.conn.socket.kill()
+		s.consume.socket.kill()
+	}
+}
+
+// watch waits for the end of a connection. The client may be stuck in a write when it tells; ending the socket frees it.
+func (s *session) watch(c *conn) {
+	e := <-c.closes
+	c.socket.kill()
+	s.fail(lost(c, e))
+}
+
+// Close implements [broker.Session]. It waits for publishes in flight, writes out the acks, and closes the connections in
+// peace, so that the broker has taken it all when it returns nil.
+func (s *session) Close(ctx context.Context) error {
+	s.mu.Lock()
+	second, died := s.closing, s.err != nil
+	s.closing = true
+	s.mu.Unlock()
+	if second {
+		select {
+		case <-s.done:
+			return nil
+		case <-ctx.Done():
+			if died {
+				return nil
+			}
+			return fmt.Errorf("close session: %w", ctx.Err())
+		}
+	}
+
+	var late error
+	select {
+	case <-s.publishing.zero():
+	case <-s.dead:
+	case <-ctx.Done():
+		late = fmt.Errorf("close session: publishes are unconfirmed: %w", ctx.Err())
+	}
+	s.mu.Lock()
+	lanes := s.openLanes()
+	s.mu.Unlock()
+	s.die(errClosed)
+	for _, l := range lanes {
+		select {
+		case <-l.flushed:
+		case <-ctx.Done():
+		}
+	}
+	var hangUp sync.WaitGroup
+	var cut atomic.Bool
+	for _, c := range []*conn{s.publish.conn, s.consume} {
+		hangUp.Go(func() {
+			stop := context.AfterFunc(ctx, func() { cut.Store(true); c.socket.kill() })
+			defer stop()
+			// All that was published is confirmed, so a broker that blocks publishers, and does not read either, has nothing
+			// to answer.
+			if _, blocked := s.Blocked(); c.role == "consume" || !blocked {
+				_ = c.Connection.Close() // returns when the broker has answered, or the socket has ended
+			}
+			c.socket.kill()
+		})
+	}
+	hangUp.Wait()
+	select {
+	case <-s.done:
+	case <-ctx.Done():
+	}
+	if late == nil && cut.Load() {
+		late = fmt.Errorf("close session: the broker has not confirmed it: %w", ctx.Err())
+	}
+	return late
+}
+
+// call runs f on a goroutine of the session, since the client's calls know no context, and waits for it until ctx ends or
+// the session dies. A result that comes too late goes to undo.
+func call[T any](ctx context.Context, s *session, f func() (T, error), undo func(T)) (T, error) {
+	var none T
+	if err := ctx.Err(); err != nil {
+		return none, err
+	}
+	if err := s.begin(&s.goroutines); err != nil {
+		return none, err
+	}
+	var v T
+	var err error
+	var taken atomic.Bool
+	ready := make(chan struct{})
+	go func() {
+		defer s.goroutines.done()
+		v, err = f()
+		close(ready)
+		if !taken.CompareAndSwap(false, true) && err == nil && undo != nil {
+			undo(v)
+		}
+	}()
+	var over error
+	select {
+	case <-ready:
+		if err != nil && s.Err() != nil { // what the client says of a dead connection explains nothing
+			return none, s.Err()
+		}
+		return v, err
+	case <-ctx.Done():
+		over = ctx.Err()
+	case <-s.dead:
+		over = s.Err()
+	}
+	if !taken.CompareAndSwap(false, true) {
+		// It came in the same moment.
+		<-ready
+		if err == nil {
+			return v, nil
+		}
+	}
+	return none, over
+}
+
+// admin runs f on a throw-away channel of the consuming connection: whatever RabbitMQ refuses closes the channel.
+func (s *session) admin(ctx context.Context, f func(ch *amqp.Channel) error) error {
+	_, err := call(ctx, s, func() (struct{}, error) {
+		select {
+		case s.calls <- struct{}{}:
+			defer func() { <-s.calls }()
+		case <-ctx.Done():
+			return struct{}{}, ctx.Err()
+		case <-s.dead:
+			return struct{}{}, errOver
+		}
+		ch, err := s.consume.Channel()
+		if err != nil {
+			return struct{}{}, err
+		}
+		err = f(ch)
+		_ = ch.Close() // nothing if the broker has closed it
+		return struct{}{}, err
+	}, nil)
+	return err
+}

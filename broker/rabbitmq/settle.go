@@ -1,0 +1,111 @@
+package rabbitmq
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// delivery implements [broker.Settler].
+type delivery struct {
+	lane    *lane
+	from    *subscription // nil for TryGet
+	tag     uint64
+	id      string
+	settled bool // or being settled; guarded by lane.mu
+}
+
+// take claims the right to settle. The caller holds lane.mu.
+func (d *delivery) take() error {
+	switch {
+	case d.settled:
+		return broker.ErrSettled
+	case d.lane.gone != nil:
+		return d.lostError()
+	}
+	d.settled = true
+	return nil
+}
+
+func (d *delivery) lostError() error {
+	return fmt.Errorf("%w: %w", broker.ErrDeliveryLost, d.lane.gone)
+}
+
+// wrap says what could not be done.
+func (d *delivery) wrap(verb string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s message %q of queue %q: %w", verb, d.id, d.lane.queue, err)
+}
+
+// Ack implements [broker.Settler].
+func (d *delivery) Ack() error { return d.wrap("ack", d.settle(false)) }
+
+// Release implements [broker.Settler].
+func (d *delivery) Release() error { return d.wrap("release", d.settle(true)) }
+
+func (d *delivery) settle(release bool) error {
+	l := d.lane
+	l.mu.Lock()
+	err := d.take()
+	if err == nil {
+		l.pending = append(l.pending, settlement{d.tag, release, d.from})
+	}
+	l.mu.Unlock()
+	if err == nil {
+		l.poke()
+	}
+	return err
+}
+
+// Retry implements [broker.Settler].
+func (d *delivery) Retry(ctx context.Context, m broker.Message, delay time.Duration) error {
+	return d.wrap("retry", d.forward(ctx, d.lane.queue, &m, delay))
+}
+
+// DeadLetter implements [broker.Settler].
+func (d *delivery) DeadLetter(ctx context.Context, m broker.Message) error {
+	return d.wrap("dead-letter", d.forward(ctx, d.lane.queue+broker.DeadSuffix, &m, 0))
+}
+
+// forward publishes m to a queue and then acks the delivery. A crash between the two leaves both, never neither.
+func (d *delivery) forward(ctx context.Context, queue string, m *broker.Message, delay time.Duration) error {
+	l := d.lane
+	l.mu.Lock()
+	err := d.take()
+	if err == nil && delay > 0 {
+		d.settled = false
+		err = fmt.Errorf("with a delay: %w", errors.ErrUnsupported)
+	}
+	l.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	m.Exchange, m.RoutingKey = "", queue
+	err = l.s.publish.confirm(ctx, m)
+	l.mu.Lock()
+	switch {
+	case l.gone != nil && err == nil:
+		err = d.lostError() // both messages are there now
+		d.settled = false
+	case l.gone != nil:
+		err = fmt.Errorf("%w: %w", d.lostError(), err)
+		d.settled = false
+	case err != nil:
+		d.settled = false
+	default:
+		l.pending = append(l.pending, settlement{d.tag, false, d.from})
+	}
+	l.mu.Unlock()
+	if err == nil {
+		l.poke()
+	}
+	return err
+}
+
+// Lost implements [broker.Settler]. The channel is shared by the deliveries of a consumer or of one TryGet.
+func (d *delivery) Lost() <-chan struct{} { return d.lane.lost }

@@ -1,0 +1,102 @@
+package rabbitmq
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+)
+
+// turn is a lock that is waited for within a context. It is the one kind of lock that is held across I/O: the frames of
+// two publishes, or the answers to two calls, must not mix on one AMQP channel. What it is held for ends with the socket.
+type turn chan struct{}
+
+func newTurn() turn { return make(turn, 1) }
+
+// take waits for the turn until ctx ends or over is closed.
+func (t turn) take(ctx context.Context, over <-chan struct{}) error {
+	select {
+	case t <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-over:
+		return errOver
+	}
+}
+
+func (t turn) give() { <-t }
+
+// tally counts what is under way and tells when there is nothing. The zero value is ready.
+type tally struct {
+	mu   sync.Mutex
+	n    int
+	none chan struct{} // closed at the next zero; nil = nobody asked
+}
+
+func (t *tally) add() {
+	t.mu.Lock()
+	t.n++
+	t.mu.Unlock()
+}
+
+func (t *tally) done() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.n--; t.n == 0 && t.none != nil {
+		close(t.none)
+		t.none = nil
+	}
+}
+
+// zero returns a channel that is closed now, or when the count next falls to zero.
+func (t *tally) zero() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.n == 0 {
+		now := make(chan struct{})
+		close(now)
+		return now
+	}
+	if t.none == nil {
+		t.none = make(chan struct{})
+	}
+	return t.none
+}
+
+// gate is shut while the broker blocks publishers. The zero value is open.
+type gate struct {
+	shut atomic.Pointer[blockage]
+}
+
+type blockage struct {
+	reason string
+	over   chan struct{}
+}
+
+// set shuts or opens the gate. One goroutine calls it.
+func (g *gate) set(blocked bool, reason string) {
+	var next *blockage
+	if blocked {
+		next = &blockage{reason: reason, over: make(chan struct{})}
+	}
+	if before := g.shut.Swap(next); before != nil {
+		close(before.over)
+	}
+}
+
+// pass waits until the gate is open.
+func (g *gate) pass(ctx context.Context, over <-chan struct{}) error {
+	for {
+		b := g.shut.Load()
+		if b == nil {
+			return nil
+		}
+		select {
+		case <-b.over:
+		case <-ctx.Done():
+			return &blockedError{b.reason, ctx.Err()}
+		case <-over:
+			return errOver
+		}
+	}
+}
