@@ -12,8 +12,9 @@ help: ## Show this list
 demo: ## Run a real job on the embedded broker: SHA-256 of every file of this project
 	@go run ./examples/quickstart
 
-test: toolchain check fuzz ## Install what is missing, then run every check and every test of every module
-	@scripts/modules.sh env CGO_ENABLED=1 go test -race -count=1 -timeout 8m ./...
+test: toolchain check fuzz ## Install what is missing, start RabbitMQ, then run every check and every test of every module
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && DISPATCHER_TEST_NODES=1 scripts/brokers.sh run "$$dir" -- \
+		scripts/modules.sh env CGO_ENABLED=1 go test -race -count=1 -timeout 15m ./...
 
 check: ## gofmt, go vet and staticcheck
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }

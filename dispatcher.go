@@ -4,7 +4,8 @@
 // arguments, and runs the functions registered with its [Worker]s, on this machine or any other:
 //
 //	server, _, err := dispatcher.NewServer(&dispatcher.ServerConfig{
-//		Broker: memory.New(), Exchange: "app", DefaultRoutingKey: "mail",
+//		AMQPConnectionString: "amqp://user:password@localhost/", // or Broker: memory.New()
+//		Exchange: "app", DefaultRoutingKey: "mail",
 //	})
 //	worker, err := server.NewWorker(&dispatcher.WorkerConfig{Name: "mailer", Queue: "mail", BindingKeys: []string{"mail"}},
 //		map[string]dispatcher.TaskConfig{"send": {Function: func(to string, n int) error { return nil }}})
@@ -33,6 +34,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
 // Defaults of the configuration, used for fields that are zero.
@@ -59,15 +61,24 @@ const (
 
 // ServerConfig configures a [Server]. NewServer copies it and never writes to it.
 type ServerConfig struct {
-	// Broker is where tasks travel: memory.New() is the embedded one. Required for now. The same value may serve many
-	// servers. It excludes AMQPConnectionString, TLSConfig and SecureConnection.
-	Broker broker.Broker
-
-	// AMQPConnectionString, TLSConfig and SecureConnection belong to the RabbitMQ adapter, which is not there yet: an
-	// error when set.
+	// AMQPConnectionString is the URL of RabbitMQ: amqp://user:password@host:port/vhost, or amqps:// for TLS, with reserved characters
+	// percent-encoded. "": amqp://guest:guest@localhost:5672/. Several URLs of the nodes of one cluster, separated by commas,
+	// are tried in random order. Never logged.
 	AMQPConnectionString string
-	TLSConfig            *tls.Config
-	SecureConnection     bool
+	// TLSConfig speaks TLS with this configuration; it is cloned for every connection. nil: none, unless the URL or
+	// SecureConnection asks for TLS. Chain and host name are verified unless its InsecureSkipVerify is set.
+	TLSConfig *tls.Config
+	// SecureConnection speaks verified TLS: amqp:// in the URLs becomes amqps://, an explicit port stays.
+	SecureConnection bool
+	// ConnectionName is shown by RabbitMQ's tools. "": dispatcher.
+	ConnectionName string
+	// QueueType is the kind of all queues that the server and its workers declare: "" is classic, as gofort/dispatcher declares
+	// them; "quorum" is replicated. A queue that exists keeps its kind, and declaring it with another one is an error.
+	QueueType string
+
+	// Broker is another broker than RabbitMQ: memory.New() is the embedded one. The same value may serve many servers. An
+	// error together with any of the five fields above.
+	Broker broker.Broker
 
 	// ReconnectionRetries is how many times a connection is tried again, in the first connect and in every outage, before it
 	// is given up. 0: one try and no other. Negative: an error.
@@ -102,6 +113,19 @@ type ServerConfig struct {
 	// DebugMode sets the default logger's level to debug; a Logger of the user's decides for itself.
 	DebugMode bool
 }
+
+// String shows everything but the credentials in AMQPConnectionString, whatever the format.
+func (c ServerConfig) String() string {
+	type plain ServerConfig
+	p := plain(c)
+	if c.AMQPConnectionString != "" {
+		p.AMQPConnectionString = rabbitmq.Config{URLs: splitURLs(c.AMQPConnectionString)}.String()
+	}
+	return fmt.Sprintf("%+v", p)
+}
+
+// GoString is String.
+func (c ServerConfig) GoString() string { return c.String() }
 
 // Queue is a queue and the routing keys that lead to it. It will never have more fields: programs write it unkeyed.
 type Queue struct {
@@ -153,6 +177,10 @@ func (c *ServerConfig) withDefaults() ServerConfig {
 	if out.MaxBodyBytes == 0 {
 		out.MaxBodyBytes = defaultMaxBodyBytes
 	}
+	if out.Broker == nil {
+		out.Broker, _ = newRabbitMQ(c) // validate has seen to the error
+		out.AMQPConnectionString = ""  // it holds a password, and whoever prints a server prints this copy
+	}
 	if out.Logger == nil {
 		out.Logger = newLogger(out.DebugMode)
 	}
@@ -178,9 +206,12 @@ func (c *ServerConfig) validate() error {
 	p.addIf(c.ReconnectionIntervalSeconds < 0, errors.New("ServerConfig.ReconnectionIntervalSeconds is negative"))
 	p.addIf(c.ReconnectionIntervalSeconds > maxSeconds, errors.New("ServerConfig.ReconnectionIntervalSeconds is too large"))
 	p.addIf(c.PublishTimeout < 0, errors.New("ServerConfig.PublishTimeout is negative"))
-	amqp := c.AMQPConnectionString != "" || c.TLSConfig != nil || c.SecureConnection
-	p.addIf(c.Broker == nil, errors.New("ServerConfig.Broker is required; memory.New() is the embedded one"))
-	p.addIf(c.Broker != nil && amqp, errors.New("ServerConfig.AMQPConnectionString, TLSConfig and SecureConnection do not go with Broker"))
+	amqp := c.AMQPConnectionString != "" || c.TLSConfig != nil || c.SecureConnection || c.ConnectionName != "" || c.QueueType != ""
+	p.addIf(c.Broker != nil && amqp, errors.New("ServerConfig.Broker excludes AMQPConnectionString, TLSConfig, SecureConnection, ConnectionName and QueueType"))
+	if c.Broker == nil {
+		_, err := newRabbitMQ(c)
+		p = p.with(err)
+	}
 	return p.err()
 }
 

@@ -34,8 +34,14 @@ func TestNewServerNamesEveryBadField(t *testing.T) {
 		"negative interval":    {func(c *dispatcher.ServerConfig) { c.ReconnectionIntervalSeconds = -1 }, nil, "IntervalSeconds is negative"},
 		"overflowing interval": {func(c *dispatcher.ServerConfig) { c.ReconnectionIntervalSeconds = 1 << 62 }, nil, "IntervalSeconds is too large"},
 		"negative timeout":     {func(c *dispatcher.ServerConfig) { c.PublishTimeout = -1 }, nil, "PublishTimeout is negative"},
-		"no broker":            {func(c *dispatcher.ServerConfig) { c.Broker = nil }, nil, "ServerConfig.Broker is required"},
-		"broker and url":       {func(c *dispatcher.ServerConfig) { c.AMQPConnectionString = "amqp://u:secret@h/" }, nil, "do not go with Broker"},
+		"bad url":              {func(c *dispatcher.ServerConfig) { c.Broker, c.AMQPConnectionString = nil, "http://u:secret@h/" }, nil, "amqp://"},
+		"bad url in a list": {func(c *dispatcher.ServerConfig) {
+			c.Broker, c.AMQPConnectionString = nil, "amqp://h/,amqp://u:secret@h:port/"
+		},
+			nil, "URL 2 of 2"},
+		"bad queue type":  {func(c *dispatcher.ServerConfig) { c.Broker, c.QueueType = nil, "stream" }, nil, "stream"},
+		"broker and url":  {func(c *dispatcher.ServerConfig) { c.AMQPConnectionString = "amqp://u:secret@h/" }, nil, "Broker excludes"},
+		"broker and type": {func(c *dispatcher.ServerConfig) { c.QueueType = "quorum" }, nil, "Broker excludes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -1,0 +1,43 @@
+package dispatcher
+
+import (
+	"strings"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
+)
+
+// defaultAMQP is where RabbitMQ listens out of the box; its user guest may come from the same machine only.
+const defaultAMQP = "amqp://guest:guest@localhost:5672/"
+
+// newRabbitMQ makes the default broker of the AMQP fields. Its errors show no credentials.
+func newRabbitMQ(c *ServerConfig) (broker.Broker, error) {
+	urls := splitURLs(c.AMQPConnectionString)
+	if c.SecureConnection || c.TLSConfig != nil {
+		for i, u := range urls {
+			// gofort/dispatcher turned the scheme too, and skipped the verification of certificates; here only the user's own
+			// tls.Config can do that.
+			if rest, ok := strings.CutPrefix(u, "amqp://"); ok {
+				urls[i] = "amqps://" + rest
+			}
+		}
+	}
+	return rabbitmq.New(rabbitmq.Config{URLs: urls, TLS: c.TLSConfig, ConnectionName: c.ConnectionName, QueueType: c.QueueType})
+}
+
+// splitURLs splits a list of URLs at the commas that begin a new one: a password may hold a comma.
+func splitURLs(list string) []string {
+	if list == "" {
+		return []string{defaultAMQP}
+	}
+	var urls []string
+	for part := range strings.SplitSeq(list, ",") {
+		begins := strings.HasPrefix(strings.TrimSpace(part), "amqp://") || strings.HasPrefix(strings.TrimSpace(part), "amqps://")
+		if begins || len(urls) == 0 {
+			urls = append(urls, strings.TrimSpace(part))
+			continue
+		}
+		urls[len(urls)-1] += "," + part
+	}
+	return urls
+}
