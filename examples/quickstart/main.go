@@ -1,5 +1,6 @@
 // Command quickstart computes the SHA-256 of every file below a folder, one background task a file, with nothing
-// installed: the broker is embedded.
+// installed: the broker is embedded. With the URL of a RabbitMQ in DISPATCHER_AMQP_CON the tasks travel through that, by a
+// queue of this run's own, which is deleted at the end.
 //
 //	go run ./examples/quickstart [folder] > /tmp/SHA256SUMS
 //	cd folder && sha256sum -c /tmp/SHA256SUMS
@@ -24,7 +25,6 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher"
-	"github.com/seed-416683c9/dispatcher/broker/memory"
 )
 
 func main() {
@@ -33,10 +33,10 @@ func main() {
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C kills
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(run(ctx, os.Args[1:], os.Getenv("DISPATCHER_AMQP_CON"), os.Stdout, os.Stderr))
 }
 
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+func run(ctx context.Context, args []string, url string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("quickstart", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Usage = func() { fmt.Fprintln(stderr, "usage: quickstart [folder]") }
@@ -60,13 +60,18 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	defer root.Close()
-	return sumAll(ctx, root, walk(ctx, folder, outputs(stdout, stderr)), stdout, stderr)
+	r, err := newRoute(url)
+	if err != nil {
+		fmt.Fprintln(stderr, "quickstart:", err)
+		return 2
+	}
+	return sumAll(ctx, root, r, walk(ctx, folder, outputs(stdout, stderr)), stdout, stderr)
 }
 
 // sumAll writes the manifest of files, or says why not, and returns the exit code.
-func sumAll(ctx context.Context, root *os.Root, files iter.Seq2[file, error], stdout, stderr io.Writer) int {
+func sumAll(ctx context.Context, root *os.Root, r route, files iter.Seq2[file, error], stdout, stderr io.Writer) int {
 	started := time.Now()
-	j := &job{root: root, results: newResults()}
+	j := &job{root: root, route: r, results: newResults()}
 	j.progress = newProgress(stderr, j.results.counts)
 	go j.progress.run()
 	err := j.run(ctx, files)
@@ -94,7 +99,6 @@ func sumAll(ctx context.Context, root *os.Root, files iter.Seq2[file, error], st
 	return 0
 }
 
-// taskName is also the name of the queue and the routing key: there is only this one kind of task.
 const taskName = "checksum"
 
 // batchSize is how many tasks are published at once. The broker confirms a batch much faster than so many single tasks.
@@ -103,6 +107,7 @@ const batchSize = 256
 // job is one run of the program: it publishes the tasks and its method checksum is their function.
 type job struct {
 	root     *os.Root
+	route    route
 	results  *results
 	progress *progress
 }
@@ -110,9 +115,9 @@ type job struct {
 // run publishes a task for each file and waits until all of them have reported.
 func (j *job) run(ctx context.Context, files iter.Seq2[file, error]) (err error) {
 	server, lost, err := dispatcher.NewServerContext(ctx, &dispatcher.ServerConfig{
-		Broker:            memory.New(),
-		Exchange:          "quickstart",
-		DefaultRoutingKey: taskName,
+		Broker:            j.route.broker,
+		Exchange:          "dispatcher.quickstart",
+		DefaultRoutingKey: j.route.queue, // one kind of task, one queue: the key is the queue's name
 		// The library would log each dead letter. Here every failure has its line on standard error already.
 		Logger: dispatcher.SlogLogger(slog.New(slog.DiscardHandler)),
 	})
@@ -121,12 +126,12 @@ func (j *job) run(ctx context.Context, files iter.Seq2[file, error]) (err error)
 	}
 	// When all tasks have reported none is running, and this returns at once. After Ctrl-C ctx has ended: running tasks
 	// are cancelled, and what is still in the queue goes with the embedded broker.
-	defer func() { err = errors.Join(err, server.Shutdown(ctx)) }()
+	defer func() { err = errors.Join(err, server.Shutdown(ctx), j.route.remove()) }()
 
 	worker, err := server.NewWorker(&dispatcher.WorkerConfig{
 		Name:        "hasher",
-		Queue:       taskName,
-		BindingKeys: []string{taskName},
+		Queue:       j.route.queue,
+		BindingKeys: []string{j.route.queue},
 		Limit:       runtime.GOMAXPROCS(0),
 	}, map[string]dispatcher.TaskConfig{
 		taskName: {Function: j.checksum},

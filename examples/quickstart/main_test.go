@@ -30,6 +30,38 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
+func TestItRunsOnRabbitMQ(t *testing.T) {
+	t.Parallel()
+	url := os.Getenv("DISPATCHER_AMQP_CON")
+	if url == "" {
+		t.Skip("DISPATCHER_AMQP_CON is not set")
+	}
+	folder := t.TempDir()
+	for i := range 2*batchSize + 1 {
+		write(t, folder, fmt.Sprintf("file %d", i), fmt.Sprint(i))
+	}
+	var manifest, stderr bytes.Buffer
+	if code := run(t.Context(), []string{folder}, url, &manifest, &stderr); code != 0 {
+		t.Fatalf("exit code %d\n%s", code, stderr.String())
+	}
+	if n := bytes.Count(manifest.Bytes(), []byte("\n")); n != 2*batchSize+1 {
+		t.Errorf("%d lines", n)
+	}
+	sum := exec.Command("sha256sum", "--check", "--strict", "--quiet")
+	sum.Dir, sum.Stdin = folder, &manifest
+	if out, err := sum.CombinedOutput(); err != nil {
+		t.Errorf("sha256sum: %v\n%s", err, out)
+	}
+}
+
+func TestABadURLIsAUsageErrorWithoutItsPassword(t *testing.T) {
+	t.Parallel()
+	var stdout, stderr bytes.Buffer
+	if code := run(t.Context(), []string{t.TempDir()}, "http://me:hunter2@localhost/", &stdout, &stderr); code != 2 || strings.Contains(stderr.String(), "hunter2") {
+		t.Errorf("exit code %d, %s", code, stderr.String())
+	}
+}
+
 func TestManifestIsThatOfSha256sum(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
@@ -211,7 +243,7 @@ func TestFullDiskIsAnError(t *testing.T) {
 	folder := t.TempDir()
 	write(t, folder, "file", "")
 	var stderr bytes.Buffer
-	if code := run(t.Context(), []string{folder}, fullDisk{}, &stderr); code != 1 || !strings.Contains(stderr.String(), "write manifest: "+syscall.ENOSPC.Error()) {
+	if code := run(t.Context(), []string{folder}, "", fullDisk{}, &stderr); code != 1 || !strings.Contains(stderr.String(), "write manifest: "+syscall.ENOSPC.Error()) {
 		t.Errorf("exit code %d, %s", code, stderr.String())
 	}
 }
@@ -231,7 +263,7 @@ func TestOwnOutputIsNotListed(t *testing.T) {
 		defer f.Close()
 		outputs[i] = f
 	}
-	if code := run(t.Context(), []string{folder}, outputs[0], outputs[1]); code != 0 {
+	if code := run(t.Context(), []string{folder}, "", outputs[0], outputs[1]); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
 	manifest, err := os.ReadFile(outputs[0].Name())
@@ -293,14 +325,18 @@ var progressLines = regexp.MustCompile(`(?m)^\d+/\d+\+? files .*\n`)
 // runIn calls run as main does. What it returns of standard error is without progress.
 func runIn(ctx context.Context, args ...string) (code int, stdout, stderr string) {
 	var out, errs bytes.Buffer
-	code = run(ctx, args, &out, &errs)
+	code = run(ctx, args, "", &out, &errs)
 	return code, out.String(), progressLines.ReplaceAllString(errs.String(), "")
 }
 
 // sum calls sumAll with files of the test's choice.
 func sum(ctx context.Context, root *os.Root, files iter.Seq2[file, error]) (code int, stdout, stderr string) {
+	embedded, err := newRoute("")
+	if err != nil {
+		panic(err)
+	}
 	var out, errs bytes.Buffer
-	code = sumAll(ctx, root, files, &out, &errs)
+	code = sumAll(ctx, root, embedded, files, &out, &errs)
 	return code, out.String(), progressLines.ReplaceAllString(errs.String(), "")
 }
 
@@ -329,7 +365,7 @@ func program(t *testing.T, args ...string) *exec.Cmd {
 	self, err := os.Executable()
 	check(t, err)
 	cmd := exec.CommandContext(t.Context(), self, args...)
-	cmd.Env = append(os.Environ(), asProgram+"=1", "COLUMNS=")
+	cmd.Env = append(os.Environ(), asProgram+"=1", "COLUMNS=", "DISPATCHER_AMQP_CON=")
 	return cmd
 }
 

@@ -1,0 +1,43 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/broker/memory"
+	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
+)
+
+// route is the way that the tasks take.
+type route struct {
+	broker broker.Broker
+	queue  string
+	shared bool // it outlives this program
+}
+
+// newRoute returns the embedded broker, or RabbitMQ if there is a URL. The queue there is this run's alone: two runs at the
+// same time must not take each other's tasks, whose results are kept in this process.
+func newRoute(url string) (route, error) {
+	if url == "" {
+		return route{broker: memory.New(), queue: taskName}, nil
+	}
+	b, err := rabbitmq.New(rabbitmq.Config{URLs: []string{url}, ConnectionName: "dispatcher quickstart"})
+	return route{broker: b, queue: "dispatcher.quickstart." + rand.Text(), shared: true}, err
+}
+
+// remove deletes the queues of this run from a broker that others use. The exchange stays for the next run.
+func (r route) remove() error {
+	if !r.shared {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	session, err := r.broker.Open(ctx)
+	if err != nil {
+		return err
+	}
+	return errors.Join(session.Delete(ctx, r.queue), session.Delete(ctx, r.queue+broker.DeadSuffix), session.Close(ctx))
+}
