@@ -1,0 +1,121 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/seed-416683c9/dispatcher"
+)
+
+// window is how many publishes wait for their confirmation.
+const window = 1000
+
+// onChannel calls f with a channel of its own connection.
+func onChannel(p *place, f func(ch *amqp.Channel) error) error {
+	conn, err := amqp.Dial(p.url)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ch, err := conn.Channel()
+	if err != nil {
+		return err
+	}
+	if err := f(ch); err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+// publishByHand publishes a ready-made body, persistent and confirmed, with nothing else that costs.
+func publishByHand(p *place, n int) (rate float64, err error) {
+	if rate, err = fill(p, n); err != nil {
+		return 0, err
+	}
+	return rate, p.purge()
+}
+
+// fill publishes n tasks and leaves them in the queue.
+func fill(p *place, n int) (rate float64, err error) {
+	body, err := handBody()
+	if err != nil {
+		return 0, err
+	}
+	err = onChannel(p, func(ch *amqp.Channel) error {
+		if err := ch.Confirm(false); err != nil {
+			return err
+		}
+		began := time.Now()
+		var inFlight [window]*amqp.DeferredConfirmation
+		for i := range n + window {
+			if oldest := inFlight[i%window]; oldest != nil && !oldest.Wait() {
+				return fmt.Errorf("publish %d was not confirmed", i-window)
+			}
+			if i >= n {
+				continue
+			}
+			inFlight[i%window], err = ch.PublishWithDeferredConfirm(p.name, p.name, false, false,
+				amqp.Publishing{ContentType: "application/json", DeliveryMode: amqp.Persistent, Body: body})
+			if err != nil {
+				return err
+			}
+		}
+		rate = perSecond(n, began)
+		return nil
+	})
+	return rate, err
+}
+
+// handBody is a task as the library would encode it.
+func handBody() ([]byte, error) {
+	task := newTask()
+	task.UUID = "00000000-0000-4000-8000-000000000000"
+	body, err := json.Marshal(task)
+	if err == nil && len(body) != bodyBytes {
+		err = fmt.Errorf("the body has %d bytes, not %d: %s", len(body), bodyBytes, body)
+	}
+	return body, err
+}
+
+// drainByHand receives and acks one after the other, and does nothing else: it does not even decode.
+func drainByHand(p *place, n int) (rate float64, err error) {
+	if _, err := fill(p, n); err != nil {
+		return 0, err
+	}
+	err = onChannel(p, func(ch *amqp.Channel) error {
+		if err := ch.Qos(limit, 0, false); err != nil {
+			return err
+		}
+		deliveries, err := ch.Consume(p.name, "", false, false, false, false, nil)
+		if err != nil {
+			return err
+		}
+		var began time.Time
+		for i := range n {
+			d, ok := <-deliveries
+			if !ok {
+				return fmt.Errorf("the consumer ended after %d of %d", i, n)
+			}
+			if i == 0 {
+				began = time.Now()
+			}
+			if err := d.Ack(false); err != nil {
+				return err
+			}
+		}
+		rate = perSecond(n-1, began)
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	return rate, p.holds(0)
+}
+
+func perSecond(n int, began time.Time) float64 { return float64(n) / time.Since(began).Seconds() }
+
+// newTask makes the task that all publish: a string and a number.
+func newTask() *dispatcher.Task { return dispatcher.NewTask("bench", text, 42) }
