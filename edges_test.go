@@ -195,6 +195,7 @@ func TestAPublishHasOneOutcomeWhateverTheCauseOfItsContext(t *testing.T) {
 func down(r *rig, on bool) {
 	if !on {
 		r.chaos.FailOpen(nil)
+		eventuallyOK(r.t, r)
 		return
 	}
 	r.chaos.FailOpen(errors.New("down"))
