@@ -16,7 +16,6 @@
 //   - An ephemeral queue takes messages from everybody; all other operations of other sessions on it are ErrLocked.
 //   - SetPrefetch adds or replaces subscriptions, since basic.qos changes nothing for one that is live: the broker's tools
 //     may show several consumers for one, with tags that end in #2, #3, …
-//   - Sessions have a method beside the contract: Blocked() (reason string, ok bool) tells whether the broker blocks publishing.
 package rabbitmq
 
 import (

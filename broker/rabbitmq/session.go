@@ -69,8 +69,7 @@ func (s *session) Capabilities() broker.Capabilities {
 	return broker.Capabilities{Fanout: true, Ephemeral: true}
 }
 
-// Blocked tells whether the broker blocks publishers at the moment, for want of memory or disk, and its reason. Publish,
-// Retry and DeadLetter wait meanwhile. RabbitMQ tells a connection only after it has published something.
+// Blocked implements [broker.Session]: the broker is short of memory or disk. Retry and DeadLetter wait too. RabbitMQ tells a connection only after it has published something.
 func (s *session) Blocked() (reason string, ok bool) {
 	if b := s.publish.gate.shut.Load(); b != nil {
 		return b.reason, true
