@@ -12,17 +12,6 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// Headers that the library adds to a dead letter. A worker of gofort/dispatcher ignores them.
-const (
-	headerReason     = headerPrefix + "reason"
-	headerError      = headerPrefix + "error"
-	headerAttempt    = headerPrefix + "attempt"
-	headerQueue      = headerPrefix + "queue"
-	headerRoutingKey = headerPrefix + "routing-key"
-	headerDiedAt     = headerPrefix + "died-at"
-	headerWorker     = headerPrefix + "worker"
-)
-
 // maxErrorText bounds the text of an error in a header: a frame of RabbitMQ, which must hold all headers of a message, may
 // be as small as 4 KiB (AMQP 0-9-1, frame-min-size), and a stack or a page of HTML is no error text.
 const maxErrorText = 1024

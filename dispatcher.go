@@ -51,8 +51,6 @@ const (
 	maxNameBytes = 255
 	// maxQueueBytes leaves room for the suffixes of the queues that belong to a worker's queue.
 	maxQueueBytes = 240
-	// suspectsSuffix names the queue where tasks that may crash their worker will wait.
-	suspectsSuffix = ".suspects"
 	// maxLimit: the prefetch count of basic.qos is a 16-bit number (AMQP 0-9-1), and a worker prefetches its Limit.
 	maxLimit = math.MaxUint16
 	// maxSeconds keeps seconds, with jitter on top, inside a time.Duration.
@@ -107,6 +105,9 @@ type ServerConfig struct {
 	// MaxBodyBytes is the largest encoded task: Publish refuses a larger one, a worker makes it a dead letter. 0: 1 MiB.
 	// Negative: the broker's own limit.
 	MaxBodyBytes int
+
+	// Hooks are called when something has happened.
+	Hooks Hooks
 
 	// Logger takes what the library has to say. nil: logrus on standard error, at level info.
 	Logger Log
@@ -236,7 +237,7 @@ func (c *WorkerConfig) validate() error {
 	p.addIf(c.Queue == "", ErrWorkerQueueRequired)
 	p.name("WorkerConfig.Name", c.Name, maxNameBytes)
 	p.name("WorkerConfig.Queue", c.Queue, maxQueueBytes)
-	for _, suffix := range []string{broker.DeadSuffix, suspectsSuffix} {
+	for _, suffix := range []string{broker.DeadSuffix, broker.SuspectsSuffix} {
 		p.addIf(strings.HasSuffix(c.Queue, suffix), fmt.Errorf("WorkerConfig.Queue %q: names ending in %s belong to other queues", c.Queue, suffix))
 	}
 	for i, key := range c.BindingKeys {

@@ -19,6 +19,24 @@ const (
 	headerPrefix = "x-dispatcher-" // of the names that are ours
 )
 
+// Headers that the library writes; ADR 0007 says what they hold. A worker of gofort/dispatcher ignores them.
+const (
+	headerAttempt     = headerPrefix + "attempt" // attempts made
+	headerLog         = headerPrefix + "log"
+	headerRoutingKey  = headerPrefix + "routing-key"
+	headerExpiresAt   = headerPrefix + "expires-at"
+	headerLosses      = headerPrefix + "losses"
+	headerMisses      = headerPrefix + "misses"
+	headerMissedSince = headerPrefix + "missed-since"
+
+	// In dead letters only.
+	headerReason = headerPrefix + "reason"
+	headerError  = headerPrefix + "error"
+	headerQueue  = headerPrefix + "queue"
+	headerDiedAt = headerPrefix + "died-at"
+	headerWorker = headerPrefix + "worker"
+)
+
 // wireHeaders returns a deep copy of a task's headers, made of what every broker carries: string, bool, int64, float64,
 // []byte, time.Time, nil, []any and map[string]any. nil stays nil. The error names the header; it does not say that the
 // task is rejected. The caller must not write h meanwhile.

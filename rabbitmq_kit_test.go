@@ -52,7 +52,7 @@ func newPlace(t *testing.T) *rabbit { return placeOn(t, amqpURL(t)) }
 func placeOn(t *testing.T, u *url.URL) *rabbit {
 	t.Helper()
 	r := &rabbit{t: t, url: u, name: "test." + rand.Text()[:16], log: &recorder{}}
-	r.sweep(r.name, r.name+".dead")
+	r.sweep(r.name, r.name+".dead", r.name+".suspects")
 	t.Cleanup(func() {
 		conn, ch := r.dial()
 		defer conn.Close()

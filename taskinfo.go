@@ -15,6 +15,7 @@ type TaskInfo struct {
 	RoutingKey  string         // the key it was published with
 	Worker      string         // name of the worker
 	Headers     map[string]any // of the message; slices and maps inside are read only. Integers are int64.
+	Attempt     int            // number of this attempt, from 1
 	PublishedAt time.Time      // by the publisher's clock, whole seconds on RabbitMQ; zero if unknown
 	Redelivered bool           // the task was handed out before, to this worker or another, and may have run
 }

@@ -68,9 +68,11 @@ func newWorker(s *Server, cfg WorkerConfig, tasks map[string]*taskPlan) *Worker 
 	return &Worker{server: s, cfg: cfg, tasks: tasks, log: s.log}
 }
 
-// topology is what the worker needs: its queue, the queue of its dead letters, its bindings.
+// topology is what the worker needs: its queue, those that belong to it, its bindings.
 func (w *Worker) topology() broker.Topology {
-	t := broker.Topology{Queues: []broker.QueueSpec{{Name: w.cfg.Queue}, {Name: w.cfg.Queue + broker.DeadSuffix}}}
+	t := broker.Topology{Queues: []broker.QueueSpec{
+		{Name: w.cfg.Queue}, {Name: w.cfg.Queue + broker.DeadSuffix}, {Name: w.cfg.Queue + broker.SuspectsSuffix},
+	}}
 	for _, key := range w.cfg.BindingKeys {
 		t.Bindings = append(t.Bindings, broker.Binding{Queue: w.cfg.Queue, Exchange: w.server.cfg.Exchange, Key: key})
 	}

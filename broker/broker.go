@@ -22,7 +22,10 @@
 //   - No method calls back into user code except the done function of [Session.Publish].
 package broker
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // Broker opens sessions to one message broker. A Broker is a value that the user makes once and may give to several
 // servers; it holds no connection of its own.
@@ -50,7 +53,7 @@ type Session interface {
 	// done runs exactly once for every message, with its index in msgs, in any order: on a goroutine of the session or,
 	// before Publish returns, on the caller's. It must not block and must not call the session. err is
 	//
-	//   - nil: the broker has confirmed the message and it is in at least one queue;
+	//   - nil: the broker has confirmed the message and it is in at least one queue (with NotBefore: it is stored);
 	//   - Is [ErrNotSent]: nothing of it was written, publishing again cannot duplicate;
 	//   - Is [ErrRejected]: the broker refused it, [ErrUnroutable] among them; also an exchange that does not exist, unless
 	//     the broker ends the session over it, which is ErrUnconfirmed;
@@ -137,8 +140,11 @@ type Consumer interface {
 
 // Capabilities says what a broker can do. The zero value can do only what every broker must.
 type Capabilities struct {
-	// Delay: Settler.Retry takes a delay above 0. Without it such a call is errors.ErrUnsupported.
+	// Delay: Settler.Retry takes a delay above 0, and Publish a Message.NotBefore. Without it they are errors.ErrUnsupported.
 	Delay bool
+	// ConsumerTimeout is after how long the broker takes an unsettled delivery away from a consumer that is still there, and
+	// gives it to somebody else. It is the broker's default, not what its operator has set; 0 = never.
+	ConsumerTimeout time.Duration
 	// Fanout: exchanges of kind Fanout can be declared.
 	Fanout bool
 	// Ephemeral: queues that live and die with the session can be declared.

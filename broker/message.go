@@ -25,7 +25,17 @@ type Message struct {
 	Headers map[string]any
 
 	Body []byte
+
+	// NotBefore is when the message may enter its queues: never earlier, a little later. Zero or past = at once. It needs
+	// Capabilities.Delay, otherwise publishing is [errors.ErrUnsupported]; more than [MaxDelay] ahead is ErrRejected. Which queues
+	// take it is found out when it is due, so that publishing it says only that the broker has stored it; if there is none then,
+	// it goes to the queue [Undeliverable]. It arrives with the Exchange and RoutingKey that it was published with. Not set in
+	// messages that were received, and not looked at by Settler.
+	NotBefore time.Time
 }
+
+// MaxDelay is the longest delay that every broker with [Capabilities.Delay] takes: a leap year.
+const MaxDelay = 366 * 24 * time.Hour
 
 // Forward returns the message that stands for m when it is published again, as a retry or a dead letter: body,
 // properties and a copy of the headers, without the headers that would make the broker do something else with the copy.
@@ -40,7 +50,7 @@ func (m Message) Forward() Message {
 			headers[k] = v
 		}
 	}
-	m.Headers = headers
+	m.Headers, m.NotBefore = headers, time.Time{}
 	return m
 }
 
@@ -80,15 +90,21 @@ type Settler interface {
 	// for Ack.
 	Release() error
 
-	// Retry publishes m to the queue this delivery came from, due after delay, and then acks the delivery. It blocks until
-	// m is confirmed. m.Exchange and m.RoutingKey are not used, and not what the copy arrives with: a retry returns to its queue and to no other that is
-	// bound to the same key. An error leaves the delivery open, to be settled again in any way. It is not atomic: a crash
-	// between the two steps leaves both messages, never neither. While it is under way, other settlings answer ErrSettled. A delay
-	// below 0 counts as 0; never early. Errors are those of a publish: ErrUnroutable if the queue was deleted.
+	// Retry publishes m to the queue this delivery belongs to, due after delay, and then acks the delivery. That is the queue it
+	// came from; for a delivery from <queue>.suspects it is <queue>. It blocks until m is confirmed. m.Exchange, m.RoutingKey and
+	// m.NotBefore are not used: a retry returns to its queue and to no other that is bound to the same key, and arrives
+	// with an empty Exchange and the queue's name as RoutingKey. An error leaves the delivery open, to be settled again in any way.
+	// It is not atomic: a crash between the two steps leaves both messages, never neither. While it is under way, other settlings
+	// answer ErrSettled. A delay below 0 counts as 0; never early; above [MaxDelay] it is ErrRejected. Errors are those of a publish:
+	// ErrUnroutable if the queue was deleted. If it is deleted later, m goes to [Undeliverable] when it is due.
 	Retry(ctx context.Context, m Message, delay time.Duration) error
 
-	// DeadLetter publishes m to the queue <queue>.dead and then acks the delivery; otherwise like Retry. If that queue
-	// does not exist the error Is [ErrUnroutable] and the delivery stays open.
+	// Suspect publishes m to the queue <queue>.suspects of the queue this delivery belongs to, and then acks the delivery; otherwise
+	// like Retry without a delay. If that queue does not exist the error Is [ErrUnroutable] and the delivery stays open.
+	Suspect(ctx context.Context, m Message) error
+
+	// DeadLetter publishes m to the queue <queue>.dead of the queue this delivery belongs to, and then acks the delivery;
+	// otherwise like Suspect.
 	DeadLetter(ctx context.Context, m Message) error
 
 	// Lost is closed when the delivery can no longer be settled because its consumer or session ended. It is not closed by
@@ -96,5 +112,15 @@ type Settler interface {
 	Lost() <-chan struct{}
 }
 
-// DeadSuffix is appended to a queue's name to name the queue of its dead letters.
-const DeadSuffix = ".dead"
+// The queues that belong to a queue, by what is appended to its name.
+const (
+	DeadSuffix     = ".dead"     // its dead letters
+	SuspectsSuffix = ".suspects" // messages whose consumer was lost more than once
+)
+
+// Owner is the queue that a queue belongs to: <queue> for <queue>.suspects, any other is its own.
+func Owner(queue string) string { return strings.TrimSuffix(queue, SuspectsSuffix) }
+
+// Undeliverable is the queue where delayed messages go that no queue takes when they are due. It exists at the latest when
+// one comes there.
+const Undeliverable = "dispatcher.undeliverable"

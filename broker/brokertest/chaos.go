@@ -27,6 +27,7 @@ type Chaos struct {
 	open     error      // from Open
 	declare  error      // from Declare
 	dead     error      // from DeadLetter
+	retry    error      // from Retry and Suspect
 	gate     chan struct{}
 	opens    int
 	sessions map[*chaosSession]struct{} // the live ones
@@ -49,7 +50,10 @@ func (c *Chaos) RefuseDeclare(err error) { c.set(&c.declare, err) }
 // FailDeadLetter makes every DeadLetter return err and leave its delivery open, until FailDeadLetter(nil).
 func (c *Chaos) FailDeadLetter(err error) { c.set(&c.dead, err) }
 
-// Block makes whatever publishes wait at a gate, as a broker without memory does: Publish, Retry and DeadLetter. They go on
+// FailRetry makes every Retry and Suspect return err and leave its delivery open, until FailRetry(nil).
+func (c *Chaos) FailRetry(err error) { c.set(&c.retry, err) }
+
+// Block makes whatever publishes wait at a gate, as a broker without memory does: Publish, Retry, Suspect and DeadLetter. They go on
 // after Block(false), and fail with ErrNotSent if their context or the session ends first. What has passed the gate is not
 // held.
 func (c *Chaos) Block(on bool) {
@@ -66,7 +70,7 @@ func (c *Chaos) Block(on bool) {
 
 // HoldConfirms holds back the broker's answers to Publish: the messages are passed on, done does not run. HoldConfirms(false)
 // gives the answers, on its own goroutine; the end of the session gives ErrUnconfirmed instead. Close of a session waits for
-// held answers as for others. Retry and DeadLetter are not held.
+// held answers as for others. Retry, Suspect and DeadLetter are not held.
 func (c *Chaos) HoldConfirms(on bool) {
 	c.hold.Store(on)
 	if on {
@@ -172,18 +176,24 @@ type chaosSettler struct {
 }
 
 func (s *chaosSettler) Retry(ctx context.Context, m broker.Message, delay time.Duration) error {
-	if err := s.c.pass(ctx, s.Lost(), broker.ErrDeliveryLost); err != nil {
-		return err
-	}
-	return s.Settler.Retry(ctx, m, delay)
+	return s.publish(ctx, &s.c.retry, func() error { return s.Settler.Retry(ctx, m, delay) })
+}
+
+func (s *chaosSettler) Suspect(ctx context.Context, m broker.Message) error {
+	return s.publish(ctx, &s.c.retry, func() error { return s.Settler.Suspect(ctx, m) })
 }
 
 func (s *chaosSettler) DeadLetter(ctx context.Context, m broker.Message) error {
-	if err := s.c.get(&s.c.dead); err != nil {
+	return s.publish(ctx, &s.c.dead, func() error { return s.Settler.DeadLetter(ctx, m) })
+}
+
+// publish settles by publishing, unless the knob is turned, after the gate.
+func (s *chaosSettler) publish(ctx context.Context, knob *error, settle func() error) error {
+	if err := s.c.get(knob); err != nil {
 		return err
 	}
 	if err := s.c.pass(ctx, s.Lost(), broker.ErrDeliveryLost); err != nil {
 		return err
 	}
-	return s.Settler.DeadLetter(ctx, m)
+	return settle()
 }

@@ -8,10 +8,10 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// name returns a name that no other test has. It is deleted as a queue, with its dead letters, when the test ends.
+// name returns a name that no other test has. It is deleted as a queue, with those that belong to it, when the test ends.
 func (k *kit) name(s string) string {
 	name := k.prefix + s
-	k.queues = append(k.queues, name, name+broker.DeadSuffix)
+	k.queues = append(k.queues, name, name+broker.DeadSuffix, name+broker.SuspectsSuffix)
 	return name
 }
 

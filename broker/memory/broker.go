@@ -8,9 +8,9 @@
 //   - Messages are not copied. All deliveries of a message (several queues, redeliveries) share Body and Headers with the
 //     publisher: whoever receives them treats them as read only, and [broker.Message.Forward] gives headers to change.
 //   - Every publish has its outcome when Publish returns, done runs on the caller's goroutine, and ErrUnconfirmed never
-//     happens. Retry and DeadLetter are one step: there is never a moment with both messages, or with none.
+//     happens. Retry, Suspect and DeadLetter are one step: there is never a moment with both messages, or with none.
 //   - A message that is retried or dead-lettered arrives with an empty Exchange and the queue's name as RoutingKey.
-//   - A delayed retry belongs to its queue: it is not counted by Inspect nor removed by Purge, but deleted with the queue.
+//   - A delayed message is in no queue until it is due: it is not counted by Inspect, removed by Purge, nor deleted with a queue.
 //   - A channel of [broker.Settler.Lost] is shared by the deliveries of a consumer, or of one call of TryGet.
 //   - An ephemeral queue takes messages from everybody; all other operations of other sessions on it are ErrLocked.
 //   - Names and header names longer than 255 bytes and a Prefetch above 65535, which AMQP cannot carry, are ErrRejected.
@@ -18,7 +18,7 @@
 //   - There are no kinds of queue: a QueueSpec.Type other than "" is errors.ErrUnsupported.
 //
 // There is no goroutine and no polling. Deliveries are pushed by whoever makes them possible (a publish, an ack, a
-// release), and one timer waits for the earliest delayed retry. It works inside a testing/synctest bubble.
+// release), and one timer waits for the earliest delayed message. It works inside a testing/synctest bubble.
 package memory
 
 import (
@@ -76,7 +76,7 @@ func (b *Broker) Open(ctx context.Context) (broker.Session, error) {
 
 // KillSessions ends every live session as a lost link would and returns how many there were: consumers end, unsettled
 // deliveries are given back and those that somebody had received are charged, ephemeral queues are deleted. Queues,
-// messages and delayed retries stay, and new sessions can be opened at once. It is meant for tests of reconnection.
+// messages and delayed ones stay, and new sessions can be opened at once. It is meant for tests of reconnection.
 func (b *Broker) KillSessions() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()

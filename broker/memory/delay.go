@@ -2,26 +2,24 @@ package memory
 
 import (
 	"container/heap"
-	"slices"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// delayed is a message that enters its queue when it is due.
+// delayed is a message that enters its queues when it is due. They are found then: a queue may be made or deleted meanwhile.
 type delayed struct {
 	message broker.Message
-	queue   *queue
 	due     time.Time
 	seq     uint64 // order among those due at the same time
 }
 
-// delay keeps m out of q for that long.
-func (b *Broker) delay(q *queue, m broker.Message, wait time.Duration) {
+// delay keeps m until due.
+func (b *Broker) delay(m broker.Message, due time.Time) {
+	m.NotBefore = time.Time{}
 	b.delaySeq++
-	d := &delayed{message: m, queue: q, due: time.Now().Add(wait), seq: b.delaySeq}
+	d := &delayed{message: m, due: due, seq: b.delaySeq}
 	heap.Push(&b.delays, d)
-	q.delayed++
 	if b.delays[0] == d {
 		b.arm()
 	}
@@ -47,22 +45,26 @@ func (b *Broker) deliverDue() {
 	now := time.Now()
 	for len(b.delays) > 0 && !b.delays[0].due.After(now) {
 		d := heap.Pop(&b.delays).(*delayed)
-		d.queue.delayed--
-		d.queue.push(&d.message)
-		d.queue.dispatch()
+		queues, _ := b.route(&d.message)
+		if len(queues) == 0 {
+			queues = []*queue{b.undeliverable()}
+		}
+		for _, q := range queues {
+			q.push(&d.message)
+			q.dispatch()
+		}
 	}
 	b.arm()
 }
 
-// dropDelayed forgets what waits for a queue that is being deleted.
-func (b *Broker) dropDelayed(q *queue) {
-	if q.delayed == 0 {
-		return
+// undeliverable returns the queue of that name.
+func (b *Broker) undeliverable() *queue {
+	q := b.queues[broker.Undeliverable]
+	if q == nil {
+		q = newQueue(broker.Undeliverable)
+		b.queues[q.name] = q
 	}
-	b.delays = slices.DeleteFunc(b.delays, func(d *delayed) bool { return d.queue == q })
-	heap.Init(&b.delays)
-	q.delayed = 0
-	b.arm()
+	return q
 }
 
 // delayHeap orders messages by when they are due.

@@ -113,28 +113,36 @@ func (d *delivery) Release() error {
 	return nil
 }
 
-// Retry implements [broker.Settler]. It does not block and happens in one step. If the queue was deleted the error is
-// ErrUnroutable.
+// Retry implements [broker.Settler]. It does not block and happens in one step.
 func (d *delivery) Retry(ctx context.Context, m broker.Message, delay time.Duration) error {
-	if err := d.forward(ctx, d.owner.queue.name, m, delay); err != nil {
-		return d.wrap("retry", err)
+	if delay > broker.MaxDelay {
+		return d.wrap("retry", fmt.Errorf("due in %v, at most %v: %w", delay, broker.MaxDelay, broker.ErrRejected))
 	}
-	return nil
+	return d.forward(ctx, "retry", "", m, delay)
+}
+
+// Suspect implements [broker.Settler]. It does not block and happens in one step.
+func (d *delivery) Suspect(ctx context.Context, m broker.Message) error {
+	return d.forward(ctx, "suspect", broker.SuspectsSuffix, m, 0)
 }
 
 // DeadLetter implements [broker.Settler]. It does not block and happens in one step.
 func (d *delivery) DeadLetter(ctx context.Context, m broker.Message) error {
-	if err := d.forward(ctx, d.owner.queue.name+broker.DeadSuffix, m, 0); err != nil {
-		return d.wrap("dead-letter", err)
+	return d.forward(ctx, "dead-letter", broker.DeadSuffix, m, 0)
+}
+
+// forward puts m in the queue with that suffix instead of d. The queue is found by name: if it was deleted and declared again,
+// m belongs to the new one.
+func (d *delivery) forward(ctx context.Context, verb, suffix string, m broker.Message, delay time.Duration) error {
+	if err := d.move(ctx, broker.Owner(d.owner.queue.name)+suffix, m, delay); err != nil {
+		return d.wrap(verb, err)
 	}
 	return nil
 }
 
-// forward puts m in the queue of that name instead of d. The queue is found by name: if the one that d came from was
-// deleted and declared again, m belongs to the new one.
-func (d *delivery) forward(ctx context.Context, name string, m broker.Message, delay time.Duration) error {
+func (d *delivery) move(ctx context.Context, name string, m broker.Message, delay time.Duration) error {
 	ended := ctx.Err() // before the lock: a context may be anybody's code
-	m.Exchange, m.RoutingKey = "", name
+	m.Exchange, m.RoutingKey, m.NotBefore = "", name, time.Time{}
 	b := d.owner.session.broker
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -152,7 +160,7 @@ func (d *delivery) forward(ctx context.Context, name string, m broker.Message, d
 		return err
 	}
 	if delay > 0 {
-		b.delay(target, m, delay)
+		b.delay(m, time.Now().Add(delay))
 	} else {
 		target.push(&m)
 	}

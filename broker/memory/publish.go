@@ -3,6 +3,7 @@ package memory
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
 )
@@ -33,28 +34,42 @@ func (s *session) publish(ctx context.Context, m *broker.Message) error {
 	if err := checkMessage(m); err != nil {
 		return fmt.Errorf("publish message %q: %w", m.ID, err)
 	}
-	if m.Exchange == "" {
-		q := s.broker.queues[m.RoutingKey]
-		if q == nil {
-			return fmt.Errorf("publish message %q to queue %q: %w", m.ID, m.RoutingKey, broker.ErrUnroutable)
+	if wait := time.Until(m.NotBefore); wait > 0 {
+		if wait > broker.MaxDelay {
+			return fmt.Errorf("publish message %q: due in %v, at most %v: %w", m.ID, wait.Round(time.Second), broker.MaxDelay, broker.ErrRejected)
 		}
-		q.push(m)
-		q.dispatch()
+		s.broker.delay(*m, m.NotBefore)
 		return nil
 	}
-	x := s.broker.exchanges[m.Exchange]
-	if x == nil {
-		return fmt.Errorf("publish message %q to exchange %q: no such exchange: %w", m.ID, m.Exchange, broker.ErrRejected)
+	queues, err := s.broker.route(m)
+	if err != nil {
+		return fmt.Errorf("publish message %q to exchange %q with key %q: %w", m.ID, m.Exchange, m.RoutingKey, err)
 	}
-	queues := x.queues[x.key(m.RoutingKey)]
-	if len(queues) == 0 {
-		return fmt.Errorf("publish message %q to exchange %q with key %q: %w", m.ID, m.Exchange, m.RoutingKey, broker.ErrUnroutable)
-	}
+	sent := *m
+	sent.NotBefore = time.Time{}
 	for _, q := range queues {
-		q.push(m)
+		q.push(&sent)
 		q.dispatch()
 	}
 	return nil
+}
+
+// route finds the queues that take m. There is at least one, or an error.
+func (b *Broker) route(m *broker.Message) ([]*queue, error) {
+	if m.Exchange == "" {
+		if q := b.queues[m.RoutingKey]; q != nil {
+			return []*queue{q}, nil
+		}
+		return nil, broker.ErrUnroutable
+	}
+	x := b.exchanges[m.Exchange]
+	if x == nil {
+		return nil, fmt.Errorf("no such exchange: %w", broker.ErrRejected)
+	}
+	if queues := x.queues[x.key(m.RoutingKey)]; len(queues) > 0 {
+		return queues, nil
+	}
+	return nil, broker.ErrUnroutable
 }
 
 // checkMessage refuses what other brokers cannot carry, so that a program that works here works there.

@@ -21,11 +21,12 @@ type queue struct {
 	lastSeq     uint64
 
 	unsettled int // handed out and not settled
-	delayed   int // in Broker.delays
 
 	consumers map[*consumer]struct{}
 	hungry    list[*consumer] // those that may be handed one more, the one whose turn it is first
 }
+
+func newQueue(name string) *queue { return &queue{name: name, consumers: make(map[*consumer]struct{})} }
 
 // entry is a message in a queue, from its arrival until it is settled.
 type entry struct {

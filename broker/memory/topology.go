@@ -112,7 +112,7 @@ func (s *session) declareQueue(spec broker.QueueSpec) error {
 	}
 	q := s.broker.queues[spec.Name]
 	if q == nil {
-		q = &queue{name: spec.Name, consumers: make(map[*consumer]struct{})}
+		q = newQueue(spec.Name)
 		if spec.Ephemeral {
 			q.holder = s
 			s.ephemeral[q] = struct{}{}
@@ -181,7 +181,6 @@ func (b *Broker) deleteQueue(q *queue) {
 		c.lose(gone)
 	}
 	q.purge()
-	b.dropDelayed(q)
 	if q.holder != nil {
 		delete(q.holder.ephemeral, q)
 	}

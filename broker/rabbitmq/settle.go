@@ -64,16 +64,22 @@ func (d *delivery) settle(release bool) error {
 
 // Retry implements [broker.Settler].
 func (d *delivery) Retry(ctx context.Context, m broker.Message, delay time.Duration) error {
-	return d.wrap("retry", d.forward(ctx, d.lane.queue, &m, delay))
+	return d.wrap("retry", d.forward(ctx, "", &m, delay))
+}
+
+// Suspect implements [broker.Settler].
+func (d *delivery) Suspect(ctx context.Context, m broker.Message) error {
+	return d.wrap("suspect", d.forward(ctx, broker.SuspectsSuffix, &m, 0))
 }
 
 // DeadLetter implements [broker.Settler].
 func (d *delivery) DeadLetter(ctx context.Context, m broker.Message) error {
-	return d.wrap("dead-letter", d.forward(ctx, d.lane.queue+broker.DeadSuffix, &m, 0))
+	return d.wrap("dead-letter", d.forward(ctx, broker.DeadSuffix, &m, 0))
 }
 
-// forward publishes m to a queue and then acks the delivery. A crash between the two leaves both, never neither.
-func (d *delivery) forward(ctx context.Context, queue string, m *broker.Message, delay time.Duration) error {
+// forward publishes m to the queue with that suffix and then acks the delivery. A crash between the two leaves both, never
+// neither.
+func (d *delivery) forward(ctx context.Context, suffix string, m *broker.Message, delay time.Duration) error {
 	l := d.lane
 	l.mu.Lock()
 	err := d.take()
@@ -85,7 +91,7 @@ func (d *delivery) forward(ctx context.Context, queue string, m *broker.Message,
 	if err != nil {
 		return err
 	}
-	m.Exchange, m.RoutingKey = "", queue
+	m.Exchange, m.RoutingKey, m.NotBefore = "", broker.Owner(l.queue)+suffix, time.Time{}
 	err = l.s.publish.confirm(ctx, m)
 	l.mu.Lock()
 	switch {

@@ -1,0 +1,133 @@
+package dispatcher
+
+import (
+	"fmt"
+	"runtime/debug"
+	"time"
+)
+
+// Hooks are called when something has happened: for metrics, logs and tests. Every field may be nil, and costs nothing then.
+//
+// They run on the goroutine that does the work, many at once, so they must be quick and safe for concurrent use; a task or a
+// publish waits for its hook. A hook that panics is logged and harms nobody. New fields may be added at any time: write
+// literals with names.
+type Hooks struct {
+	Published     func(PublishEvent)    // a publish has its outcome; also of what leaves the outbox
+	OutboxRefused func(PublishEvent)    // a task in the outbox was refused by the broker and is kept among its dead entries
+	Started       func(StartEvent)      // an attempt begins
+	Finished      func(FinishEvent)     // an attempt has ended and its verdict is made, though not yet carried out; also of calls that were abandoned
+	Retried       func(RetryEvent)      // a copy for the next attempt is confirmed
+	DeadLettered  func(DeadLetterEvent) // a dead letter is confirmed
+	Disconnected  func(ConnectionEvent) // the connection is lost, or was given up
+	Reconnected   func(ConnectionEvent) // the connection stands again
+	WorkerStarted func(WorkerEvent)     // a worker takes tasks
+	WorkerStopped func(WorkerEvent)     // the last call of a worker has ended after Close or Shutdown
+}
+
+// PublishEvent tells of one task that was published.
+type PublishEvent struct {
+	UUID, Name, RoutingKey string
+	Err                    error         // the outcome, as Publish returns it; nil = confirmed
+	Duration               time.Duration // from the call of Publish to the outcome; of a batch, to the end of the batch
+}
+
+// StartEvent tells of an attempt that begins. Task.Headers are read only.
+type StartEvent struct{ Task TaskInfo }
+
+// FinishEvent tells of an attempt that has ended.
+type FinishEvent struct {
+	Task     TaskInfo
+	Verdict  Verdict
+	Err      error // what the function returned; a panic as *PanicError
+	Duration time.Duration
+}
+
+// Verdict is what becomes of a task after an attempt.
+type Verdict string
+
+const (
+	VerdictDone       Verdict = "done"        // acknowledged
+	VerdictDiscard    Verdict = "discard"     // failed, and acknowledged because the function said Discard
+	VerdictRetry      Verdict = "retry"       // another attempt follows, later
+	VerdictDeadLetter Verdict = "dead_letter" // kept for a person
+	VerdictRelease    Verdict = "release"     // given back because the worker stops
+)
+
+// RetryEvent tells of a task that will be tried again.
+type RetryEvent struct {
+	Task  TaskInfo // of the attempt that failed
+	Delay time.Duration
+	Err   error
+}
+
+// DeadLetterEvent tells of a task that became a dead letter, also of one that was never run. Task.Name and UUID are empty if
+// its body does not tell them.
+type DeadLetterEvent struct {
+	Task   TaskInfo
+	Reason string // as DeadLetter.Reason
+	Err    error
+}
+
+// ConnectionEvent tells of the connection to the broker.
+type ConnectionEvent struct {
+	State State
+	Err   error // why it was lost or given up; nil when it stands
+}
+
+// WorkerEvent tells of a worker.
+type WorkerEvent struct{ Name, Queue string }
+
+// Tee calls all of hooks, in their order. One that panics does not keep the event from the others.
+func Tee(hooks ...Hooks) Hooks {
+	return Hooks{
+		Published:     tee(hooks, func(h *Hooks) func(PublishEvent) { return h.Published }),
+		OutboxRefused: tee(hooks, func(h *Hooks) func(PublishEvent) { return h.OutboxRefused }),
+		Started:       tee(hooks, func(h *Hooks) func(StartEvent) { return h.Started }),
+		Finished:      tee(hooks, func(h *Hooks) func(FinishEvent) { return h.Finished }),
+		Retried:       tee(hooks, func(h *Hooks) func(RetryEvent) { return h.Retried }),
+		DeadLettered:  tee(hooks, func(h *Hooks) func(DeadLetterEvent) { return h.DeadLettered }),
+		Disconnected:  tee(hooks, func(h *Hooks) func(ConnectionEvent) { return h.Disconnected }),
+		Reconnected:   tee(hooks, func(h *Hooks) func(ConnectionEvent) { return h.Reconnected }),
+		WorkerStarted: tee(hooks, func(h *Hooks) func(WorkerEvent) { return h.WorkerStarted }),
+		WorkerStopped: tee(hooks, func(h *Hooks) func(WorkerEvent) { return h.WorkerStopped }),
+	}
+}
+
+// tee is one field of Tee; nil if no hook has it.
+func tee[E any](hooks []Hooks, field func(*Hooks) func(E)) func(E) {
+	var all []func(E)
+	for i := range hooks {
+		if f := field(&hooks[i]); f != nil {
+			all = append(all, f)
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	return func(e E) { callAll(all, e) }
+}
+
+// callAll calls the rest also when one panics; the panic goes on afterwards.
+func callAll[E any](all []func(E), e E) {
+	for i, f := range all {
+		func() {
+			defer func() {
+				if v := recover(); v != nil {
+					callAll(all[i+1:], e)
+					panic(v)
+				}
+			}()
+			f(e)
+		}()
+	}
+}
+
+// fire calls a hook and contains its panic. Whoever calls it has seen that hook is not nil, before making the event.
+func fire[E any](log Log, hook func(E), e E) {
+	defer func() {
+		if v := recover(); v != nil {
+			log.Errorf("a hook panicked: %s\n%s", oneLine(fmt.Sprintf("%T", v)), debug.Stack())
+		}
+	}()
+	hook(e)
+}
