@@ -4,41 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 	"unicode/utf8"
-
-	"github.com/google/uuid"
-
-	"github.com/seed-416683c9/dispatcher/broker"
 )
 
 // maxErrorText bounds the text of an error in a header: a frame of RabbitMQ, which must hold all headers of a message, may
 // be as small as 4 KiB (AMQP 0-9-1, frame-min-size), and a stack or a page of HTML is no error text.
 const maxErrorText = 1024
-
-// deadLetterMessage is the message that keeps a task that will not run: body, properties and headers as they came, and why
-// it died.
-func deadLetterMessage(c *call, v verdict, worker string, now time.Time) broker.Message {
-	d := &c.delivery
-	m := d.Forward()
-	if m.ID == "" { // senders of gofort/dispatcher write no message id, and every message in flight needs one
-		m.ID = c.uuid
-	}
-	if m.ID == "" || len(m.ID) > maxNameBytes {
-		m.ID = uuid.NewString()
-	}
-	if m.Type == "" && len(c.name) <= maxNameBytes {
-		m.Type = c.name
-	}
-	m.Headers[headerReason] = v.reason
-	m.Headers[headerError] = v.text
-	m.Headers[headerAttempt] = int64(1)
-	m.Headers[headerQueue] = d.Queue
-	m.Headers[headerRoutingKey] = d.RoutingKey
-	m.Headers[headerDiedAt] = now.UTC().Format(time.RFC3339Nano)
-	m.Headers[headerWorker] = worker
-	return m
-}
 
 // errorText is the text of a task's error, bounded and valid UTF-8. It runs the error's own method, and contains its panics:
 // fmt does so too, but not when printing what was panicked with panics again.

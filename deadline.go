@@ -9,6 +9,9 @@ import (
 // errAbandoned is the outcome of a call that ran on after its timeout and grace.
 var errAbandoned = errors.New("still running after its timeout; abandoned")
 
+// errStillRunning is why a task is put off whose abandoned call goes on here.
+var errStillRunning = errors.New("an abandoned call of it still runs here")
+
 // deadlines holds the calls with a timeout, the next due first, and one timer. It is guarded by shift.mu.
 type deadlines struct {
 	calls callHeap

@@ -43,6 +43,7 @@ const (
 	defaultPublishTimeout  = 30 * time.Second
 	defaultShutdownTimeout = 30 * time.Second
 	defaultMaxBodyBytes    = 1 << 20
+	defaultUnknownMaxAge   = time.Hour
 )
 
 const (
@@ -106,6 +107,9 @@ type ServerConfig struct {
 	// Negative: the broker's own limit.
 	MaxBodyBytes int
 
+	// Retry says when tasks are tried again after a failed attempt, unless their TaskConfig or WorkerConfig does. nil = one attempt,
+	// then a dead letter.
+	Retry *RetryPolicy
 	// Hooks are called when something has happened.
 	Hooks Hooks
 
@@ -139,8 +143,8 @@ type WorkerConfig struct {
 	// Limit is how many calls run at once, inside their timeouts; as many tasks are fetched ahead. 0: 3. Negative or above
 	// 65,535: an error.
 	Limit int
-	// Queue is the durable queue the worker takes tasks from; it is declared with its dead letter queue, named
-	// <Queue>.dead. Required; at most 240 bytes, not ending in .dead or .suspects.
+	// Queue is the durable queue the worker takes tasks from; it is declared with those of its dead letters, named <Queue>.dead,
+	// and of its suspects, <Queue>.suspects. Required; at most 240 bytes, not ending in .dead or .suspects.
 	Queue string
 	// BindingKeys are bound from the server's Exchange to Queue. None: nothing is bound.
 	BindingKeys []string
@@ -149,6 +153,13 @@ type WorkerConfig struct {
 	// MaxAbandoned bounds the calls that went on running after their timeout and whose slot was given to others. At this
 	// bound an overdue call keeps its slot. 0: the same as Limit. Negative: none, an overdue call always keeps its slot.
 	MaxAbandoned int
+	// Retry says when tasks are tried again after a failed attempt, unless their TaskConfig does. nil = as the server says.
+	Retry *RetryPolicy
+	// Middleware is put around every function, outside the tasks' own; the first is outermost. No element may be nil.
+	Middleware []Middleware
+	// UnknownTaskMaxAge is for how long a task that no worker of the queue knows is put off, from when it was first missed; then it
+	// becomes a dead letter. In a rolling deployment a worker that knows it may come. 0: 1 h. Negative: a dead letter at once.
+	UnknownTaskMaxAge time.Duration
 }
 
 // Log takes the library's messages; *logrus.Logger and *logrus.Entry are such, and SlogLogger makes one of a
@@ -206,6 +217,7 @@ func (c *ServerConfig) validate() error {
 	p.addIf(c.ReconnectionRetries < 0, errors.New("ServerConfig.ReconnectionRetries is negative"))
 	p.addIf(c.ReconnectionIntervalSeconds < 0, errors.New("ServerConfig.ReconnectionIntervalSeconds is negative"))
 	p.addIf(c.ReconnectionIntervalSeconds > maxSeconds, errors.New("ServerConfig.ReconnectionIntervalSeconds is too large"))
+	p = p.with(c.Retry.validate("ServerConfig.Retry"))
 	p.addIf(c.PublishTimeout < 0, errors.New("ServerConfig.PublishTimeout is negative"))
 	amqp := c.AMQPConnectionString != "" || c.TLSConfig != nil || c.SecureConnection || c.ConnectionName != "" || c.QueueType != ""
 	p.addIf(c.Broker != nil && amqp, errors.New("ServerConfig.Broker excludes AMQPConnectionString, TLSConfig, SecureConnection, ConnectionName and QueueType"))
@@ -219,6 +231,7 @@ func (c *ServerConfig) validate() error {
 func (c *WorkerConfig) withDefaults() WorkerConfig {
 	out := *c
 	out.BindingKeys = slices.Clone(c.BindingKeys)
+	out.Middleware = slices.Clone(c.Middleware)
 	if out.Limit == 0 {
 		out.Limit = defaultLimit
 	}
@@ -226,6 +239,9 @@ func (c *WorkerConfig) withDefaults() WorkerConfig {
 		out.MaxAbandoned = out.Limit
 	}
 	out.MaxAbandoned = max(out.MaxAbandoned, 0)
+	if out.UnknownTaskMaxAge == 0 {
+		out.UnknownTaskMaxAge = defaultUnknownMaxAge
+	}
 	return out
 }
 
@@ -240,6 +256,8 @@ func (c *WorkerConfig) validate() error {
 	for _, suffix := range []string{broker.DeadSuffix, broker.SuspectsSuffix} {
 		p.addIf(strings.HasSuffix(c.Queue, suffix), fmt.Errorf("WorkerConfig.Queue %q: names ending in %s belong to other queues", c.Queue, suffix))
 	}
+	p = p.with(c.Retry.validate("WorkerConfig.Retry"))
+	p.addIf(slices.ContainsFunc(c.Middleware, isNil), errors.New("WorkerConfig.Middleware has a nil element"))
 	for i, key := range c.BindingKeys {
 		p.name(fmt.Sprintf("WorkerConfig.BindingKeys[%d]", i), key, maxNameBytes)
 	}

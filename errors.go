@@ -64,6 +64,10 @@ var (
 	ErrShutdown = errors.New("worker is shutting down")
 	// ErrGoexit: the function ended its goroutine with runtime.Goexit. A failed attempt.
 	ErrGoexit = errors.New("task function called runtime.Goexit")
+	// ErrExpired: Task.ExpiresAt had passed before the task started.
+	ErrExpired = errors.New("task has expired")
+	// ErrCrashLoop: the task was lost again and again while it ran alone: it may end the process that runs it.
+	ErrCrashLoop = errors.New("lost with its worker or connection")
 	// ErrUnknownTask: the worker has no function of this name.
 	ErrUnknownTask = errors.New("unknown task")
 	// ErrMalformed: the body is not a task.

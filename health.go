@@ -37,7 +37,7 @@ type WorkerHealth struct {
 	Consuming bool  // the broker gives it tasks
 	Running   int   // calls under way, abandoned ones included
 	Abandoned int   // calls that ran on after their timeout and lost their slot
-	Stuck     int   // tasks that ended and whose dead letter the broker does not take: tried again until it does
+	Stuck     int   // tasks whose retry or dead letter the broker does not take: tried again until it does
 	Ready     int   // tasks waiting in its queue; -1 = not known
 	Dead      int   // its dead letters; -1 = not known
 	LastError error // the last problem with consuming or settling, perhaps overcome
@@ -92,6 +92,6 @@ func (w *Worker) health() WorkerHealth {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	h.Started, h.Consuming = true, sh.consuming
-	h.Running, h.Abandoned, h.Stuck, h.LastError = sh.running, sh.abandoned, sh.stuck, sh.err
+	h.Running, h.Abandoned, h.Stuck, h.LastError = sh.calls, sh.abandoned, sh.stuck, sh.err
 	return h
 }

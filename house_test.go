@@ -124,6 +124,18 @@ func TestDefaultsKeepEveryFieldThatIsSet(t *testing.T) {
 	if !reflect.DeepEqual(got, worker) {
 		t.Errorf("got  %+v\nwant %+v", got, worker)
 	}
+	if n := len((&WorkerConfig{Middleware: make([]Middleware, 2)}).withDefaults().Middleware); n != 2 {
+		t.Errorf("%d of 2 middlewares are kept", n)
+	}
+	hooked := ServerConfig{Broker: server.Broker, Hooks: Hooks{Started: func(StartEvent) {}}}
+	if hooked.withDefaults().Hooks.Started == nil {
+		t.Error("hooks are lost")
+	}
+	policy := reflect.New(reflect.TypeFor[RetryPolicy]()).Elem()
+	setAll(t, policy)
+	if got := policy.Addr().Interface().(*RetryPolicy).withDefaults(); !reflect.DeepEqual(*got, policy.Interface()) {
+		t.Errorf("got  %+v\nwant %+v", *got, policy)
+	}
 	if got.BindingKeys[0] = "changed"; worker.BindingKeys[0] != "x" {
 		t.Error("the copy shares its binding keys with the caller's")
 	}
@@ -142,12 +154,22 @@ func setAll(t *testing.T, v reflect.Value) {
 			f.SetInt(7)
 		case reflect.Slice:
 			f.Set(reflect.MakeSlice(f.Type(), 1, 1))
-			if f.Index(0).Kind() == reflect.Struct {
+			switch f.Index(0).Kind() {
+			case reflect.Struct:
 				setAll(t, f.Index(0))
-			} else {
+			case reflect.Func:
+				f.SetZero() // cannot be compared: see below
+			default:
 				f.Index(0).SetString("x")
 			}
-		case reflect.Interface, reflect.Pointer, reflect.Struct: // Hooks is a struct of funcs, which cannot be compared
+		case reflect.Pointer:
+			if f.Type().Elem().PkgPath() == v.Type().PkgPath() { // ours
+				f.Set(reflect.New(f.Type().Elem()))
+				setAll(t, f.Elem())
+			}
+		case reflect.Float64:
+			f.SetFloat(0.5)
+		case reflect.Interface, reflect.Struct, reflect.Func: // Hooks: see below
 		default:
 			t.Fatalf("field %s: teach this test its kind", v.Type().Field(i).Name)
 		}

@@ -173,13 +173,25 @@ func (p *publisher) prepare(task *Task) (broker.Message, error) {
 	if p.cfg.MaxBodyBytes > 0 && len(body) > p.cfg.MaxBodyBytes {
 		return broker.Message{}, fmt.Errorf("%w: %d bytes, the most is %d", ErrTooLarge, len(body), p.cfg.MaxBodyBytes)
 	}
+	now := time.Now()
+	notBefore, err := task.due(now)
+	if err != nil {
+		return broker.Message{}, fmt.Errorf("%w: %w", ErrRejected, err)
+	}
+	if !task.ExpiresAt.IsZero() {
+		if headers == nil {
+			headers = make(map[string]any, 1)
+		}
+		headers[headerExpiresAt] = writeInstant(task.ExpiresAt)
+	}
 	return broker.Message{
 		Exchange:    p.cfg.Exchange,
 		RoutingKey:  task.RoutingKey,
 		ID:          task.UUID,
 		Type:        task.Name,
 		ContentType: "application/json",
-		Timestamp:   time.Now(),
+		Timestamp:   now,
+		NotBefore:   notBefore,
 		Headers:     headers,
 		Body:        body,
 	}, nil

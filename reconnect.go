@@ -45,6 +45,7 @@ type supervisor struct {
 	retries int                                         // of one outage; negative = for ever
 	pause   func() backoff.BackOff
 	log     Log
+	hooks   *Hooks
 
 	cancel context.CancelFunc // ends run
 	ended  chan struct{}      // closed when run has returned; set by start
@@ -76,6 +77,7 @@ func newSupervisor(cfg *ServerConfig, prepare func(context.Context, broker.Sessi
 		retries: retries,
 		pause:   func() backoff.BackOff { return reconnectPauses(interval) },
 		log:     cfg.Logger,
+		hooks:   &cfg.Hooks,
 		ended:   make(chan struct{}),
 		changed: make(chan struct{}),
 		link:    link{state: StateConnecting, since: time.Now()},
@@ -136,6 +138,7 @@ func (s *supervisor) run(ctx context.Context, session broker.Session, pauses bac
 			return
 		}
 		s.log.Errorf("connection lost: %v", session.Err())
+		s.tell(s.hooks.Disconnected, StateConnecting, session.Err())
 		if time.Since(born) >= stableAfter {
 			pauses.Reset()
 		} else if !sleep(ctx, pauses.NextBackOff()) {
@@ -146,6 +149,7 @@ func (s *supervisor) run(ctx context.Context, session broker.Session, pauses bac
 			if ctx.Err() == nil {
 				s.set(StateGivenUp, nil, err)
 				s.log.Errorf("connection given up: %v", err)
+				s.tell(s.hooks.Disconnected, StateGivenUp, err)
 			}
 			return
 		}
@@ -154,6 +158,13 @@ func (s *supervisor) run(ctx context.Context, session broker.Session, pauses bac
 			return
 		}
 		s.log.Info("connected again")
+		s.tell(s.hooks.Reconnected, StateConnected, nil)
+	}
+}
+
+func (s *supervisor) tell(hook func(ConnectionEvent), state State, err error) {
+	if hook != nil {
+		fire(s.log, hook, ConnectionEvent{state, err})
 	}
 }
 

@@ -18,6 +18,8 @@ type Server struct {
 	sup       *supervisor
 	publisher *publisher
 	stats     taskCounters
+	running   running
+	suspect   chan struct{} // holds one while a suspect runs
 
 	givenUp chan struct{} // what NewServer returned: closed once, by watch
 	watched chan struct{} // closed when watch has returned
@@ -56,6 +58,7 @@ func NewServerContext(ctx context.Context, cfg *ServerConfig) (*Server, chan str
 		givenUp: make(chan struct{}),
 		watched: make(chan struct{}),
 		workers: map[string]*Worker{},
+		suspect: make(chan struct{}, 1),
 	}
 	s.log = s.cfg.Logger
 	s.sup = newSupervisor(&s.cfg, s.declare)
@@ -96,7 +99,7 @@ func (s *Server) watch() {
 }
 
 // NewWorker makes a worker that runs the functions of tasks, each under the name it has in the map. It declares the
-// worker's queue, its dead letter queue and its bindings, and takes nothing before [Worker.Start]. Names of workers are
+// worker's queue, those of its dead letters and suspects, and its bindings, and takes nothing before [Worker.Start]. Names of workers are
 // unique in a server, and stay taken after Close.
 //
 // A function's signature is checked here, once: see [TaskConfig]. Errors, all problems at once: [ErrDisconnected] (no
@@ -110,7 +113,7 @@ func (s *Server) NewWorker(cfg *WorkerConfig, tasks map[string]TaskConfig) (*Wor
 	if err != nil {
 		return nil, err
 	}
-	plans, err := planTasks(tasks)
+	plans, err := s.planTasks(cfg, tasks)
 	if err = (problems{}).with(cfg.validate(), err).err(); err != nil {
 		return nil, err
 	}

@@ -12,10 +12,10 @@ import (
 )
 
 // shift is one run of a worker: from Start, through any number of consumers, until its last call has ended. It owns the
-// goroutine of run and those of the slots.
+// goroutines of run, patrol and the slots.
 //
 // These contexts end one after the other when a shift is stopped: taking (nothing new is taken), settling (half a minute
-// later, dead letters that cannot be written are given back), tasks (the parent of all task contexts) and hard (nothing is
+// later, tasks whose verdict cannot be written are given back), tasks (the parent of all task contexts) and hard (nothing is
 // waited for any more).
 type shift struct {
 	w *Worker
@@ -29,6 +29,10 @@ type shift struct {
 	hard       context.Context
 	stopHard   context.CancelFunc
 
+	offers    chan offer    // from patrol to a free slot
+	suspected chan struct{} // there is a new suspect; holds one
+	patrolled chan struct{} // closed when patrol has returned
+
 	first *feed         // where the slots begin to read
 	began chan struct{} // closed when Start has ended, either way
 	ended chan struct{} // closed when run has returned, or will never run
@@ -41,8 +45,8 @@ type shift struct {
 	watched   deadlines     // calls with a timeout
 	overdue   list.List     // calls past timeout and grace that keep their slot, since MaxAbandoned are abandoned already; oldest first
 	abandoned int           // calls whose slot was given to others
-	running   int           // calls of task functions under way, abandoned ones included
-	stuck     int           // deliveries whose dead letter cannot be written now
+	calls     int           // calls of task functions under way, abandoned ones included
+	stuck     int           // deliveries whose verdict cannot be written now
 	cancelled time.Time     // when stop cancelled tasks
 	consuming bool
 	err       error // the last problem with consuming or settling
@@ -52,6 +56,8 @@ type shift struct {
 // deliveries until there are no more, and then goes on to the next consumer.
 type feed struct {
 	consumer broker.Consumer // nil in the feed before the first consumer
+	session  broker.Session  // of the consumer
+	exact    bool            // it counts losses exactly
 	next     *feed           // written before replaced is closed
 	replaced chan struct{}
 }
@@ -64,6 +70,10 @@ func newShift(w *Worker) *shift {
 		ended: make(chan struct{}),
 		over:  make(chan struct{}),
 		empty: make(chan struct{}),
+
+		offers:    make(chan offer),
+		suspected: make(chan struct{}, 1),
+		patrolled: make(chan struct{}),
 	}
 	s.taking, s.stopTaking = context.WithCancel(context.Background())
 	s.settling, s.stopSettle = withGrace(s.taking, settleTimeout)
@@ -91,8 +101,13 @@ func (s *shift) begin(session broker.Session, consumer broker.Consumer) {
 		go s.slot(s.first, nil)
 	}
 	go s.run(session, consumer)
+	go s.patrol()
 	close(s.began)
 	s.w.log.Infof("worker %q takes tasks from %q", s.w.cfg.Name, s.w.cfg.Queue)
+	s.warnOfConsumerTimeout(session.Capabilities().ConsumerTimeout)
+	if hook := s.w.server.cfg.Hooks.WorkerStarted; hook != nil {
+		fire(s.w.log, hook, WorkerEvent{s.w.cfg.Name, s.w.cfg.Queue})
+	}
 }
 
 // consume declares the worker's queues in session, since another program or an operator may have deleted them, and consumes.
@@ -103,13 +118,28 @@ func (s *shift) consume(ctx context.Context, session broker.Session) (broker.Con
 	return session.Consume(ctx, broker.ConsumeOptions{Queue: s.w.cfg.Queue, Tag: s.w.cfg.Name, Prefetch: s.w.cfg.Limit})
 }
 
+// warnOfConsumerTimeout tells of tasks that may be held for longer than the broker lets a consumer hold them: it then gives them
+// to somebody else while they run. As many are fetched as there are slots, so a task is held for its timeout and its grace.
+func (s *shift) warnOfConsumerTimeout(most time.Duration) {
+	if most == 0 {
+		return
+	}
+	for name, plan := range s.w.tasks {
+		if plan.timeout > 0 && plan.timeout+grace >= most {
+			s.w.log.Errorf("worker %q: task %q may run for %v, and the broker takes a task away after %v unless it is set otherwise: "+
+				"raise its consumer timeout (docs/rabbitmq.md, Long tasks) or split the task", s.w.cfg.Name, name, plan.timeout, most)
+		}
+	}
+}
+
 // run gives the slots one consumer after the other, until the shift is stopped.
 func (s *shift) run(session broker.Session, consumer broker.Consumer) {
 	defer s.runEnded()
+	defer func() { <-s.patrolled }() // all ways out have stopped taking
 	last := s.first
 	pauses := newBackOff(100*time.Millisecond, 30*time.Second, 0.5)
 	for consumer != nil {
-		next := &feed{consumer: consumer, replaced: make(chan struct{})}
+		next := &feed{consumer: consumer, session: session, exact: session.Capabilities().ExactLosses, replaced: make(chan struct{})}
 		last.next = next
 		close(last.replaced)
 		last = next
@@ -239,7 +269,7 @@ func (s *shift) leaveBehind() error {
 		}
 	}
 	s.mu.Lock()
-	running, abandoned := s.running-s.abandoned, s.abandoned
+	running, abandoned := s.calls-s.abandoned, s.abandoned
 	s.mu.Unlock()
 	switch {
 	case abandoned > 0:
@@ -289,6 +319,9 @@ func (s *shift) endShift() {
 	s.stopTasks(nil)
 	s.stopHard()
 	s.w.free(s)
+	if hook := s.w.server.cfg.Hooks.WorkerStopped; hook != nil && s.first.next != nil {
+		fire(s.w.log, hook, WorkerEvent{s.w.cfg.Name, s.w.cfg.Queue})
+	}
 	close(s.over)
 }
 

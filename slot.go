@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
@@ -13,13 +14,17 @@ import (
 // call is one delivery on its way through a slot and, if its task can be called, one attempt.
 type call struct {
 	delivery broker.Delivery
+	history  history
+	exact    bool   // its broker counts losses exactly
 	at       *feed  // where its slot reads, and a replacement goes on
 	name     string // of the task; what the message says until the body is decoded
 	uuid     string
-	plan     *taskPlan
+	plan     *taskPlan // nil = not to be called
 	bound    boundCall
+	run      run
 	started  time.Time
 	due      time.Time // started + timeout + grace; zero without a timeout
+	over     func()    // of a suspect: lets the next one run; otherwise nil
 
 	// Guarded by shift.mu.
 	state   callState
@@ -27,13 +32,21 @@ type call struct {
 	overdue *list.Element // in shift.overdue; nil = not there
 }
 
-// outcome is how an attempt ended. The text is made while the call is still watched, since it comes from the user's code.
+func newCall(d broker.Delivery, at *feed) *call {
+	return &call{delivery: d, history: readHistory(d.Headers), exact: at.exact, at: at, name: d.Type, uuid: d.ID, index: -1}
+}
+
+// suspect reports whether the task is one that may end its worker.
+func (c *call) suspect() bool { return strings.HasSuffix(c.delivery.Queue, broker.SuspectsSuffix) }
+
+// outcome is how an attempt ended. Text and wish are read while the call is still watched, since they come from the user's code.
 type outcome struct {
 	err  error
 	text string
+	wish wish
 }
 
-func outcomeOf(err error) outcome { return outcome{err, errorText(err)} }
+func outcomeOf(err error) outcome { return outcome{err, errorText(err), wishOf(err)} }
 
 type callState int
 
@@ -64,33 +77,54 @@ func (s *shift) slot(at *feed, first func()) {
 		if at.consumer == nil {
 			continue
 		}
-		for d := range at.consumer.Deliveries() {
-			if !s.accept(&d, at) {
+		for {
+			var more bool
+			if c, more = s.next(at); !more {
+				break
+			}
+			if c == nil {
 				continue
 			}
-			c = &call{delivery: d, at: at, name: d.Type, uuid: d.ID, index: -1}
 			v := s.prepare(c)
 			if c.plan == nil {
 				done := c
 				c = nil
-				s.settle(done, v)
+				s.settleUncalled(done, v)
 				continue
 			}
 			o := s.invoke(c)
 			done, abandoned := c, s.callEnded(c)
 			if c = nil; abandoned {
-				s.w.log.Infof("worker %q: abandoned task %q (%q) ended after %v: %s", s.w.cfg.Name, done.name, done.uuid,
+				s.w.server.running.end(&done.run)
+				s.w.log.Infof("worker %q: abandoned task %q (%q) ended after %v: %s", s.w.cfg.Name, excerpt(done.name), excerpt(done.uuid),
 					time.Since(done.started).Round(time.Millisecond), oneLine(o.text))
 				return
 			}
-			s.conclude(done, o)
+			s.conclude(done, o, false)
 		}
+	}
+}
+
+// next waits for the next delivery of a feed, or a suspect; nil = there was none after all. more is false when the consumer is over.
+func (s *shift) next(at *feed) (c *call, more bool) {
+	select {
+	case d, ok := <-at.consumer.Deliveries():
+		if !ok {
+			return nil, false
+		}
+		if !s.accept(&d, at) {
+			return nil, true
+		}
+		return newCall(d, at), true
+	case o := <-s.offers:
+		return s.takeSuspect(at, o), true
 	}
 }
 
 // goexit replaces a slot whose goroutine is being ended from inside the user's code.
 func (s *shift) goexit(c *call) {
 	if c.plan != nil && s.callEnded(c) {
+		s.w.server.running.end(&c.run)
 		return // abandoned before: its delivery is settled and its slot replaced
 	}
 	s.mu.Lock()
@@ -98,10 +132,10 @@ func (s *shift) goexit(c *call) {
 	s.mu.Unlock()
 	go s.slot(c.at, func() {
 		if c.plan == nil {
-			s.settle(c, deadLetter(reasonBadArguments, outcomeOf(ErrGoexit)))
+			s.settleUncalled(c, deadLetter(reasonBadArguments, outcomeOf(ErrGoexit)))
 			return
 		}
-		s.conclude(c, outcomeOf(ErrGoexit))
+		s.conclude(c, outcomeOf(ErrGoexit), false)
 	})
 }
 
@@ -131,13 +165,13 @@ func (s *shift) accept(d *broker.Delivery, at *feed) bool {
 	// does not end, the delivery is left to Consumer.Close.
 	select {
 	case <-at.consumer.Done():
-		s.settle(&call{delivery: *d, name: d.Type, uuid: d.ID}, verdict{action: release})
+		s.settle(newCall(*d, at), verdict{action: release})
 	case <-s.hard.Done():
 	}
 	return false
 }
 
-// prepare decodes the body, finds the function and binds the arguments. What cannot be called has no plan and gets its
+// prepare decodes the body, finds the function and binds the arguments. What is not to be called has no plan and gets its
 // verdict here.
 func (s *shift) prepare(c *call) verdict {
 	d := &c.delivery
@@ -152,9 +186,25 @@ func (s *shift) prepare(c *call) verdict {
 	if task.UUID != "" {
 		c.uuid = task.UUID
 	}
+	// First of all: what runs here has not ended its worker, and has not expired either.
+	if v, ours := s.claim(c); !ours {
+		return v
+	}
+	losses := d.Losses
+	if !c.exact && d.Redelivered {
+		losses = 1
+	}
+	if v, run := judgeLosses(c.history, losses, c.suspect()); !run {
+		return v
+	}
+	now := time.Now()
+	if at := c.history.expires; !at.IsZero() && !now.Before(at) {
+		return deadLetter(reasonExpired, outcomeOf(fmt.Errorf("%w at %s", ErrExpired, writeInstant(at))))
+	}
 	plan := s.w.tasks[task.Name]
 	if plan == nil {
-		return deadLetter(reasonUnknownTask, outcomeOf(fmt.Errorf("%w: worker %q has no function %q", ErrUnknownTask, s.w.cfg.Name, excerpt(task.Name))))
+		return judgeUnknown(c.history, now, s.w.cfg.UnknownTaskMaxAge,
+			outcomeOf(fmt.Errorf("%w: worker %q has no function %q", ErrUnknownTask, s.w.cfg.Name, excerpt(task.Name))))
 	}
 	if c.bound, err = plan.bind(task.Args); err != nil {
 		return deadLetter(reasonBadArguments, outcomeOf(err))
@@ -166,8 +216,47 @@ func (s *shift) prepare(c *call) verdict {
 	return verdict{}
 }
 
+// heldDelay is how long a task is put off that may not run because an abandoned call of it still does.
+const heldDelay = 10 * time.Second
+
+// claim makes sure that the task does not run twice at once in this server. If it runs, the delivery is held until that call ends.
+// The same attempt, delivered again since its link was lost, then takes that call's verdict; another one runs after it.
+func (s *shift) claim(c *call) (v verdict, ours bool) {
+	c.run.key, c.run.attempts = taskKey{broker.Owner(c.delivery.Queue), c.uuid}, c.history.attempts
+	for {
+		other := s.w.server.running.begin(&c.run)
+		if other == nil {
+			return verdict{}, true
+		}
+		same := other.attempts == c.run.attempts
+		select {
+		case <-other.decided:
+			v, _, abandoned := s.w.server.running.decisionOf(other)
+			switch {
+			case same:
+				return v, false
+			case abandoned:
+				return verdict{action: postpone, delay: heldDelay, outcome: outcomeOf(errStillRunning)}, false
+			}
+			select { // it follows at once
+			case <-other.ended:
+			case <-s.hard.Done():
+				return verdict{action: release}, false
+			}
+		case <-other.ended:
+		case <-s.taking.Done():
+			return verdict{action: release}, false
+		case <-c.delivery.Lost():
+			return verdict{action: release}, false // the attempt to do so counts it
+		}
+	}
+}
+
 // invoke calls the function and returns how it ended; a panic is an error with its stack.
 func (s *shift) invoke(c *call) (o outcome) {
+	if hook := s.w.server.cfg.Hooks.Started; hook != nil {
+		fire(s.w.log, hook, StartEvent{*c.info(s.w.cfg.Name)})
+	}
 	s.callBegins(c)
 	defer func() {
 		if v := recover(); v != nil {
@@ -176,12 +265,15 @@ func (s *shift) invoke(c *call) (o outcome) {
 	}()
 	ctx, cancel := s.taskContext(c)
 	defer cancel()
+	if len(c.plan.middleware) > 0 {
+		return outcomeOf(wrap(c.plan.middleware, func(ctx context.Context) error { return c.plan.call(ctx, c.uuid, c.bound) })(ctx))
+	}
 	return outcomeOf(c.plan.call(ctx, c.uuid, c.bound))
 }
 
-// taskContext is made only for functions that take one.
+// taskContext is made only for functions that take one, or middleware.
 func (s *shift) taskContext(c *call) (context.Context, context.CancelFunc) {
-	if !c.plan.takesContext {
+	if !c.plan.takesContext && len(c.plan.middleware) == 0 {
 		return s.tasks, func() {}
 	}
 	ctx := context.WithValue(s.tasks, taskInfoKey{}, c.info(s.w.cfg.Name))
@@ -195,7 +287,7 @@ func (s *shift) taskContext(c *call) (context.Context, context.CancelFunc) {
 func (s *shift) callBegins(c *call) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.running++
+	s.calls++
 	if !c.due.IsZero() {
 		s.watched.add(c)
 	}
@@ -205,7 +297,7 @@ func (s *shift) callBegins(c *call) {
 // next overdue one.
 func (s *shift) callEnded(c *call) (abandoned bool) {
 	s.mu.Lock()
-	s.running--
+	s.calls--
 	abandoned = c.state == callAbandoned
 	c.state = callFinished
 	s.watched.remove(c)
@@ -227,18 +319,59 @@ func (s *shift) callEnded(c *call) (abandoned bool) {
 // replace starts the slot that takes over from that of an abandoned call, and has the dead letter written by it.
 // abandonOverdue has counted it.
 func (s *shift) replace(c *call) {
-	go s.slot(c.at, func() { s.conclude(c, outcomeOf(errAbandoned)) })
+	go s.slot(c.at, func() { s.conclude(c, outcomeOf(errAbandoned), true) })
 }
 
-// conclude judges how a call ended and settles its delivery.
-func (s *shift) conclude(c *call, o outcome) {
-	a := attempt{outcome: o, timeout: c.plan.timeout, shutdown: s.tasks.Err() != nil}
+// conclude judges how a call ended and settles its delivery. abandoned: it has not ended.
+func (s *shift) conclude(c *call, o outcome, abandoned bool) {
+	now := time.Now()
+	a := attempt{
+		outcome: o, timeout: c.plan.timeout, shutdown: s.tasks.Err() != nil, abandoned: abandoned,
+		number: c.history.attempts + 1, first: c.firstBegan(), expires: c.history.expires, now: now,
+	}
 	if a.timeout > 0 {
 		deadline := c.started.Add(a.timeout)
-		a.late = !time.Now().Before(deadline)
+		a.late = !now.Before(deadline)
 		if a.shutdown && s.cancelledAt().Before(deadline) {
 			a.late = false // the shutdown came first and is what ended it
 		}
 	}
-	s.settle(c, judge(a))
+	v := judge(a, c.plan.retry)
+	if v.action == retryLater || v.action == toDeadLetters {
+		v.made = Attempt{Number: a.number, At: c.started, Duration: now.Sub(c.started), Worker: s.w.cfg.Name, Error: v.text}
+	}
+	s.w.server.running.decide(&c.run, v, abandoned)
+	if !abandoned {
+		s.w.server.running.end(&c.run)
+	}
+	if hook := s.w.server.cfg.Hooks.Finished; hook != nil {
+		fire(s.w.log, hook, FinishEvent{*c.info(s.w.cfg.Name), v.action.verdict(), o.err, now.Sub(c.started)})
+	}
+	s.settle(c, v)
+	c.end()
+}
+
+// settleUncalled settles what is not to be called.
+func (s *shift) settleUncalled(c *call, v verdict) {
+	s.w.server.running.decide(&c.run, v, false)
+	s.w.server.running.end(&c.run)
+	s.settle(c, v)
+	c.end()
+}
+
+// end comes last.
+func (c *call) end() {
+	if c.over != nil {
+		c.over()
+	}
+}
+
+// firstBegan is when the first attempt of the task began.
+func (c *call) firstBegan() time.Time {
+	if c.history.attempts > 0 {
+		if log := attemptLog(c.delivery.Headers); len(log) > 0 && !log[0].At.IsZero() && log[0].At.Before(c.started) {
+			return log[0].At
+		}
+	}
+	return c.started
 }

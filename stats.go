@@ -15,6 +15,10 @@ type Stats struct {
 
 	Received     int64 // deliveries taken by workers
 	Succeeded    int64 // attempts that ended well and were acknowledged
+	Discarded    int64 // attempts that failed and were acknowledged because the function said Discard
+	Retried      int64 // attempts that failed and are followed by another
+	Postponed    int64 // deliveries put off without an attempt: of unknown tasks, and of tasks that an abandoned call still runs
+	Suspected    int64 // deliveries moved to the suspects
 	DeadLettered int64 // deliveries that became dead letters, for whatever reason
 	Released     int64 // deliveries given back by a worker that stopped
 	Lost         int64 // deliveries whose connection ended before they were settled: the broker delivers them again
@@ -42,7 +46,9 @@ func (c *publishCounters) count(err error) error {
 }
 
 // taskCounters counts what became of deliveries.
-type taskCounters struct{ received, succeeded, deadLettered, released, lost, abandoned atomic.Int64 }
+type taskCounters struct {
+	received, succeeded, discarded, retried, postponed, suspected, deadLettered, released, lost, abandoned atomic.Int64
+}
 
 // Stats returns the counts. It never blocks.
 func (s *Server) Stats() Stats {
@@ -50,7 +56,8 @@ func (s *Server) Stats() Stats {
 	p, t := &s.publisher.stats, &s.stats
 	return Stats{
 		Published: p.published.Load(), NotSent: p.notSent.Load(), Rejected: p.rejected.Load(), Unconfirmed: p.unconfirmed.Load(),
-		Received: t.received.Load(), Succeeded: t.succeeded.Load(), DeadLettered: t.deadLettered.Load(),
+		Received: t.received.Load(), Succeeded: t.succeeded.Load(), Discarded: t.discarded.Load(), Retried: t.retried.Load(),
+		Postponed: t.postponed.Load(), Suspected: t.suspected.Load(), DeadLettered: t.deadLettered.Load(),
 		Released: t.released.Load(), Lost: t.lost.Load(), Abandoned: t.abandoned.Load(),
 		Reconnects: l.opened - 1,
 	}

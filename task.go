@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"time"
 	"unicode/utf8"
+
+	"github.com/seed-416683c9/dispatcher/broker"
 )
 
 // Task is a request to call the function that a worker has registered under Name.
@@ -29,6 +31,16 @@ type Task struct {
 	// error), floats, []byte, time.Time, nil, and slices and maps with string keys of these, at most 16 deep. Names have 1 to 255
 	// bytes; CC, BCC and names that begin with x-dispatcher- are refused.
 	Headers map[string]interface{} `json:"-"`
+	// Delay keeps the task back for that long from the call of Publish on; never less, a little more (docs/guarantees.md says how
+	// much). 0 = none. Negative, or more than 366 days: an error. On RabbitMQ the pause is kept by the broker, as exact as 16 ms.
+	// Publish then returns nil when the broker has stored the task; if its routing key leads nowhere when it is due, it is found in
+	// DeadLetters(Undeliverable).
+	Delay time.Duration `json:"-"`
+	// NotBefore is Delay as a time, by this machine's clock. Zero or past = no delay. Setting both is an error.
+	NotBefore time.Time `json:"-"`
+	// ExpiresAt: a task that has not started by then is not started any more, and becomes a dead letter with the reason expired.
+	// By the worker's clock. Zero = never. Past, or not after the delay: an error.
+	ExpiresAt time.Time `json:"-"`
 }
 
 // TaskArgument is one argument with its declared type. [Args] declares the types of plain values.
@@ -58,6 +70,10 @@ type TaskConfig struct {
 	TaskUUIDAsFirstArg bool
 	// Timeout bounds one attempt; 0 = no limit, unless TimeoutSeconds is set. Setting both is an error.
 	Timeout time.Duration
+	// Retry says when the task is tried again after a failed attempt; nil = as the worker says.
+	Retry *RetryPolicy
+	// Middleware is put around the function, inside the worker's; the first is outermost. No element may be nil.
+	Middleware []Middleware
 }
 
 // NewTask returns a task with the given name and with [Args] of the values. It never panics and checks nothing: an empty
@@ -330,4 +346,32 @@ func notJSON(body []byte) error {
 
 func malformed(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrMalformed, fmt.Sprintf(format, args...))
+}
+
+// due is when the task may be delivered, zero = at once, from what its three times say.
+func (t *Task) due(now time.Time) (time.Time, error) {
+	at := t.NotBefore
+	switch {
+	case t.Delay < 0:
+		return at, fmt.Errorf("Task.Delay is %v: negative", t.Delay)
+	case t.Delay > 0 && !at.IsZero():
+		return at, errors.New("Task.Delay and Task.NotBefore are both set")
+	case t.Delay > 0:
+		at = now.Add(t.Delay)
+	}
+	if wait := at.Sub(now); wait > broker.MaxDelay {
+		return at, fmt.Errorf("it is due in %v, the most is %v", wait.Round(time.Second), broker.MaxDelay)
+	}
+	if e := t.ExpiresAt; !e.IsZero() {
+		switch {
+		case !e.After(now):
+			return at, fmt.Errorf("%w: Task.ExpiresAt %s is past", ErrExpired, writeInstant(e))
+		case !at.IsZero() && !e.After(at):
+			return at, fmt.Errorf("Task.ExpiresAt %s is not after the time it is due, %s", writeInstant(e), writeInstant(at))
+		}
+	}
+	if !at.After(now) {
+		return time.Time{}, nil
+	}
+	return at, nil
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"maps"
 	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
 )
 
 // TaskInfo tells a task function about the task it runs. Everything but Worker and Queue came over the wire and was written
@@ -37,7 +39,7 @@ func TaskFromContext(ctx context.Context) (TaskInfo, bool) {
 func (c *call) info(worker string) *TaskInfo {
 	d := &c.delivery
 	return &TaskInfo{
-		UUID: c.uuid, Name: c.name, Queue: d.Queue, RoutingKey: d.RoutingKey, Worker: worker,
-		Headers: d.Headers, PublishedAt: d.Timestamp, Redelivered: d.Redelivered,
+		UUID: c.uuid, Name: c.name, Queue: broker.Owner(d.Queue), RoutingKey: c.routingKey(), Worker: worker,
+		Headers: d.Headers, Attempt: c.history.attempts + 1, PublishedAt: d.Timestamp, Redelivered: d.Redelivered || c.history.losses > 0,
 	}
 }

@@ -1,9 +1,11 @@
 package dispatcher
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,14 +28,16 @@ type Worker struct {
 	retired bool       // the server was closed: never start again
 }
 
-// taskPlan is a registered task: how to call it, and for how long.
+// taskPlan is a registered task: how to call it, for how long, and how often.
 type taskPlan struct {
 	*callPlan
-	timeout time.Duration // 0 = none
+	timeout    time.Duration // 0 = none
+	retry      *RetryPolicy  // nil = one attempt
+	middleware []Middleware
 }
 
 // planTasks checks every task and returns all problems at once, each with the task's name.
-func planTasks(tasks map[string]TaskConfig) (map[string]*taskPlan, error) {
+func (s *Server) planTasks(worker *WorkerConfig, tasks map[string]TaskConfig) (map[string]*taskPlan, error) {
 	var p problems
 	plans := make(map[string]*taskPlan, len(tasks))
 	for name, cfg := range tasks {
@@ -43,10 +47,19 @@ func planTasks(tasks map[string]TaskConfig) (map[string]*taskPlan, error) {
 		p.addIf(err != nil, fmt.Errorf("task %q: %w", excerpt(name), err))
 		plan, err := newCallPlan(name, cfg.Function, cfg.TaskUUIDAsFirstArg)
 		p.addIf(err != nil, err)
-		plans[name] = &taskPlan{callPlan: plan, timeout: timeout}
+		if err := cfg.Retry.validate("TaskConfig.Retry"); err != nil {
+			p.addIf(true, fmt.Errorf("task %q: %w", excerpt(name), err))
+		}
+		p.addIf(slices.ContainsFunc(cfg.Middleware, isNil), fmt.Errorf("task %q: TaskConfig.Middleware has a nil element", excerpt(name)))
+		plans[name] = &taskPlan{
+			callPlan: plan, timeout: timeout, middleware: slices.Concat(worker.Middleware, cfg.Middleware),
+			retry: cmp.Or(cfg.Retry, worker.Retry, s.cfg.Retry).withDefaults(),
+		}
 	}
 	return plans, p.err()
 }
+
+func isNil(m Middleware) bool { return m == nil }
 
 // timeout is the task's timeout, from whichever of the two fields is set.
 func (c *TaskConfig) timeout() (time.Duration, error) {
@@ -146,7 +159,7 @@ func (w *Worker) Close() {
 // [ErrTasksRunning] and says how many: their messages are unsettled and the broker delivers them again, except those of calls
 // that were abandoned before, which are dead letters already.
 //
-// A task whose dead letter the broker does not take is given back after half a minute, or when ctx ends.
+// A task whose retry or dead letter the broker does not take is given back after half a minute, or when ctx ends.
 //
 // Shutdown returns at most about seven seconds after ctx ended, whatever the broker does. Calls at the same time each have their
 // own bound. A worker that does not run is left alone.

@@ -1,0 +1,26 @@
+package dispatcher
+
+import "context"
+
+// TaskFunc is one call of a task's function, with its arguments bound.
+type TaskFunc func(ctx context.Context) error
+
+// Middleware wraps the call of a task's function: to open a span, take a lock, add to the context, or decide not to call it. It
+// is called once for every attempt, with the rest of the chain; what the TaskFunc it returns returns is the outcome of the attempt. [TaskFromContext]
+// tells which task it is. It runs on the goroutine of the attempt, inside its timeout; its panics are failed attempts.
+//
+//	func timed(next dispatcher.TaskFunc) dispatcher.TaskFunc {
+//		return func(ctx context.Context) error {
+//			defer observe(time.Now())
+//			return next(ctx)
+//		}
+//	}
+type Middleware func(next TaskFunc) TaskFunc
+
+// wrap puts chain around call, the first outermost.
+func wrap(chain []Middleware, call TaskFunc) TaskFunc {
+	for i := len(chain) - 1; i >= 0; i-- {
+		call = chain[i](call)
+	}
+	return call
+}

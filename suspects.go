@@ -1,0 +1,121 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// Suspects: tasks whose worker was lost more than once while it held them, waiting in <queue>.suspects. Each runs alone: one at a
+// time in a server, so that it is known which task ended a process. They are fetched, not pushed: a broker charges whatever it
+// has handed out when a link ends, so a suspect is handed out only when it runs at once.
+
+// suspectsEvery is how often a worker looks for suspects that others have put there. There are hardly ever any.
+const suspectsEvery = 15 * time.Second
+
+// offer asks a free slot to run a suspect.
+type offer struct{ answer chan<- offerAnswer }
+
+type offerAnswer int
+
+const (
+	noSuspect   offerAnswer = iota // there is none, or it cannot be told
+	oneSuspect                     // one was run
+	anotherRuns                    // one of another worker of this server
+)
+
+// patrol offers the slots a suspect now and then, and at once after one was found or made here.
+func (s *shift) patrol() {
+	defer close(s.patrolled)
+	for {
+		answer := make(chan offerAnswer, 1)
+		select {
+		case s.offers <- offer{answer}:
+		case <-s.taking.Done():
+			return
+		}
+		// The slot that took the offer answers at the latest when its call ends or is abandoned.
+		select {
+		case a := <-answer:
+			if a == oneSuspect {
+				continue
+			}
+			if a == anotherRuns && s.awaitSuspect() {
+				continue
+			}
+		case <-s.taking.Done():
+			return
+		}
+		timer := time.NewTimer(time.Duration(float64(suspectsEvery) * (0.8 + 0.4*rand.Float64())))
+		select {
+		case <-timer.C:
+		case <-s.suspected:
+		case <-s.taking.Done():
+		}
+		timer.Stop()
+	}
+}
+
+// awaitSuspect waits until no suspect runs in this server.
+func (s *shift) awaitSuspect() bool {
+	alone := s.w.server.suspect
+	select {
+	case alone <- struct{}{}:
+		<-alone
+		return true
+	case <-s.taking.Done():
+		return false
+	}
+}
+
+// takeSuspect fetches a suspect if none runs in this server; nil: there is none.
+func (s *shift) takeSuspect(at *feed, o offer) *call {
+	alone := s.w.server.suspect
+	select {
+	case alone <- struct{}{}:
+	default:
+		o.answer <- anotherRuns
+		return nil
+	}
+	d, err := s.fetchSuspect(at)
+	if err != nil || d == nil {
+		<-alone
+		o.answer <- noSuspect
+		return nil
+	}
+	s.w.server.stats.received.Add(1)
+	c := newCall(*d, at)
+	c.over = func() {
+		<-alone
+		o.answer <- oneSuspect
+	}
+	return c
+}
+
+// fetchSuspect takes one message from the queue of suspects, through the session of the feed.
+func (s *shift) fetchSuspect(at *feed) (*broker.Delivery, error) {
+	ctx, cancel := context.WithTimeout(s.taking, closeTimeout)
+	defer cancel()
+	queue := s.w.cfg.Queue + broker.SuspectsSuffix
+	ds, err := at.session.TryGet(ctx, queue, 1)
+	switch {
+	case err == nil && len(ds) > 0:
+		return &ds[0], nil
+	case errors.Is(err, broker.ErrQueueGone):
+		s.redeclare()
+	case err != nil && at.session.Err() == nil && s.taking.Err() == nil:
+		s.w.log.Errorf("worker %q: fetch from %q: %v", s.w.cfg.Name, queue, err)
+	}
+	return nil, err
+}
+
+// suspectMade has patrol look at once.
+func (s *shift) suspectMade() {
+	select {
+	case s.suspected <- struct{}{}:
+	default:
+	}
+}

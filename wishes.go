@@ -1,0 +1,89 @@
+package dispatcher
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// What a task function can say about its failure. All are found in wrapped and joined errors, too. If an error says
+// several things, Permanent counts before RetryAfter, and RetryAfter before Discard: what keeps the task comes first.
+
+// Permanent marks an error that trying again cannot cure: the task becomes a dead letter at once, whatever its policy. nil
+// stays nil. It is backoff's own mark, so backoff.Permanent of cenkalti/backoff/v4 does the same.
+func Permanent(err error) error { return backoff.Permanent(err) }
+
+// Discard marks an error after which the task is of no use to anybody: it is acknowledged, counted in Stats.Discarded and logged,
+// and not kept. nil stays nil.
+func Discard(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &discardError{err}
+}
+
+// RetryAfter asks for the next attempt after d, in place of the policy's pause: for instance what a Retry-After header said.
+// Below 0 counts as 0; more than a year as a year. MaxAttempts and MaxAge of the policy still bound it; without a
+// policy nothing does, and the function decides by TaskInfo.Attempt. err may be nil: the attempt has failed all the same.
+func RetryAfter(d time.Duration, err error) error {
+	return &retryAfterError{min(max(d, 0), broker.MaxDelay), err}
+}
+
+type discardError struct{ err error }
+
+func (e *discardError) Error() string { return e.err.Error() }
+func (e *discardError) Unwrap() error { return e.err }
+
+type retryAfterError struct {
+	after time.Duration
+	err   error
+}
+
+func (e *retryAfterError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("asks to be tried again after %v", e.after)
+	}
+	return e.err.Error()
+}
+func (e *retryAfterError) Unwrap() error { return e.err }
+
+// wish is what an error asks for.
+type wish struct {
+	kind  wishKind
+	after time.Duration
+}
+
+type wishKind int
+
+const (
+	wishNothing wishKind = iota
+	wishPermanent
+	wishRetryAfter
+	wishDiscard
+)
+
+// wishOf reads it from an error of the user's. It runs the error's own methods As, Is and Unwrap, and contains their panics.
+func wishOf(err error) (w wish) {
+	if err == nil {
+		return wish{}
+	}
+	defer func() {
+		if recover() != nil {
+			w = wish{}
+		}
+	}()
+	if _, ok := errors.AsType[*backoff.PermanentError](err); ok {
+		return wish{kind: wishPermanent}
+	}
+	if e, ok := errors.AsType[*retryAfterError](err); ok {
+		return wish{wishRetryAfter, e.after}
+	}
+	if _, ok := errors.AsType[*discardError](err); ok {
+		return wish{kind: wishDiscard}
+	}
+	return wish{}
+}
