@@ -57,18 +57,30 @@ func TestErrorTextsAreCutAndValid(t *testing.T) {
 }
 
 // D5: an unknown task went round and round in the ancestor, thousands of times a second.
-func TestD5AnUnknownTaskIsDeadAtOnce(t *testing.T) {
+func TestD5AnUnknownTaskIsPutOffWithGrowingPausesAndThenKept(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
-	r.worker("w", tasks{"known": fn(func() {})})
-	r.publish("unknown", 1)
-	d := r.dead(1)[0]
-	if d.Headers["x-dispatcher-reason"] != "unknown_task" || !strings.Contains(d.Headers["x-dispatcher-error"].(string), `"unknown"`) {
-		t.Errorf("headers %v", d.Headers)
-	}
-	if n := r.server.Stats().Received; n != 1 {
-		t.Errorf("taken %d times, want once", n)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.worker("w", tasks{"known": fn(func() {})})
+		r.publish("unknown", 1)
+		began := time.Now()
+		<-time.After(59 * time.Minute)
+		synctest.Wait()
+		if n := r.server.Stats().Received; n < 110 || n > 130 {
+			t.Errorf("taken %d times in an hour, want about 125", n)
+		}
+		c, err := r.session().Consume(t.Context(), broker.ConsumeOptions{Queue: "jobs.dead", Prefetch: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := <-c.Deliveries()
+		if after := time.Since(began); after < time.Hour || after > time.Hour+time.Minute {
+			t.Errorf("a dead letter after %v, want an hour", after)
+		}
+		if d.Headers["x-dispatcher-reason"] != "unknown_task" || !strings.Contains(d.Headers["x-dispatcher-error"].(string), `"unknown"`) {
+			t.Errorf("headers %v", d.Headers)
+		}
+	})
 }
 
 // D1 is among these: an unknown argument type ended the ancestor's process, again and again.

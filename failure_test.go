@@ -1,0 +1,583 @@
+package dispatcher_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+
+	"github.com/seed-416683c9/dispatcher"
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// What happens to a task: each row of the table in docs/guarantees.md, on every broker.
+
+func TestAFailedTaskIsTriedAgainAndThenKept(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server()
+		type run struct {
+			info dispatcher.TaskInfo
+			at   time.Time
+		}
+		runs := make(chan run, 10)
+		const pause = 60 * time.Millisecond
+		v.worker(s, "w", tasks{"fails": {
+			Retry: policy(dispatcher.RetryPolicy{MaxAttempts: 3, InitialInterval: pause, Multiplier: 2, Jitter: -1}),
+			Function: func(ctx context.Context, n int) error {
+				info, _ := dispatcher.TaskFromContext(ctx)
+				runs <- run{info, time.Now()}
+				if n == 1 {
+					panic("no such user")
+				}
+				return fmt.Errorf("try %d", info.Attempt)
+			},
+		}})
+		for n := range 2 {
+			task := dispatcher.NewTask("fails", n)
+			task.Headers = map[string]any{"tenant": "blue"}
+			v.publishTask(s, task)
+			var before time.Time
+			for i := range 3 {
+				r := wait(v.t, runs, "attempt")
+				if r.info.Attempt != i+1 || r.info.UUID != task.UUID || r.info.RoutingKey != v.name || r.info.Queue != v.name || r.info.Headers["tenant"] != "blue" {
+					v.t.Errorf("attempt %d: %+v", i+1, r.info)
+				}
+				if least := pause << i / 2; i > 0 && r.at.Sub(before) < least {
+					v.t.Errorf("attempt %d began %v after the one before, want at least %v", i+1, r.at.Sub(before), least)
+				}
+				before = r.at
+			}
+			d := v.dead("failed")
+			if d.ID != task.UUID || d.Headers["x-dispatcher-attempt"] != int64(3) || d.Headers["x-dispatcher-routing-key"] != v.name ||
+				d.Headers["x-dispatcher-queue"] != v.name || d.Headers["tenant"] != "blue" {
+				v.t.Errorf("dead letter %+v", d.Message)
+			}
+			var log []struct {
+				N      int
+				At     time.Time
+				Ms     int
+				Worker string
+				Error  string
+			}
+			if err := json.Unmarshal([]byte(d.Headers["x-dispatcher-log"].(string)), &log); err != nil {
+				v.t.Fatal(err)
+			}
+			for i, l := range log {
+				want := fmt.Sprintf("try %d", i+1)
+				if n == 1 {
+					want = "task panicked: no such user"
+				}
+				if l.N != i+1 || l.Worker != "w" || l.Error != want || l.At.IsZero() {
+					v.t.Errorf("log %+v", l)
+				}
+			}
+			if len(log) != 3 {
+				v.t.Errorf("%d attempts in the log, want 3", len(log))
+			}
+		}
+		if st := s.Stats(); st.Retried != 4 || st.DeadLettered != 2 || st.Lost != 0 {
+			v.t.Errorf("stats %+v", st)
+		}
+		v.empty(v.name)
+	})
+}
+
+func TestARetriedTaskCanSucceed(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server(func(c *dispatcher.ServerConfig) { c.Retry = fast(3) })
+		var n atomic.Int32
+		v.worker(s, "w", tasks{"flaky": fn(func() error {
+			if n.Add(1) < 3 {
+				return errors.New("not yet")
+			}
+			return nil
+		})})
+		v.publish(s, "flaky")
+		eventually(v.t, "success", func() bool { return s.Stats().Succeeded == 1 })
+		if st := s.Stats(); st.Retried != 2 || st.DeadLettered != 0 || n.Load() != 3 {
+			v.t.Errorf("%d runs, stats %+v", n.Load(), st)
+		}
+	})
+}
+
+// What a function says about its failure counts more than the policy, however it is wrapped.
+func TestTheFunctionHasTheLastWord(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server(func(c *dispatcher.ServerConfig) { c.Retry = fast(3) })
+		boom := errors.New("boom")
+		results := map[string]error{
+			"permanent": dispatcher.Permanent(boom),
+			"backoff":   backoff.Permanent(boom),
+			"wrapped":   fmt.Errorf("in a hurry: %w", dispatcher.Permanent(boom)),
+			"joined":    errors.Join(errors.New("other"), dispatcher.Discard(dispatcher.Permanent(boom))),
+		}
+		var calls atomic.Int32
+		v.worker(s, "w", tasks{
+			"fails":   fn(func(how string) error { calls.Add(1); return results[how] }),
+			"discard": fn(func() error { calls.Add(1); return fmt.Errorf("late: %w", dispatcher.Discard(boom)) }),
+			"nothing": fn(func() error { return errors.Join(dispatcher.Permanent(nil), dispatcher.Discard(nil)) }),
+		})
+		for how := range results {
+			v.publish(s, "fails", how)
+			if d := v.dead("failed"); d.Headers["x-dispatcher-attempt"] != int64(1) {
+				v.t.Errorf("%s: attempt %v", how, d.Headers["x-dispatcher-attempt"])
+			}
+		}
+		v.publish(s, "discard")
+		v.publish(s, "nothing")
+		eventually(v.t, "discarded and done", func() bool { st := s.Stats(); return st.Discarded == 1 && st.Succeeded == 1 })
+		if st := s.Stats(); st.Retried != 0 || st.DeadLettered != 4 || calls.Load() != 5 {
+			v.t.Errorf("%d calls, stats %+v", calls.Load(), st)
+		}
+	})
+}
+
+func TestRetryAfterSaysWhen(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server()
+		const pause = 300 * time.Millisecond
+		runs := make(chan time.Time, 10)
+		bounded := make(chan int, 10)
+		v.worker(s, "w", tasks{
+			"polite": fn(func(ctx context.Context) error { // without a policy the function decides alone
+				runs <- time.Now()
+				if info, _ := dispatcher.TaskFromContext(ctx); info.Attempt == 3 {
+					return nil
+				}
+				return fmt.Errorf("429: %w", dispatcher.RetryAfter(pause, nil))
+			}),
+			"bounded": {Retry: fast(2), Function: func(ctx context.Context) error {
+				info, _ := dispatcher.TaskFromContext(ctx)
+				bounded <- info.Attempt
+				return dispatcher.RetryAfter(-time.Hour, errors.New("at once"))
+			}},
+		})
+		v.publish(s, "polite")
+		before := wait(v.t, runs, "first attempt")
+		for range 2 {
+			at := wait(v.t, runs, "next attempt")
+			if at.Sub(before) < pause {
+				v.t.Errorf("came after %v, want %v", at.Sub(before), pause)
+			}
+			before = at
+		}
+		v.publish(s, "bounded")
+		if a, b := wait(v.t, bounded, "attempt"), wait(v.t, bounded, "attempt"); a != 1 || b != 2 {
+			v.t.Errorf("attempts %d, %d", a, b)
+		}
+		v.dead("failed")
+	})
+}
+
+func TestDelayedTasksAreNeverEarlyAndExpireInTime(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server()
+		type run struct {
+			name string
+			at   time.Time
+			info dispatcher.TaskInfo
+		}
+		runs := make(chan run, 10)
+		w := v.newWorker(s, "w", tasks{"n": fn(func(ctx context.Context, name string) {
+			info, _ := dispatcher.TaskFromContext(ctx)
+			runs <- run{name, time.Now(), info}
+		})})
+		now := time.Now()
+		due := map[string]time.Time{}
+		for name, task := range map[string]*dispatcher.Task{
+			"delay":      {Delay: 400 * time.Millisecond},
+			"not before": {NotBefore: now.Add(500 * time.Millisecond)},
+			"past":       {NotBefore: now.Add(-time.Hour)},
+			"lasts":      {Delay: 300 * time.Millisecond, ExpiresAt: now.Add(time.Hour)},
+		} {
+			task.Name, task.Args = "n", dispatcher.Args(name)
+			due[name] = time.Now().Add(task.Delay)
+			if task.NotBefore.After(now) {
+				due[name] = task.NotBefore
+			}
+			v.publishTask(s, task)
+		}
+		gone := dispatcher.NewTask("n", "expired")
+		gone.ExpiresAt = time.Now().Add(100 * time.Millisecond)
+		v.publishTask(s, gone)
+		<-time.After(time.Until(gone.ExpiresAt)) // nobody has taken it by then
+		if err := w.Start(s); err != nil {
+			v.t.Fatal(err)
+		}
+		for range 4 {
+			r := wait(v.t, runs, "task")
+			if early := due[r.name].Sub(r.at); early > 0 {
+				v.t.Errorf("%q came %v early", r.name, early)
+			}
+			if r.info.RoutingKey != v.name || r.info.Attempt != 1 {
+				v.t.Errorf("%q: %+v", r.name, r.info)
+			}
+			delete(due, r.name)
+		}
+		if d := v.dead("expired"); d.ID != gone.UUID {
+			v.t.Errorf("dead letter %s, want %s", d.ID, gone.UUID)
+		}
+		if len(due) != 0 {
+			v.t.Errorf("did not come: %v", due)
+		}
+	})
+}
+
+func TestUnknownTasksWaitForAWorkerThatKnowsThem(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server()
+		short := func(c *dispatcher.WorkerConfig) { c.UnknownTaskMaxAge = time.Second }
+		v.worker(s, "old", tasks{"old": fn(func() {})}, short)
+		v.publish(s, "typo", 1)
+		d := v.dead("unknown_task")
+		if n, _ := d.Headers["x-dispatcher-misses"].(int64); n < 2 || d.Headers["x-dispatcher-attempt"] != int64(0) {
+			v.t.Errorf("headers %v: want several misses and no attempt", d.Headers)
+		}
+		task := v.publish(s, "new")
+		eventually(v.t, "put off", func() bool { return s.Stats().Postponed > d.Headers["x-dispatcher-misses"].(int64) })
+		ran := make(chan dispatcher.TaskInfo, 1)
+		v.worker(s, "new", tasks{"new": fn(func(ctx context.Context) { info, _ := dispatcher.TaskFromContext(ctx); ran <- info })})
+		if info := wait(v.t, ran, "the new worker's call"); info.UUID != task.UUID || info.Attempt != 1 {
+			v.t.Errorf("got %+v", info)
+		}
+	})
+}
+
+// Each of ten workers is as likely to get the task as another, so some tasks are missed dozens of times.
+func TestTenWorkersOfWhichOneKnowsTheTaskLoseNone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		v := memoryVenue(t)
+		s := v.server()
+		const count = 300
+		var mu sync.Mutex
+		seen := map[int]int{}
+		for i := range 9 {
+			v.worker(s, fmt.Sprint("old", i), tasks{"other": fn(func() {})}, limit(10))
+		}
+		v.worker(s, "new", tasks{"n": fn(func(n int) { mu.Lock(); seen[n]++; mu.Unlock() })}, limit(10))
+		for n := range count {
+			v.publish(s, "n", n)
+		}
+		<-time.After(2 * time.Hour)
+		synctest.Wait()
+		if st := s.Stats(); st.DeadLettered != 0 || st.Postponed < count || st.Succeeded != count || len(seen) != count {
+			t.Errorf("%d different tasks ran, stats %+v", len(seen), st)
+		}
+	})
+}
+
+func TestATimedOutTaskIsTriedAgainOnlyIfItHasReturned(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server(func(c *dispatcher.ServerConfig) { c.Retry = fast(2) })
+		var heeds, ignores atomic.Int32
+		gate := make(chan struct{})
+		v.t.Cleanup(func() { close(gate) })
+		v.worker(s, "w", tasks{
+			"heeds": {Timeout: 50 * time.Millisecond, Function: func(ctx context.Context) error {
+				heeds.Add(1)
+				<-ctx.Done()
+				return context.Cause(ctx)
+			}},
+			"ignores": {Timeout: 50 * time.Millisecond, Function: func() { ignores.Add(1); <-gate }},
+			"next":    fn(func() {}),
+		}, limit(1))
+		v.publish(s, "heeds")
+		if d := v.dead("timeout"); d.Headers["x-dispatcher-attempt"] != int64(2) || heeds.Load() != 2 {
+			v.t.Errorf("%d calls, headers %v", heeds.Load(), d.Headers)
+		}
+		v.publish(s, "ignores")
+		if d := v.dead("timeout"); d.Headers["x-dispatcher-attempt"] != int64(1) {
+			v.t.Errorf("headers %v", d.Headers)
+		}
+		v.publish(s, "next") // the slot is free
+		eventually(v.t, "the next task", func() bool { return s.Stats().Succeeded == 1 })
+		if n := s.Health(v.t.Context()).Workers[0].Abandoned; n != 1 || ignores.Load() != 1 {
+			v.t.Errorf("%d abandoned, %d calls", n, ignores.Load())
+		}
+	})
+}
+
+// A task whose link is lost while it runs comes again at once, to the process that still runs it.
+func TestATaskThatRunsIsNotRunAgainWhenItsLinkIsLost(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server(func(c *dispatcher.ServerConfig) { c.Retry = fast(2) })
+		entered, gate := make(chan int, 10), make(chan error)
+		v.worker(s, "w", tasks{"n": fn(func(ctx context.Context) error {
+			info, _ := dispatcher.TaskFromContext(ctx)
+			entered <- info.Attempt
+			return <-gate
+		})}, limit(2))
+		v.publish(s, "n")
+		wait(v.t, entered, "call")
+		v.kill()
+		eventually(v.t, "delivered again", func() bool { return s.Stats().Received == 2 })
+		gate <- errors.New("no") // its verdict, a retry, is taken by the delivery that is held
+		if n := wait(v.t, entered, "second attempt"); n != 2 {
+			v.t.Errorf("attempt %d, want 2", n)
+		}
+		gate <- nil
+		eventually(v.t, "done", func() bool { return s.Stats().Succeeded == 1 })
+		if st := s.Stats(); st.Retried != 1 || len(entered) != 0 {
+			v.t.Errorf("stats %+v", st)
+		}
+		v.empty(v.name)
+	})
+}
+
+func message(name, uuid string, headers map[string]any) broker.Message {
+	return broker.Message{ID: uuid, Body: fmt.Appendf(nil, `{"uuid":%q,"name":%q,"args":null}`, uuid, name), Headers: headers}
+}
+
+func TestLossesAreCounted(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server()
+		ran := make(chan dispatcher.TaskInfo, 10)
+		w := v.newWorker(s, "w", tasks{"n": fn(func(ctx context.Context) { info, _ := dispatcher.TaskFromContext(ctx); ran <- info })}, limit(1))
+
+		// The first: to the back of the queue.
+		v.raw(v.name, message("n", "lost once", nil))
+		v.lose(v.name)
+		v.raw(v.name, message("n", "innocent", nil))
+		start(v.t, w, s)
+		if a, b := wait(v.t, ran, "call"), wait(v.t, ran, "call"); a.UUID != "innocent" || b.UUID != "lost once" || !b.Redelivered || b.Attempt != 1 {
+			v.t.Errorf("ran %+v, then %+v", a, b)
+		}
+		w.Close()
+		if st := s.Stats(); st.Suspected != 0 || st.Succeeded != 2 {
+			v.t.Errorf("after one loss: %+v", st)
+		}
+
+		// The second: it runs alone.
+		v.raw(v.name, message("n", "lost twice", map[string]any{"x-dispatcher-losses": int64(1)}))
+		v.lose(v.name)
+		start(v.t, w, s)
+		if a := wait(v.t, ran, "call"); a.UUID != "lost twice" || !a.Redelivered || a.Queue != v.name {
+			v.t.Errorf("ran %+v", a)
+		}
+		w.Close()
+		if st := s.Stats(); st.Suspected != 1 || st.Succeeded != 3 {
+			v.t.Errorf("after two losses: %+v", st)
+		}
+
+		// Two more there are borne, the third is not.
+		v.raw(v.name+".suspects", message("n", "unlucky", map[string]any{"x-dispatcher-losses": int64(3)}))
+		v.lose(v.name + ".suspects")
+		start(v.t, w, s)
+		if a := wait(v.t, ran, "call"); a.UUID != "unlucky" {
+			v.t.Errorf("ran %+v", a)
+		}
+		w.Close()
+		v.raw(v.name+".suspects", message("n", "killer", map[string]any{"x-dispatcher-losses": int64(4)}))
+		v.lose(v.name + ".suspects")
+		start(v.t, w, s)
+		if d := v.dead("crash_loop"); d.ID != "killer" || d.Headers["x-dispatcher-queue"] != v.name {
+			v.t.Errorf("dead letter %+v", d.Message)
+		}
+		v.empty(v.name)
+		v.empty(v.name + ".suspects")
+	})
+}
+
+func start(t *testing.T, w *dispatcher.Worker, s *dispatcher.Server) {
+	t.Helper()
+	if err := w.Start(s); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A suspect that fails like any other task has not killed its worker: it is tried again in its own queue.
+func TestASuspectThatFailsIsRehabilitated(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server(func(c *dispatcher.ServerConfig) { c.Retry = fast(2) })
+		ran := make(chan dispatcher.TaskInfo, 10)
+		w := v.newWorker(s, "w", tasks{"n": fn(func(ctx context.Context) error {
+			info, _ := dispatcher.TaskFromContext(ctx)
+			ran <- info
+			return errors.New("no")
+		})})
+		v.raw(v.name+".suspects", message("n", "u", map[string]any{"x-dispatcher-losses": int64(4)}))
+		start(v.t, w, s)
+		if a, b := wait(v.t, ran, "call"), wait(v.t, ran, "call"); a.Attempt != 1 || b.Attempt != 2 || b.Redelivered || b.Headers["x-dispatcher-losses"] != nil {
+			v.t.Errorf("ran %+v, then %+v", a, b)
+		}
+		v.dead("failed")
+	})
+}
+
+func TestSuspectsRunOneAtATime(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server()
+		var now, most, all atomic.Int32
+		set := tasks{"n": fn(func() {
+			if n := now.Add(1); n > most.Load() {
+				most.Store(n)
+			}
+			<-time.After(5 * time.Millisecond)
+			now.Add(-1)
+			all.Add(1)
+		})}
+		a, b := v.newWorker(s, "a", set), v.newWorker(s, "b", set)
+		for i := range 10 {
+			v.raw(v.name+".suspects", message("n", fmt.Sprint(i), map[string]any{"x-dispatcher-losses": int64(2)}))
+		}
+		start(v.t, a, s)
+		start(v.t, b, s)
+		eventually(v.t, "all run", func() bool { return all.Load() == 10 })
+		if most.Load() != 1 {
+			v.t.Errorf("%d at once", most.Load())
+		}
+	})
+}
+
+// What a worker gives back when it stops is not charged, however often that happens.
+func TestAGracefulReleaseIsNeverCharged(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server()
+		entered := make(chan dispatcher.TaskInfo, 10)
+		var finish atomic.Bool
+		w := v.newWorker(s, "w", tasks{"n": fn(func(ctx context.Context) error {
+			info, _ := dispatcher.TaskFromContext(ctx)
+			entered <- info
+			if finish.Load() {
+				return nil
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		})}, limit(1))
+		ended, cancel := context.WithCancel(context.Background())
+		cancel()
+		suspect := message("n", "suspect", map[string]any{"x-dispatcher-losses": int64(4)})
+		for _, queue := range []string{v.name, v.name + ".suspects"} {
+			m := message("n", "innocent", nil)
+			if queue != v.name {
+				m = suspect
+			}
+			finish.Store(false)
+			v.raw(queue, m)
+			for range 6 {
+				start(v.t, w, s)
+				wait(v.t, entered, "call")
+				if err := w.Shutdown(ended); err != nil {
+					v.t.Fatal(err)
+				}
+			}
+			finish.Store(true)
+			start(v.t, w, s)
+			if info := wait(v.t, entered, "last call"); info.Attempt != 1 || info.Headers["x-dispatcher-losses"] != m.Headers["x-dispatcher-losses"] {
+				v.t.Errorf("%s: %+v", m.ID, info)
+			}
+			w.Close()
+		}
+		if st := s.Stats(); st.Suspected != 0 || st.DeadLettered != 0 || st.Lost != 0 || st.Released < 12 || st.Succeeded != 2 {
+			v.t.Errorf("stats %+v", st)
+		}
+	})
+}
+
+// A replay, or a second publish with the same uuid, while an abandoned call of the task still runs.
+func TestATaskIsNotRunAgainWhileItsAbandonedCallRuns(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server()
+		var calls atomic.Int32
+		gate := make(chan struct{})
+		v.worker(s, "w", tasks{"n": {Timeout: 20 * time.Millisecond, Function: func() { calls.Add(1); <-gate }}}, limit(1))
+		task := v.publish(s, "n")
+		v.dead("timeout")
+		again := message("n", task.UUID, map[string]any{"x-dispatcher-attempt": int64(7)})
+		v.raw(v.name, again)
+		eventually(v.t, "put off", func() bool { return s.Stats().Postponed == 1 })
+		if calls.Load() != 1 {
+			v.t.Errorf("%d calls", calls.Load())
+		}
+		close(gate)
+		eventually(v.t, "run in the end", func() bool { return s.Stats().Succeeded == 1 })
+		if calls.Load() != 2 {
+			v.t.Errorf("%d calls", calls.Load())
+		}
+	})
+}
+
+func TestARetryThatCannotBeWrittenKeepsItsTaskOpen(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(c *dispatcher.ServerConfig) { c.Retry = fast(2) })
+	var calls atomic.Int32
+	r.worker("w", tasks{"fails": fn(func() error { calls.Add(1); return errors.New("no") })}, limit(1))
+	r.chaos.FailRetry(errors.New("disk full"))
+	r.publish("fails")
+	eventually(t, "Health says so", func() bool {
+		h := r.server.Health(t.Context())
+		return h.Workers[0].Stuck == 1 && !h.OK() && h.Workers[0].LastError.Error() == "disk full"
+	})
+	if calls.Load() != 1 || r.server.Stats().Released != 0 {
+		t.Errorf("%d calls", calls.Load())
+	}
+	r.chaos.FailRetry(nil)
+	r.dead(1)
+	if calls.Load() != 2 {
+		t.Errorf("%d calls", calls.Load())
+	}
+}
+
+func TestABrokerWithoutDelaysKeepsWhatCannotBeTriedAgain(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(c *dispatcher.ServerConfig) { c.Retry = fast(3) })
+	r.worker("w", tasks{"fails": fn(func() error { return errors.New("no") })})
+	r.chaos.FailRetry(fmt.Errorf("delays: %w", errors.ErrUnsupported))
+	r.publish("fails")
+	r.publish("unknown")
+	var reasons []string
+	for _, d := range r.dead(2) {
+		reasons = append(reasons, d.Headers["x-dispatcher-reason"].(string))
+	}
+	if slices.Sort(reasons); !slices.Equal(reasons, []string{"failed", "unknown_task"}) {
+		t.Errorf("reasons %q", reasons)
+	}
+}
+
+func TestPublishRefusesAbsurdTimes(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server()
+		v.worker(s, "w", tasks{"n": fn(func() {})})
+		now := time.Now()
+		for name, task := range map[string]*dispatcher.Task{
+			"negative delay":       {Delay: -1},
+			"both":                 {Delay: time.Second, NotBefore: now.Add(time.Hour)},
+			"too long":             {Delay: 367 * 24 * time.Hour},
+			"too far":              {NotBefore: now.AddDate(3, 0, 0)},
+			"end of time":          {NotBefore: time.Unix(1<<40, 0)},
+			"has expired":          {ExpiresAt: now.Add(-time.Second)},
+			"expires before delay": {Delay: time.Hour, ExpiresAt: now.Add(time.Minute)},
+			"expires before time":  {NotBefore: now.Add(time.Hour), ExpiresAt: now.Add(time.Minute)},
+		} {
+			task.Name = "n"
+			err := s.Publish(task)
+			outcome(v.t, name, err, dispatcher.ErrRejected)
+		}
+		if st := s.Stats(); st.Rejected != 8 || st.Published != 0 {
+			v.t.Errorf("stats %+v", st)
+		}
+	})
+}
