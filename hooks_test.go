@@ -1,0 +1,245 @@
+package dispatcher_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher"
+)
+
+// story notes what the hooks tell.
+type story struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+func (s *story) add(format string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lines = append(s.lines, fmt.Sprintf(format, args...))
+}
+
+func (s *story) has(line string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Contains(s.lines, line)
+}
+
+func (s *story) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.Join(s.lines, "\n")
+}
+
+func (s *story) hooks() dispatcher.Hooks {
+	return dispatcher.Hooks{
+		Started: func(e dispatcher.StartEvent) { s.add("start %s %d", e.Task.Name, e.Task.Attempt) },
+		Finished: func(e dispatcher.FinishEvent) {
+			s.add("finish %s %d: %s, %v", e.Task.Name, e.Task.Attempt, e.Verdict, e.Err)
+			if e.Duration <= 0 || e.Task.UUID == "" || e.Task.Worker != "w" {
+				s.add("bad event %+v", e)
+			}
+		},
+		Retried: func(e dispatcher.RetryEvent) {
+			s.add("retry %s %d in %v: %v", e.Task.Name, e.Task.Attempt, e.Delay, e.Err)
+		},
+		DeadLettered:  func(e dispatcher.DeadLetterEvent) { s.add("dead letter %s: %s", e.Task.Name, e.Reason) },
+		Disconnected:  func(e dispatcher.ConnectionEvent) { s.add("%s, with a reason: %v", e.State, e.Err != nil) },
+		Reconnected:   func(e dispatcher.ConnectionEvent) { s.add("%s, with a reason: %v", e.State, e.Err != nil) },
+		WorkerStarted: func(e dispatcher.WorkerEvent) { s.add("worker %s on %s started", e.Name, e.Queue) },
+		WorkerStopped: func(e dispatcher.WorkerEvent) { s.add("worker %s on %s stopped", e.Name, e.Queue) },
+	}
+}
+
+func TestHooksTellTheStory(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		var st story
+		s := v.server(func(c *dispatcher.ServerConfig) { c.Hooks, c.Retry = st.hooks(), fast(2) })
+		gate := make(chan struct{})
+		w := v.worker(s, "w", tasks{
+			"fails":   fn(func() error { return errors.New("no") }),
+			"discard": fn(func() error { return dispatcher.Discard(errors.New("late")) }),
+			"works":   fn(func() {}),
+			"stuck":   {Timeout: time.Millisecond, Function: func() { <-gate }},
+			"n":       fn(func(int8) {}),
+		})
+		v.publish(s, "works")
+		v.publish(s, "fails")
+		v.publish(s, "discard")
+		v.publish(s, "stuck")
+		v.publish(s, "n", 300)
+		want := []string{
+			"worker w on " + v.name + " started",
+			"start works 1", "finish works 1: done, <nil>",
+			"start fails 1", "finish fails 1: retry, no", "retry fails 1 in 20ms: no",
+			"start fails 2", "finish fails 2: dead_letter, no", "dead letter fails: failed",
+			"start discard 1", "finish discard 1: discard, late",
+			"start stuck 1", "finish stuck 1: dead_letter, still running after its timeout; abandoned", "dead letter stuck: timeout",
+			"dead letter n: bad_arguments",
+		}
+		eventually(v.t, "the story", func() bool {
+			for _, line := range want {
+				if !st.has(line) {
+					return false
+				}
+			}
+			return true
+		})
+		close(gate)
+		v.kill()
+		eventually(v.t, "the link's end and new beginning", func() bool {
+			return st.has("connecting, with a reason: true") && st.has("connected, with a reason: false")
+		})
+		w.Close()
+		eventually(v.t, "the end", func() bool { return st.has("worker w on " + v.name + " stopped") })
+		if text := st.String(); strings.Contains(text, "bad event") || strings.Count(text, "\n") != len(want)+2 {
+			v.t.Errorf("story:\n%s", text)
+		}
+	})
+}
+
+func TestAHookThatPanicsHarmsNobody(t *testing.T) {
+	t.Parallel()
+	var st story
+	boom := func() { panic("hook") }
+	r := newRig(t, func(c *dispatcher.ServerConfig) {
+		c.Retry = fast(2)
+		c.Hooks = dispatcher.Tee(dispatcher.Hooks{
+			Published:     func(dispatcher.PublishEvent) { boom() },
+			Started:       func(dispatcher.StartEvent) { boom() },
+			Finished:      func(dispatcher.FinishEvent) { boom() },
+			Retried:       func(dispatcher.RetryEvent) { boom() },
+			DeadLettered:  func(dispatcher.DeadLetterEvent) { boom() },
+			Disconnected:  func(dispatcher.ConnectionEvent) { boom() },
+			Reconnected:   func(dispatcher.ConnectionEvent) { boom() },
+			WorkerStarted: func(dispatcher.WorkerEvent) { boom() },
+			WorkerStopped: func(dispatcher.WorkerEvent) { boom() },
+		}, st.hooks())
+	})
+	w := r.worker("w", tasks{"fails": fn(func() error { return errors.New("no") })})
+	r.publish("fails")
+	r.dead(1)
+	r.chaos.Kill()
+	eventually(t, "reconnected", func() bool { return st.has("connected, with a reason: false") })
+	w.Close()
+	for _, line := range []string{"worker w on jobs started", "start fails 1", "retry fails 1 in 20ms: no", "dead letter fails: failed", "worker w on jobs stopped"} {
+		if !st.has(line) {
+			t.Errorf("the other hook was not told %q:\n%s", line, st.String())
+		}
+	}
+	if !strings.Contains(r.log.String(), "a hook panicked") {
+		t.Error("not in the log")
+	}
+}
+
+func TestTeeOfNothingIsNothing(t *testing.T) {
+	t.Parallel()
+	if h := dispatcher.Tee(dispatcher.Hooks{}, dispatcher.Hooks{}); h.Started != nil || h.Published != nil || h.OutboxRefused != nil {
+		t.Error("a hook was made where there is none: it would cost something")
+	}
+	var got []int
+	dispatcher.Tee(
+		dispatcher.Hooks{Started: func(dispatcher.StartEvent) { got = append(got, 1) }},
+		dispatcher.Hooks{Finished: func(dispatcher.FinishEvent) { got = append(got, 9) }},
+		dispatcher.Hooks{Started: func(dispatcher.StartEvent) { got = append(got, 2) }},
+	).Started(dispatcher.StartEvent{})
+	if !slices.Equal(got, []int{1, 2}) {
+		t.Errorf("called %v", got)
+	}
+}
+
+type ctxKey struct{}
+
+func TestMiddlewareWrapsTheFunctionInOrder(t *testing.T) {
+	t.Parallel()
+	var st story
+	named := func(name string) dispatcher.Middleware {
+		return func(next dispatcher.TaskFunc) dispatcher.TaskFunc {
+			return func(ctx context.Context) error {
+				info, ok := dispatcher.TaskFromContext(ctx)
+				_, deadline := ctx.Deadline()
+				st.add("%s before %s (%v, deadline %v)", name, info.Name, ok, deadline)
+				err := next(context.WithValue(ctx, ctxKey{}, name))
+				st.add("%s after: %v", name, err)
+				return err
+			}
+		}
+	}
+	r := newRig(t)
+	var calls atomic.Int32
+	r.worker("w", tasks{
+		"ctx": {Timeout: time.Minute, Middleware: []dispatcher.Middleware{named("task")}, Function: func(ctx context.Context) error {
+			st.add("call with %v", ctx.Value(ctxKey{}))
+			return errors.New("no")
+		}},
+		"plain":   fn(func() { calls.Add(1) }),
+		"skipped": {Function: func() { calls.Add(100) }, Middleware: []dispatcher.Middleware{func(dispatcher.TaskFunc) dispatcher.TaskFunc { return func(context.Context) error { return nil } }}},
+		"panics":  {Function: func() { calls.Add(100) }, Middleware: []dispatcher.Middleware{func(dispatcher.TaskFunc) dispatcher.TaskFunc { panic("middleware") }}},
+	}, func(c *dispatcher.WorkerConfig) {
+		c.Middleware = []dispatcher.Middleware{named("outer"), named("inner")}
+	}, limit(1))
+	for _, name := range []string{"ctx", "plain", "skipped", "panics"} {
+		r.publish(name)
+	}
+	dead := r.dead(2)
+	if got := dead[1].Headers["x-dispatcher-error"]; got != "task panicked: middleware" {
+		t.Errorf("error %v", got)
+	}
+	want := `outer before ctx (true, deadline true)
+inner before ctx (true, deadline true)
+task before ctx (true, deadline true)
+call with task
+task after: no
+inner after: no
+outer after: no
+outer before plain (true, deadline false)
+inner before plain (true, deadline false)
+inner after: <nil>
+outer after: <nil>`
+	if got := st.String(); !strings.HasPrefix(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	if s := r.server.Stats(); s.Succeeded != 2 || calls.Load() != 1 {
+		t.Errorf("%d calls, stats %+v", calls.Load(), s)
+	}
+}
+
+func TestNilMiddlewareIsRefused(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	for what, c := range map[string]struct {
+		worker []dispatcher.Middleware
+		task   []dispatcher.Middleware
+	}{"WorkerConfig.Middleware": {worker: make([]dispatcher.Middleware, 1)}, "TaskConfig.Middleware": {task: make([]dispatcher.Middleware, 1)}} {
+		_, err := r.server.NewWorker(&dispatcher.WorkerConfig{Name: "w", Queue: "q", Middleware: c.worker},
+			tasks{"t": {Function: func() {}, Middleware: c.task}})
+		if err == nil || !strings.Contains(err.Error(), what) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+func TestTasksLongerThanTheConsumerTimeoutAreWarnedOf(t *testing.T) {
+	t.Parallel()
+	v := rabbitVenue(t)
+	s := v.server()
+	v.worker(s, "w", tasks{
+		"long":  {Timeout: 31 * time.Minute, Function: func() {}},
+		"edge":  {Timeout: 30*time.Minute - time.Second, Function: func() {}}, // and its grace
+		"short": {Timeout: 29 * time.Minute, Function: func() {}},
+		"any":   fn(func() {}),
+	})
+	for name, want := range map[string]bool{"long": true, "edge": true, "short": false, "any": false} {
+		if got := strings.Contains(v.log.String(), fmt.Sprintf("task %q may run for", name)); got != want {
+			t.Errorf("%s: warned %v, want %v", name, got, want)
+		}
+	}
+}
