@@ -27,15 +27,27 @@ func testDelay(a *area) {
 		k.expectLeft(q)
 	})
 
+	a.test("a broker without delays says so of a publish and takes its neighbours", func(k *kit) {
+		if k.s.Capabilities().Delay {
+			k.Skip("broker has delays")
+		}
+		testNoDelay(k)
+	})
+
 	test := func(name string, f func(k *kit)) {
 		a.test(name, func(k *kit) {
-			if !k.s.Capabilities().Delay {
-				k.Skip("broker has no delays")
-			}
+			k.needDelay()
 			f(k)
 		})
 	}
 
+	testDelayedRetry(test)
+	testDelayedPublish(test)
+	testRouteWhenDue(test)
+}
+
+// testDelayedRetry is the part of the area that is about Settler.Retry, for brokers that have delays.
+func testDelayedRetry(test func(name string, f func(k *kit))) {
 	test("a delayed retry comes whole, to its own queue only, and is gone until then", func(k *kit) {
 		const delay = 300 * time.Millisecond
 		q, other, key := k.queue("q"), k.queue("other"), k.name("key")
