@@ -62,7 +62,7 @@ func testDelayedPublish(test func(name string, f func(k *kit))) {
 			if i%2 == 0 {
 				msgs[i].Exchange, msgs[i].RoutingKey = directExchange, key
 			}
-			msgs[i].NotBefore = time.Now().Add(time.Duration(random.IntN(1500)) * time.Millisecond)
+			msgs[i].NotBefore = time.Now().Add(time.Duration(random.IntN(700)) * time.Millisecond)
 			if i%3 == 0 {
 				msgs[i].NotBefore = msgs[i].NotBefore.UTC().Round(0)
 			}
