@@ -59,7 +59,7 @@ func testExpiry(a *area) {
 				k.same(d.Message, want)
 				k.ok("ack", d.Ack())
 			}
-			k.close(k.s)
+			k.close(k.s) // so that the acks are there
 			for _, suffix := range []string{"", broker.DeadSuffix, broker.SuspectsSuffix} {
 				k.expectLeft(q + suffix)
 			}

@@ -162,7 +162,9 @@ func (k *kit) undelivered(ids ...string) map[string]broker.Delivery {
 					got[d.ID] = d
 					k.ok("ack", d.Ack())
 				case got[d.ID].Settler != nil:
-					k.Errorf("%q is undeliverable twice", d.ID)
+					if !d.Redelivered { // an ack may be lost, and then the same message comes again
+						k.Errorf("%q is undeliverable twice", d.ID)
+					}
 					k.ok("ack", d.Ack())
 				default:
 					others = append(others, d)
