@@ -2,8 +2,6 @@ package brokertest
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"slices"
@@ -41,11 +39,14 @@ type defect struct {
 	make             func() hooks // for every broker anew
 }
 
+// allDefects are the brokers that the suite must catch, at least one an area.
+func allDefects() []defect { return slices.Concat(defects, delayDefects, failureDefects) }
+
 func TestSuiteCatchesBrokenBrokers(t *testing.T) {
 	t.Parallel()
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, 8) // children mostly wait for what never comes
-	for _, d := range defects {
+	for _, d := range allDefects() {
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
@@ -70,8 +71,9 @@ func TestSuiteCatchesBrokenBrokers(t *testing.T) {
 
 func TestEveryAreaCatchesSomething(t *testing.T) {
 	t.Parallel()
+	all := allDefects()
 	for _, ar := range areas {
-		if !slices.ContainsFunc(defects, func(d defect) bool { return d.area == ar.name }) {
+		if !slices.ContainsFunc(all, func(d defect) bool { return d.area == ar.name }) {
 			t.Errorf("no broken broker shows that area %s catches anything", ar.name)
 		}
 	}
@@ -80,12 +82,13 @@ func TestEveryAreaCatchesSomething(t *testing.T) {
 // TestBrokenBroker is run by TestSuiteCatchesBrokenBrokers, in a child process, and has to fail there.
 func TestBrokenBroker(t *testing.T) {
 	name := os.Getenv(defectVariable)
-	i := slices.IndexFunc(defects, func(d defect) bool { return d.name == name })
+	all := allDefects()
+	i := slices.IndexFunc(all, func(d defect) bool { return d.name == name })
 	if i < 0 {
 		t.Skip("runs in a child process")
 	}
 	Run(t, Harness{
-		New:  func(testing.TB) broker.Broker { return &broken{Broker: memory.New(), hooks: defects[i].make()} },
+		New:  func(testing.TB) broker.Broker { return &broken{Broker: memory.New(), hooks: all[i].make()} },
 		Kill: func(_ testing.TB, b broker.Broker) { b.(*broken).KillSessions() },
 		Restart: func(tb testing.TB, b broker.Broker) {
 			x := b.(*broken)
@@ -218,69 +221,3 @@ func (c *brokenConsumer) Stop(ctx context.Context) error {
 	}
 	return c.tapped.Stop(ctx)
 }
-
-// settler replaces methods of the embedded one. nil = as it should be.
-type settler struct {
-	broker.Settler
-	ack, release func() error
-	retry        func(ctx context.Context, m broker.Message, delay time.Duration) error
-	deadLetter   func(ctx context.Context, m broker.Message) error
-}
-
-func (s settler) Ack() error {
-	if s.ack != nil {
-		return s.ack()
-	}
-	return s.Settler.Ack()
-}
-
-func (s settler) Release() error {
-	if s.release != nil {
-		return s.release()
-	}
-	return s.Settler.Release()
-}
-
-func (s settler) Retry(ctx context.Context, m broker.Message, delay time.Duration) error {
-	if s.retry != nil {
-		return s.retry(ctx, m, delay)
-	}
-	return s.Settler.Retry(ctx, m, delay)
-}
-
-func (s settler) DeadLetter(ctx context.Context, m broker.Message) error {
-	if s.deadLetter != nil {
-		return s.deadLetter(ctx, m)
-	}
-	return s.Settler.DeadLetter(ctx, m)
-}
-
-// not hides one error.
-func not(err, hidden error) error {
-	if errors.Is(err, hidden) {
-		return nil
-	}
-	return err
-}
-
-// publishing makes hooks that change what done is told.
-func publishing(change func(done func(i int, err error)) func(i int, err error)) func() hooks {
-	return func() hooks {
-		return hooks{publish: func(s broker.Session, ctx context.Context, msgs []broker.Message, done func(i int, err error)) {
-			s.Publish(ctx, msgs, change(done))
-		}}
-	}
-}
-
-// settling makes hooks that change how deliveries are settled.
-func settling(change func(s broker.Session, d broker.Delivery) settler) func() hooks {
-	return func() hooks {
-		return hooks{settler: func(s broker.Session, d broker.Delivery) broker.Settler {
-			x := change(s, d)
-			x.Settler = d.Settler
-			return x
-		}}
-	}
-}
-
-var errBroken = fmt.Errorf("broken on purpose: %w", broker.ErrSessionLost)

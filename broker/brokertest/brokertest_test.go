@@ -54,6 +54,7 @@ func modest() hooks {
 			}
 			return s.Declare(ctx, t)
 		},
+		publish: delaying(func(broker.Session, *broker.Message) (bool, error) { return true, errors.ErrUnsupported })().publish,
 		settler: func(_ broker.Session, d broker.Delivery) broker.Settler {
 			return settler{Settler: d.Settler, retry: func(ctx context.Context, m broker.Message, delay time.Duration) error {
 				if delay > 0 && !closed(d.Lost()) {

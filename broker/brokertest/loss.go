@@ -12,7 +12,7 @@ import (
 
 func testLoss(a *area) {
 	a.test("a lost link ends the session and all that came from it", func(k *kit) {
-		q, _ := k.queueAndDead("q")
+		q, _, _ := k.family("q")
 		k.send(messages(q, 5)...)
 		c := k.consume(k.s, q, 4)
 		ds := k.receiveN(c, 3)
@@ -192,8 +192,8 @@ func testLoss(a *area) {
 	})
 
 	a.test("a link lost while settling loses no message", func(k *kit) {
-		q, dead := k.queueAndDead("q")
-		const n = 120
+		q, dead, suspects := k.family("q")
+		const n = 120 // a multiple of the settlements
 		k.send(messages(q, n)...)
 		s := k.open()
 		ds := k.receiveN(k.consume(s, q, n), n)
@@ -213,24 +213,22 @@ func testLoss(a *area) {
 		k.wait("the first settlements", reached)
 		k.kill(s)
 		k.returns("settling", wg.Wait)
-		var inQueue, inDead []string
+		left := make(map[string][]string)
 		for i, err := range errs {
-			how, id := settlements[i%len(settlements)].name, ds[i].ID
+			how, to := settlements[i%len(settlements)].name, settlements[i%len(settlements)].to
 			if how == "ack" || how == "release" {
 				if err != nil {
 					k.is(how, err, broker.ErrDeliveryLost)
 				}
 			}
-			switch {
-			case how == "ack" && err == nil: // done, or its ack was lost and it comes again
-			case how == "deadletter" && err == nil:
-				inDead = append(inDead, id)
-			default:
-				inQueue = append(inQueue, id)
+			if err != nil {
+				to = "" // it was given back
 			}
+			left[q+to] = append(left[q+to], ds[i].ID)
 		}
-		k.left(q, inQueue...)
-		k.left(dead, inDead...)
+		for _, queue := range []string{q, dead, suspects} {
+			k.left(queue, left[queue]...) // more are there if their ack was lost
+		}
 	})
 
 	a.test("links cut again and again lose nothing that was confirmed", func(k *kit) {

@@ -17,7 +17,7 @@ func testPrefetch(a *area) {
 	})
 
 	a.test("every settlement makes room for one", func(k *kit) {
-		q, _ := k.queueAndDead("q")
+		q, _, _ := k.family("q")
 		const held = 3
 		n := len(settlements)
 		k.send(messages(q, held+n+10)...)
@@ -27,8 +27,8 @@ func testPrefetch(a *area) {
 			k.must(settle.name, settle.do(k, ds[0]))
 			ds = append(ds[1:], k.receive(c))
 		}
-		// Of the four, one is gone, one is a dead letter, and two came back and are the other's or in the hands of c.
-		k.receiveN(k.consume(k.open(), q, 20), n+10-2)
+		// Of these, one is gone, one a dead letter, one a suspect, and two came back and are the other's or in the hands of c.
+		k.receiveN(k.consume(k.open(), q, 20), n+10-3)
 		k.idle(c)
 	})
 

@@ -105,9 +105,7 @@ func testPublish(a *area) {
 
 		d := k.receive(c)
 		k.same(d.Message, want)
-		if d.Exchange != want.Exchange || d.RoutingKey != want.RoutingKey {
-			k.Errorf("published to %q key %q, arrived from %q key %q", want.Exchange, want.RoutingKey, d.Exchange, d.RoutingKey)
-		}
+		k.route(d, want.Exchange, want.RoutingKey)
 		if d.Queue != q || d.Redelivered || d.Losses != 0 {
 			k.Errorf("first delivery: Queue %q, Redelivered %v, Losses %d, want %q, false, 0", d.Queue, d.Redelivered, d.Losses, q)
 		}

@@ -27,19 +27,20 @@ func testRestart(a *area) {
 	})
 
 	a.test("delayed messages survive a restart", func(k *kit) {
-		if !k.s.Capabilities().Delay {
-			k.Skip("broker has no delays")
-		}
+		k.needDelay()
 		q := k.queue("q")
 		k.send(message(q, "m"))
 		d := k.receive(k.consume(k.s, q, 1))
 		const delay = 500 * time.Millisecond
 		start := time.Now()
 		k.must("retry", d.Retry(k.ctx, d.Forward(), delay))
+		published := message(q, "published")
+		published.NotBefore = start.Add(delay)
+		k.send(published)
 		k.close(k.s) // which flushes the ack of the original
 		k.restart()
 		k.reopen()
-		k.expectLeft(q, "m")
+		k.expectLeft(q, "m", "published")
 		if took := time.Since(start); took < delay {
 			k.Errorf("a delay of %v took %v", delay, took)
 		}

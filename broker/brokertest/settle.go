@@ -7,16 +7,20 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// settlements are the four ways to end a delivery.
+// settlements are the ways to end a delivery.
 var settlements = []struct {
 	name string
+	to   string // what the queue's name is followed by in the name of the queue where the message is then; gone = in none
 	do   func(k *kit, d broker.Delivery) error
 }{
-	{"ack", func(_ *kit, d broker.Delivery) error { return d.Ack() }},
-	{"release", func(_ *kit, d broker.Delivery) error { return d.Release() }},
-	{"retry", func(k *kit, d broker.Delivery) error { return d.Retry(k.ctx, d.Forward(), 0) }},
-	{"deadletter", func(k *kit, d broker.Delivery) error { return d.DeadLetter(k.ctx, d.Forward()) }},
+	{"ack", gone, func(_ *kit, d broker.Delivery) error { return d.Ack() }},
+	{"release", "", func(_ *kit, d broker.Delivery) error { return d.Release() }},
+	{"retry", "", func(k *kit, d broker.Delivery) error { return d.Retry(k.ctx, d.Forward(), 0) }},
+	{"deadletter", broker.DeadSuffix, func(k *kit, d broker.Delivery) error { return d.DeadLetter(k.ctx, d.Forward()) }},
+	{"suspect", broker.SuspectsSuffix, func(k *kit, d broker.Delivery) error { return d.Suspect(k.ctx, d.Forward()) }},
 }
+
+const gone = " is gone"
 
 func testSettle(a *area) {
 	a.test("acked messages are gone for good", func(k *kit) {
@@ -50,18 +54,13 @@ func testSettle(a *area) {
 	})
 
 	a.test("a settled delivery cannot be settled again", func(k *kit) {
-		q, dead := k.queueAndDead("q")
-		var inQueue, inDead []string
+		q, dead, suspects := k.family("q")
+		left := make(map[string][]string)
 		for _, first := range settlements {
 			for _, second := range settlements {
 				id := first.name + " then " + second.name
 				k.send(message(q, id))
-				switch first.name {
-				case "release", "retry":
-					inQueue = append(inQueue, id)
-				case "deadletter":
-					inDead = append(inDead, id)
-				}
+				left[q+first.to] = append(left[q+first.to], id)
 			}
 		}
 		ds := k.take(k.s, q, len(settlements)*len(settlements))
@@ -77,8 +76,9 @@ func testSettle(a *area) {
 			}
 		}
 		k.close(k.s)
-		k.expectLeft(q, inQueue...) // the second did nothing
-		k.expectLeft(dead, inDead...)
+		for _, queue := range []string{q, dead, suspects} {
+			k.expectLeft(queue, left[queue]...) // the second did nothing
+		}
 	})
 
 	a.test("of many that settle at once one wins", func(k *kit) {
@@ -107,48 +107,6 @@ func testSettle(a *area) {
 		}
 		k.close(k.s)
 		k.expectLeft(q)
-	})
-
-	a.test("a retry comes back to its own queue only, with what it was given", func(k *kit) {
-		q, other, key := k.queue("q"), k.queue("other"), k.name("key")
-		k.bind(key, q, other)
-		m := richMessage(key, "m")
-		m.Exchange = directExchange
-		k.send(m)
-		c := k.consume(k.s, q, 1)
-		d := k.receive(c)
-		again := d.Forward()
-		again.Headers["attempt"] = int64(1)
-		again.Body = []byte("a new body")
-		k.must("retry", d.Retry(k.ctx, again, 0))
-
-		d = k.receive(c)
-		k.same(d.Message, again)
-		if d.Queue != q || d.Losses != 0 {
-			k.Errorf("retried: Queue %q, Losses %d, want %q, 0", d.Queue, d.Losses, q)
-		}
-		elsewhere := d.Forward()
-		elsewhere.Exchange, elsewhere.RoutingKey = "", other // not used
-		k.must("retry", d.Retry(k.ctx, elsewhere, 0))
-		k.ok("ack", k.receive(c).Ack())
-		k.close(k.s)
-		k.expectLeft(q)
-		k.expectLeft(other, "m") // from the first publish
-	})
-
-	a.test("a failed retry leaves the delivery open", func(k *kit) {
-		q, dead := k.queueAndDead("q")
-		k.send(messages(q, len(settlements))...)
-		for i, d := range k.take(k.s, q, len(settlements)) {
-			if err := d.Retry(ended(), d.Forward(), 0); err == nil {
-				k.Error("a retry whose context had ended succeeded")
-			}
-			k.ok("settling after it by "+settlements[i].name, settlements[i].do(k, d))
-		}
-		k.close(k.s)
-		// left waits for these. More may be there: a retry that failed may have written its copy.
-		k.left(q, "m0001", "m0002")
-		k.left(dead, "m0003")
 	})
 
 	a.test("two consumers of a queue share it and every message is handled once", func(k *kit) {

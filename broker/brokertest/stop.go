@@ -9,7 +9,7 @@ import (
 
 func testStop(a *area) {
 	a.test("Stop gives back what nobody received and leaves the rest to be settled", func(k *kit) {
-		q, dead := k.queueAndDead("q")
+		q, dead, suspects := k.family("q")
 		n := len(settlements)
 		msgs := messages(q, n+6)
 		k.send(msgs...)
@@ -44,6 +44,7 @@ func testStop(a *area) {
 		k.must("stop", next.Stop(k.ctx))
 		k.expectLeft(q)
 		k.expectLeft(dead, msgs[3].ID)
+		k.expectLeft(suspects, msgs[4].ID)
 	})
 
 	a.test("Stop against a busy receiver neither loses nor doubles a message", func(k *kit) {

@@ -9,8 +9,9 @@
 //     publisher: whoever receives them treats them as read only, and [broker.Message.Forward] gives headers to change.
 //   - Every publish has its outcome when Publish returns, done runs on the caller's goroutine, and ErrUnconfirmed never
 //     happens. Retry, Suspect and DeadLetter are one step: there is never a moment with both messages, or with none.
-//   - A message that is retried or dead-lettered arrives with an empty Exchange and the queue's name as RoutingKey.
+//   - A message that is retried, suspected or dead-lettered arrives with an empty Exchange and the queue's name as RoutingKey.
 //   - A delayed message is in no queue until it is due: it is not counted by Inspect, removed by Purge, nor deleted with a queue.
+//     How long it waits is measured from its publish, whatever the wall clock is set to meanwhile.
 //   - A channel of [broker.Settler.Lost] is shared by the deliveries of a consumer, or of one call of TryGet.
 //   - An ephemeral queue takes messages from everybody; all other operations of other sessions on it are ErrLocked.
 //   - Names and header names longer than 255 bytes and a Prefetch above 65535, which AMQP cannot carry, are ErrRejected.
@@ -18,7 +19,8 @@
 //   - There are no kinds of queue: a QueueSpec.Type other than "" is errors.ErrUnsupported.
 //
 // There is no goroutine and no polling. Deliveries are pushed by whoever makes them possible (a publish, an ack, a
-// release), and one timer waits for the earliest delayed message. It works inside a testing/synctest bubble.
+// release), and one timer waits for the earliest delayed message while a session is open: a Broker whose sessions have ended
+// holds no resources but memory. It works inside a testing/synctest bubble.
 package memory
 
 import (
@@ -42,7 +44,7 @@ type Broker struct {
 	sessions  map[*session]struct{} // the live ones
 	delays    delayHeap
 	delaySeq  uint64
-	timer     *time.Timer // armed for the earliest of delays; made by the first
+	timer     *time.Timer // armed for the earliest of delays while there are sessions; made by the first
 }
 
 var _ broker.Broker = (*Broker)(nil)
@@ -70,6 +72,9 @@ func (b *Broker) Open(ctx context.Context) (broker.Session, error) {
 	}
 	b.mu.Lock()
 	b.sessions[s] = struct{}{}
+	if len(b.sessions) == 1 {
+		b.arm()
+	}
 	b.mu.Unlock()
 	return s, nil
 }

@@ -14,36 +14,57 @@ type delayed struct {
 	seq     uint64 // order among those due at the same time
 }
 
-// delay keeps m until due.
-func (b *Broker) delay(m broker.Message, due time.Time) {
+// delay keeps m for that long after now, which has to be the time that the wait was measured from and to have a monotonic
+// reading. So has every due then: times with and without one have no common order once the wall clock was set, and a heap
+// without an order holds messages up behind later ones.
+func (b *Broker) delay(m broker.Message, now time.Time, wait time.Duration) {
 	m.NotBefore = time.Time{}
 	b.delaySeq++
-	d := &delayed{message: m, due: due, seq: b.delaySeq}
+	d := &delayed{message: m, due: now.Add(wait), seq: b.delaySeq}
 	heap.Push(&b.delays, d)
 	if b.delays[0] == d {
 		b.arm()
 	}
 }
 
-// arm sets the timer for the earliest message. With none it stops it, so that an idle broker costs nothing.
+// arm sets the timer for the earliest message. Without one it stops it, so that an idle broker costs nothing; and without a
+// session, since nobody is there to tell late from in time, and the timer would keep a broker that was forgotten in memory
+// until its last message is due, perhaps for a year. The next session arms it again.
 func (b *Broker) arm() {
 	switch {
-	case b.timer == nil && len(b.delays) > 0:
-		b.timer = time.AfterFunc(time.Until(b.delays[0].due), b.deliverDue)
+	case len(b.delays) == 0 || len(b.sessions) == 0:
+		if b.timer != nil {
+			b.timer.Stop()
+		}
 	case b.timer == nil:
-	case len(b.delays) > 0:
-		b.timer.Reset(time.Until(b.delays[0].due))
+		b.timer = time.AfterFunc(time.Until(b.delays[0].due), b.deliverDue)
 	default:
-		b.timer.Stop()
+		b.timer.Reset(time.Until(b.delays[0].due))
 	}
 }
 
-// deliverDue is the timer's. It may run in vain, after the timer was set anew while it waited for the lock.
+// dueAtOnce is how many messages are delivered under one lock: if very many are due at the same time, the others get their
+// turn in between.
+const dueAtOnce = 100
+
+// deliverDue is the timer's. It may run in vain, after the timer was set anew while it waited for the lock, and twice at the
+// same time.
 func (b *Broker) deliverDue() {
+	for more := true; more; {
+		more = b.deliverSome()
+	}
+}
+
+// deliverSome reports whether more is due.
+func (b *Broker) deliverSome() (more bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
-	for len(b.delays) > 0 && !b.delays[0].due.After(now) {
+	for range dueAtOnce {
+		if len(b.delays) == 0 || len(b.sessions) == 0 || b.delays[0].due.After(now) {
+			b.arm()
+			return false
+		}
 		d := heap.Pop(&b.delays).(*delayed)
 		queues, _ := b.route(&d.message)
 		if len(queues) == 0 {
@@ -54,7 +75,7 @@ func (b *Broker) deliverDue() {
 			q.dispatch()
 		}
 	}
-	b.arm()
+	return true
 }
 
 // undeliverable returns the queue of that name.

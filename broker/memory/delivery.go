@@ -115,9 +115,6 @@ func (d *delivery) Release() error {
 
 // Retry implements [broker.Settler]. It does not block and happens in one step.
 func (d *delivery) Retry(ctx context.Context, m broker.Message, delay time.Duration) error {
-	if delay > broker.MaxDelay {
-		return d.wrap("retry", fmt.Errorf("due in %v, at most %v: %w", delay, broker.MaxDelay, broker.ErrRejected))
-	}
 	return d.forward(ctx, "retry", "", m, delay)
 }
 
@@ -152,6 +149,9 @@ func (d *delivery) move(ctx context.Context, name string, m broker.Message, dela
 	if ended != nil {
 		return ended
 	}
+	if delay > broker.MaxDelay {
+		return fmt.Errorf("due in %v, at most %v: %w", delay, broker.MaxDelay, broker.ErrRejected)
+	}
 	target := b.queues[name]
 	if target == nil {
 		return fmt.Errorf("to queue %q: %w", name, broker.ErrUnroutable)
@@ -160,7 +160,7 @@ func (d *delivery) move(ctx context.Context, name string, m broker.Message, dela
 		return err
 	}
 	if delay > 0 {
-		b.delay(m, time.Now().Add(delay))
+		b.delay(m, time.Now(), delay)
 	} else {
 		target.push(&m)
 	}

@@ -61,7 +61,7 @@ func TestSettleRaces(t *testing.T) {
 	b := memory.New()
 	for range 300 {
 		s := open(t, b)
-		declare(t, s, "q", "q.dead")
+		declare(t, s, "q", "q.dead", "q.suspects")
 		fill(t, s, "q", 1, 1)
 		d := next(t, consume(t, s, "q", 1))
 		var mu sync.Mutex
@@ -84,17 +84,18 @@ func TestSettleRaces(t *testing.T) {
 		try("ack", d.Ack)
 		try("release", d.Release)
 		try("retry", func() error { return d.Retry(bg, d.Forward(), 0) })
+		try("suspect", func() error { return d.Suspect(bg, d.Forward()) })
 		try("dead", func() error { return d.DeadLetter(bg, d.Forward()) })
 		wg.Go(func() { b.KillSessions() })
 		wg.Wait()
-		total := won["ack"] + won["release"] + won["retry"] + won["dead"]
+		total := won["ack"] + won["release"] + won["retry"] + won["suspect"] + won["dead"]
 		if total > 1 {
 			t.Fatalf("settled more than once: %v", won)
 		}
 		s = open(t, b)
-		inQueue, dead := get(t, s, "q"), get(t, s, "q.dead")
-		if len(inQueue) != 1-won["ack"]-won["dead"] || len(dead) != won["dead"] {
-			t.Fatalf("won %v, %d in the queue and %d dead", won, len(inQueue), len(dead))
+		inQueue, suspects, dead := get(t, s, "q"), get(t, s, "q.suspects"), get(t, s, "q.dead")
+		if len(inQueue) != 1-won["ack"]-won["suspect"]-won["dead"] || len(suspects) != won["suspect"] || len(dead) != won["dead"] {
+			t.Fatalf("won %v, %d in the queue, %d suspects and %d dead", won, len(inQueue), len(suspects), len(dead))
 		}
 		for _, d := range inQueue {
 			if total == 0 && d.Losses != 1 {
@@ -103,6 +104,7 @@ func TestSettleRaces(t *testing.T) {
 		}
 		ok(t, s.Delete(bg, "q"))
 		ok(t, s.Delete(bg, "q.dead"))
+		ok(t, s.Delete(bg, "q.suspects"))
 		ok(t, s.Close(bg))
 	}
 }

@@ -34,12 +34,16 @@ func (s *session) publish(ctx context.Context, m *broker.Message) error {
 	if err := checkMessage(m); err != nil {
 		return fmt.Errorf("publish message %q: %w", m.ID, err)
 	}
-	if wait := time.Until(m.NotBefore); wait > 0 {
+	if !m.NotBefore.IsZero() {
+		now := time.Now()
+		wait := m.NotBefore.Sub(now)
 		if wait > broker.MaxDelay {
 			return fmt.Errorf("publish message %q: due in %v, at most %v: %w", m.ID, wait.Round(time.Second), broker.MaxDelay, broker.ErrRejected)
 		}
-		s.broker.delay(*m, m.NotBefore)
-		return nil
+		if wait > 0 {
+			s.broker.delay(*m, now, wait)
+			return nil
+		}
 	}
 	queues, err := s.broker.route(m)
 	if err != nil {

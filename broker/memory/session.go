@@ -169,6 +169,9 @@ func (b *Broker) end(dying map[*session]struct{}, reason error) {
 		delete(b.sessions, s)
 		s.finish()
 	}
+	if len(b.sessions) == 0 {
+		b.arm()
+	}
 	for q := range touched {
 		q.dispatch()
 	}

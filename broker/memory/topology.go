@@ -110,6 +110,9 @@ func (s *session) declareQueue(spec broker.QueueSpec) error {
 	if spec.Type != "" {
 		return fmt.Errorf("type %q: %w", spec.Type, errors.ErrUnsupported)
 	}
+	if spec.Name == broker.Undeliverable && spec.Ephemeral {
+		return fmt.Errorf("what is undeliverable must outlive this session: %w", broker.ErrRejected)
+	}
 	q := s.broker.queues[spec.Name]
 	if q == nil {
 		q = newQueue(spec.Name)

@@ -83,6 +83,7 @@ func TestDeclareRefuses(t *testing.T) {
 		"type of queue":        {queue(broker.QueueSpec{Name: "x", Type: "quorum"}), errors.ErrUnsupported, `"x"`},
 		"durable as ephemeral": {queue(broker.QueueSpec{Name: "durable", Ephemeral: true}), broker.ErrRejected, `"durable"`},
 		"ephemeral as durable": {queue(broker.QueueSpec{Name: "mine"}), broker.ErrRejected, `"mine"`},
+		"short undeliverable":  {queue(broker.QueueSpec{Name: broker.Undeliverable, Ephemeral: true}), broker.ErrRejected, broker.Undeliverable},
 		"locked":               {queue(broker.QueueSpec{Name: "theirs", Ephemeral: true}), broker.ErrLocked, `"theirs"`},
 		"bind locked":          {binding("theirs", "direct", "k"), broker.ErrLocked, `"theirs"`},
 		"bind no queue":        {binding("none", "direct", "k"), broker.ErrRejected, `"none"`},
