@@ -156,6 +156,9 @@ func (s *session) Inspect(ctx context.Context, queue string) (broker.QueueInfo, 
 	var q amqp.Queue
 	err := checkQueue(queue)
 	if err == nil {
+		err = s.settled(ctx, queue)
+	}
+	if err == nil {
 		err = refused(inspectQueue, s.admin(ctx, func(ch *amqp.Channel) (err error) {
 			q, err = ch.QueueDeclarePassive(queue, true, false, false, false, nil)
 			return err
@@ -171,6 +174,9 @@ func (s *session) Inspect(ctx context.Context, queue string) (broker.QueueInfo, 
 func (s *session) Purge(ctx context.Context, queue string) (int, error) {
 	var n int
 	err := checkQueue(queue)
+	if err == nil {
+		err = s.settled(ctx, queue)
+	}
 	if err == nil {
 		err = refused(readQueue, s.admin(ctx, func(ch *amqp.Channel) (err error) {
 			n, err = ch.QueuePurge(queue, false)
@@ -204,6 +210,9 @@ func (s *session) TryGet(ctx context.Context, queue string, most int) ([]broker.
 	err := checkQueue(queue)
 	if err == nil {
 		err = s.alive(ctx)
+	}
+	if err == nil {
+		err = s.settled(ctx, queue)
 	}
 	if err != nil || most <= 0 {
 		return nil, wrapGet(queue, err)
