@@ -20,6 +20,8 @@ type Stats struct {
 	Lost         int64 // deliveries whose connection ended before they were settled: the broker delivers them again
 	Abandoned    int64 // calls given up on because they ran on after their timeout
 
+	Replayed int64 // dead letters sent back to their queue by DeadLetters.Replay
+
 	Reconnects int64 // connections made after the first
 }
 
@@ -52,6 +54,7 @@ func (s *Server) Stats() Stats {
 		Published: p.published.Load(), NotSent: p.notSent.Load(), Rejected: p.rejected.Load(), Unconfirmed: p.unconfirmed.Load(),
 		Received: t.received.Load(), Succeeded: t.succeeded.Load(), DeadLettered: t.deadLettered.Load(),
 		Released: t.released.Load(), Lost: t.lost.Load(), Abandoned: t.abandoned.Load(),
+		Replayed:   s.replayed.Load(),
 		Reconnects: l.opened - 1,
 	}
 }
