@@ -20,7 +20,7 @@ const Undeliverable = broker.Undeliverable
 // A look at dead letters takes them from the broker for a moment and gives them back, so what somebody else looks at in the same
 // moment is not seen: a List beside another List, Replay or Delete may miss some. Nothing is lost or doubled by that, also when
 // the connection or the process ends in the midst of it: what is not done then is a dead letter still. Each call looks at most at
-// as many as were there when it began, and passes over at most 50,000 with 128 MiB, with an error beyond that.
+// as many as were there when it began, and passes over at most 10,000 with 128 MiB, with an error beyond that.
 //
 // All methods wait for a connection, at most ServerConfig.PublishTimeout, and end with ctx. Their errors name the queue and
 // what could not be done: [ErrDisconnected], [ErrServerClosed], [ErrQueueGone] when the queue of dead letters does not exist (of
@@ -88,11 +88,33 @@ func (p Page) withDefaults() (Page, error) {
 
 // Count returns how many dead letters there are, without those that somebody looks at in this moment.
 func (d *DeadLetters) Count(ctx context.Context) (int, error) {
+	n, err := d.whole(ctx, func(s broker.Session, source string) (int, error) {
+		info, err := s.Inspect(ctx, source)
+		return info.Ready, err
+	})
+	return n, d.wrap("count", err)
+}
+
+// Purge removes all dead letters, for good, and returns how many; not those that somebody looks at in this moment.
+func (d *DeadLetters) Purge(ctx context.Context) (int, error) {
+	n, err := d.whole(ctx, func(s broker.Session, source string) (int, error) { return s.Purge(ctx, source) })
+	if n > 0 {
+		d.server.log.Infof("%d dead letters of queue %q were purged", n, d.queue)
+	}
+	return n, d.wrap("purge", err)
+}
+
+// whole does something with the queue as a whole.
+func (d *DeadLetters) whole(ctx context.Context, f func(s broker.Session, source string) (int, error)) (int, error) {
 	s, err := d.begin(ctx)
 	if err != nil {
-		return 0, d.wrap("count", err)
+		return 0, err
 	}
-	return s.left, nil
+	n, err := f(s.session, s.source)
+	if errors.Is(err, broker.ErrQueueGone) && d.undeliverable() {
+		return 0, nil
+	}
+	return n, err
 }
 
 // List returns a page of the dead letters that fit the filter, oldest first, and removes nothing. An empty page says that
@@ -112,10 +134,14 @@ func (d *DeadLetters) list(ctx context.Context, filter DeadLetterFilter, page Pa
 	if err != nil {
 		return nil, err
 	}
-	defer s.release()
+	defer s.release(ctx)
 	var letters []DeadLetter
 	for size, skip := 0, page.Skip; len(letters) < page.Limit; {
-		found, err := s.next(ctx, skip+page.Limit-len(letters), filter == DeadLetterFilter{})
+		most := maxChunk
+		if filter == (DeadLetterFilter{}) {
+			most = min(most, skip+page.Limit-len(letters))
+		}
+		found, err := s.next(ctx, most)
 		if err != nil {
 			return nil, err
 		}
@@ -176,9 +202,9 @@ func (d *DeadLetters) delete(ctx context.Context, filter DeadLetterFilter) (n in
 	if err != nil {
 		return 0, err
 	}
-	defer s.release()
+	defer s.release(ctx)
 	for {
-		found, err := s.next(ctx, maxChunk, true)
+		found, err := s.next(ctx, maxChunk)
 		if err != nil {
 			return n, err
 		}
@@ -197,22 +223,6 @@ func (d *DeadLetters) delete(ctx context.Context, filter DeadLetterFilter) (n in
 			}
 		}
 	}
-}
-
-// Purge removes all dead letters, for good, and returns how many; not those that somebody looks at in this moment.
-func (d *DeadLetters) Purge(ctx context.Context) (int, error) {
-	s, err := d.begin(ctx)
-	if err != nil {
-		return 0, d.wrap("purge", err)
-	}
-	if s.left == 0 {
-		return 0, nil
-	}
-	n, err := s.session.Purge(ctx, d.source())
-	if n > 0 {
-		d.server.log.Infof("%d dead letters of queue %q were purged", n, d.queue)
-	}
-	return n, d.wrap("purge", err)
 }
 
 func (d *DeadLetters) undeliverable() bool { return d.queue == Undeliverable }

@@ -51,9 +51,9 @@ func (r *replay) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer s.release()
+	defer s.release(ctx)
 	for {
-		found, err := s.next(ctx, maxChunk, true)
+		found, err := s.next(ctx, maxChunk)
 		if err == nil && len(found) == 0 {
 			err = s.finish(ctx, r.done)
 			r.unacked = err != nil

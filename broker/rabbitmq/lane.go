@@ -221,16 +221,22 @@ func (l *lane) flush() {
 			return
 		}
 		// An error says that channel or connection are over. The message comes again, and Ack had promised no more.
-		var acks []uint64
+		var acks, releases []uint64
 		for _, x := range batch {
-			if !x.release {
+			if x.release {
+				releases = append(releases, x.tag)
+			} else {
 				acks = append(acks, x.tag)
-				continue
 			}
-			_ = l.ch.Nack(x.tag, false, true)
-			l.written.note(x.tag)
 		}
-		upTo, singles := l.written.ack(acks)
+		upTo, singles := l.written.settle(releases)
+		if upTo > 0 {
+			_ = l.ch.Nack(upTo, true, true)
+		}
+		for _, tag := range singles {
+			_ = l.ch.Nack(tag, false, true)
+		}
+		upTo, singles = l.written.settle(acks)
 		if upTo > 0 {
 			_ = l.ch.Ack(upTo, true)
 		}
