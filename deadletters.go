@@ -148,6 +148,7 @@ func (d *DeadLetters) list(ctx context.Context, filter DeadLetterFilter, page Pa
 		if len(found) == 0 {
 			break
 		}
+		full := s.hold(found...)
 		for i := range found {
 			m := &found[i].Message
 			if who := d.identify(m); filter.fits(&who) && len(letters) < page.Limit {
@@ -161,8 +162,8 @@ func (d *DeadLetters) list(ctx context.Context, filter DeadLetterFilter, page Pa
 				letters = append(letters, d.letter(m))
 			}
 		}
-		if err := s.hold(found...); err != nil && len(letters) < page.Limit {
-			return nil, err
+		if full != nil && len(letters) < page.Limit {
+			return nil, full
 		}
 	}
 	return letters, nil

@@ -131,6 +131,41 @@ func TestPagesHaveBounds(t *testing.T) {
 	same(t, "the page", g.list(filter{}, dispatcher.Page{Skip: 1198}), []int{1198, 1199})
 }
 
+func TestWhatIsHeldAtOnceIsBounded(t *testing.T) {
+	t.Parallel()
+	g := onMemory(t)
+	g.bury(10_000)
+	if _, err := g.dead.Get(t.Context(), "nobody"); !errors.Is(err, dispatcher.ErrDeadLetterNotFound) {
+		t.Errorf("10,000 letters: %v", err)
+	}
+	g.put("jobs.dead", broker.Message{ID: "u10000", Body: []byte("x")})
+	tooMany := func(method string, n int, err error) {
+		if n != 0 || err == nil || errors.Is(err, dispatcher.ErrDeadLetterNotFound) || !strings.Contains(err.Error(), "10000") {
+			t.Errorf("%s among 10,001 letters: %d, %v", method, n, err)
+		}
+	}
+	_, err := g.dead.Get(t.Context(), "nobody")
+	tooMany("Get", 0, err)
+	n, err := g.dead.Delete(t.Context(), filter{UUID: "nobody"})
+	tooMany("Delete", n, err)
+	n, err = g.dead.Replay(t.Context(), filter{UUID: "nobody"})
+	tooMany("Replay", n, err)
+	if n, err := g.dead.Count(t.Context()); n != 10_001 || err != nil {
+		t.Errorf("%d are left: %v", n, err)
+	}
+}
+
+func TestTheBodiesOfAPageAreBounded(t *testing.T) {
+	t.Parallel()
+	g := onMemory(t)
+	body := make([]byte, 40<<20)
+	g.put("jobs.dead", broker.Message{ID: "u00000", Body: body}, broker.Message{ID: "u00001", Body: body})
+	if _, err := g.dead.List(t.Context(), filter{}, dispatcher.Page{}); err == nil || !strings.Contains(err.Error(), "ask for fewer") {
+		t.Errorf("80 MiB: %v", err)
+	}
+	same(t, "one at a time", g.list(filter{}, dispatcher.Page{Skip: 1, Limit: 1}), []int{1})
+}
+
 func TestEachFieldOfAFilterChooses(t *testing.T) {
 	onBothBrokers(t, func(t *testing.T, g *graveyard) {
 		const n = 24
