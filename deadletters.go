@@ -86,7 +86,7 @@ func (p Page) withDefaults() (Page, error) {
 	return p, nil
 }
 
-// Count returns how many dead letters there are, without those that somebody looks at in this moment.
+// Count returns how many dead letters there are, without those that somebody looks at in this moment or, on RabbitMQ, a moment ago.
 func (d *DeadLetters) Count(ctx context.Context) (int, error) {
 	n, err := d.whole(ctx, func(s broker.Session, source string) (int, error) {
 		info, err := s.Inspect(ctx, source)

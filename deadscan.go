@@ -67,8 +67,7 @@ func (s *deadScan) next(ctx context.Context, most int) ([]broker.Delivery, error
 		return nil, nil // it is made when the first one comes
 	}
 	if err == nil && !s.counted && len(found) == n {
-		// After the first ones were taken: a quorum queue counts what was given back before only when it takes part in
-		// its log, as a get does and an inspection does not.
+		// After the first ones were taken: RabbitMQ answers a count before it has done what it was told earlier, a get after it.
 		var info broker.QueueInfo
 		info, err = s.session.Inspect(ctx, s.source)
 		s.counted, s.left = true, info.Ready+len(found)

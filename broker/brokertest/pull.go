@@ -101,10 +101,10 @@ func testPull(a *area) {
 				k.ok("release", d.Release())
 			}
 		}
-		info, err := k.s.Inspect(k.ctx, q)
-		k.must("Inspect", err)
-		if info.Ready != n/2 {
-			k.Errorf("%d ready, want %d", info.Ready, n/2)
+		purged, err := k.s.Purge(k.ctx, q)
+		k.must("Purge", err)
+		if purged != n/2 {
+			k.Errorf("%d purged, want %d", purged, n/2)
 		}
 	})
 

@@ -151,7 +151,8 @@ func (s *session) bind(ctx context.Context, b broker.Binding) error {
 	}))
 }
 
-// Inspect implements [broker.Session]. RabbitMQ does not tell how many are unsettled over AMQP.
+// Inspect implements [broker.Session]. RabbitMQ does not tell how many are unsettled over AMQP, and a classic queue counts before
+// it does what it was told earlier.
 func (s *session) Inspect(ctx context.Context, queue string) (broker.QueueInfo, error) {
 	var q amqp.Queue
 	err := checkQueue(queue)
