@@ -19,7 +19,7 @@ func TestACopyTakesItsIdentityFromTheTaskIfTheMessageHasNone(t *testing.T) {
 		{"", strings.Repeat("x", 256), ""},
 	} {
 		call := &call{delivery: broker.Delivery{Message: broker.Message{ID: c.id}}, uuid: c.uuid, name: "mail"}
-		m := call.forwarded(deadLetter(reasonFailed, outcome{text: "no"}), "w", time.Now())
+		m := call.forwarded(deadLetter(ReasonFailed, outcome{text: "no"}), "w", time.Now())
 		if c.want == "" && len(m.ID) != 36 || c.want != "" && m.ID != c.want {
 			t.Errorf("id %.20q, uuid %.20q: copy has %.50q", c.id, c.uuid, m.ID)
 		}

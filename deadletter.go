@@ -1,52 +1,163 @@
 package dispatcher
 
 import (
-	"errors"
-	"fmt"
+	"bytes"
+	"encoding/json"
+	"slices"
 	"strings"
-	"unicode/utf8"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// maxErrorText bounds the text of an error in a header: a frame of RabbitMQ, which must hold all headers of a message, may
-// be as small as 4 KiB (AMQP 0-9-1, frame-min-size), and a stack or a page of HTML is no error text.
-const maxErrorText = 1024
+// Why a task became a dead letter: DeadLetter.Reason. There may be others some day.
+const (
+	ReasonFailed        = "failed"        // its function returned an error or panicked, and no attempt was left
+	ReasonTimeout       = "timeout"       // its function was late, or never returned
+	ReasonExpired       = "expired"       // it was too old when a worker could have run it
+	ReasonUnknownTask   = "unknown_task"  // no function of its name was registered
+	ReasonBadArguments  = "bad_arguments" // its arguments do not fit its function
+	ReasonMalformed     = "malformed"     // its body is not a task
+	ReasonCrashLoop     = "crash_loop"    // workers were lost again and again while they ran it
+	ReasonUndeliverable = "undeliverable" // no queue took it when it was due; see Undeliverable
+)
 
-// errorText is the text of a task's error, bounded and valid UTF-8. It runs the error's own method, and contains its panics:
-// fmt does so too, but not when printing what was panicked with panics again.
-func errorText(err error) (text string) {
-	if err == nil {
-		return "ok"
-	}
-	defer func() {
-		if recover() != nil {
-			text = fmt.Sprintf("error of type %T whose text panicked", err)
-		}
-	}()
-	text = strings.ToValidUTF8(fmt.Sprintf("%v", err), "\uFFFD")
-	if len(text) <= maxErrorText {
-		return text
-	}
-	cut := maxErrorText
-	for !utf8.RuneStart(text[cut]) {
-		cut--
-	}
-	return text[:cut] + "…"
+// DeadLetter is a task that will not run unless it is replayed. Everything in it came over the wire: it is what some program
+// has written, and what does not parse is left out.
+type DeadLetter struct {
+	UUID string // of the task; the message's id if the body does not tell it
+	Name string // of the task; the message's type if the body does not tell it
+
+	Queue      string // where a replay sends it; "" = to its exchange, with RoutingKey
+	Exchange   string // of an undeliverable task, "" = it was on its way to Queue alone; "" for all others
+	RoutingKey string // the key it was published with, as far as that is known
+
+	Reason   string    // one of the constants Reason…; "" = the message does not tell
+	Error    string    // of the last attempt, or why there was none
+	Attempts int       // attempts made; 0 = none, or unknown
+	Log      []Attempt // the first attempt and the latest ones, at most 16; nil = none was kept
+	DiedAt   time.Time // by the worker's clock; zero = unknown, as of undeliverable tasks
+	Worker   string    // that gave it up
+
+	PublishedAt time.Time      // by the publisher's clock, in whole seconds on RabbitMQ; zero = unknown
+	Headers     map[string]any // the publisher's own, a copy; nil = none. Integers are int64.
+	Body        []byte         // as it came, a copy; Task reads it
 }
 
-// logText is what the log says of a dead letter. The values of arguments are left to its header, and a panic's stack, which a
-// header could not hold, is told here.
-func logText(v verdict) string {
-	if bad, ok := errors.AsType[*ArgumentError](v.err); ok && v.reason == reasonBadArguments {
-		if bad.Position < 0 {
-			return "want " + bad.Want
-		}
-		return fmt.Sprintf("argument %d: want %s", bad.Position, bad.Want)
+// Task decodes the body: for a person to see the arguments, or to publish a corrected task in its place. The value of each
+// argument is a [json.RawMessage]. The error Is [ErrMalformed].
+func (l *DeadLetter) Task() (*Task, error) {
+	wire, err := decodeTask(l.Body)
+	if err != nil {
+		return nil, err
 	}
-	if p, ok := v.err.(*PanicError); ok {
-		return oneLine(v.text) + "\n" + string(p.Stack)
+	t := &Task{UUID: l.UUID, Name: wire.Name, RoutingKey: l.RoutingKey, Headers: copyTable(l.Headers)}
+	for _, a := range wire.Args {
+		t.Args = append(t.Args, TaskArgument{Type: a.Type, Value: json.RawMessage(bytes.Clone(a.Value))})
 	}
-	return oneLine(v.text)
+	return t, nil
 }
 
-// oneLine keeps a text from outside from forging lines of the log.
-func oneLine(text string) string { return cutText(text, maxErrorText+len("…")) }
+// identity is what filters look at.
+type identity struct {
+	uuid, name, reason string
+	diedAt             time.Time
+}
+
+// identify reads who a dead letter is. The body comes first, as it does for a worker: the uuid in its logs is that one.
+func (d *DeadLetters) identify(m *broker.Message) identity {
+	who := identity{uuid: m.ID, name: m.Type, reason: ReasonUndeliverable}
+	if wire, err := decodeTask(m.Body); err == nil {
+		who.name = wire.Name
+		if wire.UUID != "" {
+			who.uuid = wire.UUID
+		}
+	}
+	if h := letterHeaders(m.Headers); !d.undeliverable() {
+		who.reason, who.diedAt = h.text(headerReason), h.time(headerDiedAt)
+	}
+	return who
+}
+
+// letter makes a dead letter that shares nothing with its message, which the broker may hand out again.
+func (d *DeadLetters) letter(m *broker.Message) DeadLetter {
+	who, h := d.identify(m), letterHeaders(m.Headers)
+	l := DeadLetter{
+		UUID: who.uuid, Name: who.name, Queue: d.queue, RoutingKey: h.text(headerRoutingKey), Reason: who.reason,
+		Error: h.text(headerError), Attempts: h.count(headerAttempt), Log: attemptLog(m.Headers), DiedAt: who.diedAt,
+		Worker: h.text(headerWorker), PublishedAt: m.Timestamp, Body: bytes.Clone(m.Body),
+	}
+	if len(l.Log) > maxLogged { // it was not written by this library
+		l.Log = slices.Clone(l.Log[:maxLogged])
+	}
+	if d.undeliverable() {
+		l.Exchange, l.Queue = m.Exchange, ""
+		if m.Exchange == "" {
+			l.Queue = m.RoutingKey
+		}
+		if l.RoutingKey == "" {
+			l.RoutingKey = m.RoutingKey
+		}
+	}
+	for name, v := range m.Forward().Headers {
+		if !strings.HasPrefix(name, headerPrefix) {
+			if l.Headers == nil {
+				l.Headers = make(map[string]any)
+			}
+			l.Headers[name] = copyHeader(v)
+		}
+	}
+	return l
+}
+
+// letterHeaders reads what the library has written, if that is what it is.
+type letterHeaders map[string]any
+
+func (h letterHeaders) text(name string) string {
+	s, _ := h[name].(string)
+	return s
+}
+
+func (h letterHeaders) count(name string) int {
+	n, _ := h[name].(int64)
+	if n < 0 || n > 1<<31-1 {
+		return 0
+	}
+	return int(n)
+}
+
+func (h letterHeaders) time(name string) time.Time {
+	at, err := time.Parse(time.RFC3339Nano, h.text(name))
+	if err != nil {
+		return time.Time{}
+	}
+	return at
+}
+
+// copyHeader copies a value of a header with all that it refers to.
+func copyHeader(v any) any {
+	switch v := v.(type) {
+	case []byte:
+		return bytes.Clone(v)
+	case []any:
+		list := make([]any, len(v))
+		for i := range v {
+			list[i] = copyHeader(v[i])
+		}
+		return list
+	case map[string]any:
+		return copyTable(v)
+	}
+	return v
+}
+
+func copyTable(table map[string]any) map[string]any {
+	if table == nil {
+		return nil
+	}
+	out := make(map[string]any, len(table))
+	for name, v := range table {
+		out[name] = copyHeader(v)
+	}
+	return out
+}

@@ -74,6 +74,14 @@ var (
 	ErrMalformed = errors.New("malformed task")
 )
 
+// From the methods of DeadLetters.
+var (
+	// ErrDeadLetterNotFound: no dead letter of the queue has this uuid.
+	ErrDeadLetterNotFound = errors.New("dead letter not found")
+	// ErrQueueGone: the queue of dead letters does not exist: no worker of that queue was ever made, or somebody has deleted it.
+	ErrQueueGone = broker.ErrQueueGone
+)
+
 // ErrTasksRunning: Shutdown ended while task functions were still running. The error that wraps it says how many. Their messages
 // were not settled: the broker delivers them again, so they will run a second time. Only those of calls that had been
 // abandoned, counted apart, are dead letters already.

@@ -79,9 +79,9 @@ func TestALogReadsAsItWasWritten(t *testing.T) {
 func TestACopyCanDoWithoutItsLog(t *testing.T) {
 	t.Parallel()
 	c := &call{delivery: broker.Delivery{Message: broker.Message{ID: "u", Headers: map[string]any{"user": "x"}}}}
-	m := c.forwarded(verdict{action: toDeadLetters, reason: reasonFailed, made: Attempt{Number: 1}, outcome: outcome{text: strings.Repeat("x", 1000)}}, "w", time.Now())
+	m := c.forwarded(verdict{action: toDeadLetters, reason: ReasonFailed, made: Attempt{Number: 1}, outcome: outcome{text: strings.Repeat("x", 1000)}}, "w", time.Now())
 	slimDown(m.Headers)
-	if m.Headers[headerLog] != nil || len(m.Headers[headerError].(string)) > 300 || m.Headers["user"] != "x" || m.Headers[headerReason] != reasonFailed {
+	if m.Headers[headerLog] != nil || len(m.Headers[headerError].(string)) > 300 || m.Headers["user"] != "x" || m.Headers[headerReason] != ReasonFailed {
 		t.Errorf("headers %v", m.Headers)
 	}
 }

@@ -125,17 +125,6 @@ type verdict struct {
 	outcome
 }
 
-// Reasons of dead letters, as the header x-dispatcher-reason carries them.
-const (
-	reasonMalformed    = "malformed"
-	reasonBadArguments = "bad_arguments"
-	reasonUnknownTask  = "unknown_task"
-	reasonFailed       = "failed"
-	reasonTimeout      = "timeout"
-	reasonExpired      = "expired"
-	reasonCrashLoop    = "crash_loop"
-)
-
 // verdict is what the hooks are told.
 func (a action) verdict() Verdict {
 	switch a {
@@ -153,9 +142,9 @@ func (a action) verdict() Verdict {
 
 // withoutDelays is what becomes of a task that should come later on a broker that has no delays.
 func (v verdict) withoutDelays() verdict {
-	v.action, v.reason = toDeadLetters, reasonFailed
+	v.action, v.reason = toDeadLetters, ReasonFailed
 	if v.missed {
-		v.reason = reasonUnknownTask
+		v.reason = ReasonUnknownTask
 	}
 	return v
 }
@@ -181,9 +170,9 @@ type attempt struct {
 // judge is the verdict on an attempt. Whoever returns without an error has done the work, also when late: to call that a
 // failure would make somebody do it again.
 func judge(a attempt, p *RetryPolicy) verdict {
-	reason, o := reasonFailed, a.outcome
+	reason, o := ReasonFailed, a.outcome
 	if a.late {
-		reason, o.text = reasonTimeout, fmt.Sprintf("%v of %v: %s", ErrTimeout, a.timeout, a.text)
+		reason, o.text = ReasonTimeout, fmt.Sprintf("%v of %v: %s", ErrTimeout, a.timeout, a.text)
 	}
 	switch {
 	case a.err == nil:
@@ -213,7 +202,7 @@ func judge(a attempt, p *RetryPolicy) verdict {
 	}
 	if !a.expires.IsZero() && !due.Before(a.expires) {
 		o.text = "would have expired before its next attempt: " + o.text
-		return deadLetter(reasonExpired, o)
+		return deadLetter(ReasonExpired, o)
 	}
 	return verdict{action: retryLater, delay: delay, outcome: o}
 }
@@ -228,7 +217,7 @@ const (
 // put off, and kept for a person once maxAge has passed since it was first missed. Negative: at once.
 func judgeUnknown(h history, now time.Time, maxAge time.Duration, o outcome) verdict {
 	if maxAge < 0 || now.Sub(h.missedSince(now)) >= maxAge {
-		return deadLetter(reasonUnknownTask, o)
+		return deadLetter(ReasonUnknownTask, o)
 	}
 	delay := maxUnknownDelay
 	if h.misses < 16 { // beyond, the shift could overflow
@@ -251,7 +240,7 @@ func judgeLosses(h history, losses int, suspect bool) (v verdict, run bool) {
 	if suspect {
 		total := max(h.losses, suspectAfter) + losses
 		if alone := total - suspectAfter; alone >= maxSuspectLosses {
-			return deadLetter(reasonCrashLoop, outcomeOf(fmt.Errorf("%w: %d times while it ran alone", ErrCrashLoop, alone))), false
+			return deadLetter(ReasonCrashLoop, outcomeOf(fmt.Errorf("%w: %d times while it ran alone", ErrCrashLoop, alone))), false
 		}
 		return verdict{action: toSuspects, losses: total}, false
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
@@ -18,6 +19,7 @@ type Server struct {
 	sup       *supervisor
 	publisher *publisher
 	stats     taskCounters
+	replayed  atomic.Int64 // dead letters
 	running   running
 	suspect   chan struct{} // holds one while a suspect runs
 

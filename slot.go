@@ -132,7 +132,7 @@ func (s *shift) goexit(c *call) {
 	s.mu.Unlock()
 	go s.slot(c.at, func() {
 		if c.plan == nil {
-			s.settleUncalled(c, deadLetter(reasonBadArguments, outcomeOf(ErrGoexit)))
+			s.settleUncalled(c, deadLetter(ReasonBadArguments, outcomeOf(ErrGoexit)))
 			return
 		}
 		s.conclude(c, outcomeOf(ErrGoexit), false)
@@ -176,11 +176,11 @@ func (s *shift) accept(d *broker.Delivery, at *feed) bool {
 func (s *shift) prepare(c *call) verdict {
 	d := &c.delivery
 	if limit := s.w.server.cfg.MaxBodyBytes; limit > 0 && len(d.Body) > limit {
-		return deadLetter(reasonMalformed, outcomeOf(fmt.Errorf("%w: body of %d bytes, the most is %d", ErrMalformed, len(d.Body), limit)))
+		return deadLetter(ReasonMalformed, outcomeOf(fmt.Errorf("%w: body of %d bytes, the most is %d", ErrMalformed, len(d.Body), limit)))
 	}
 	task, err := decodeTask(d.Body)
 	if err != nil {
-		return deadLetter(reasonMalformed, outcomeOf(err))
+		return deadLetter(ReasonMalformed, outcomeOf(err))
 	}
 	c.name = task.Name
 	if task.UUID != "" {
@@ -199,7 +199,7 @@ func (s *shift) prepare(c *call) verdict {
 	}
 	now := time.Now()
 	if at := c.history.expires; !at.IsZero() && !now.Before(at) {
-		return deadLetter(reasonExpired, outcomeOf(fmt.Errorf("%w at %s", ErrExpired, writeInstant(at))))
+		return deadLetter(ReasonExpired, outcomeOf(fmt.Errorf("%w at %s", ErrExpired, writeInstant(at))))
 	}
 	plan := s.w.tasks[task.Name]
 	if plan == nil {
@@ -207,7 +207,7 @@ func (s *shift) prepare(c *call) verdict {
 			outcomeOf(fmt.Errorf("%w: worker %q has no function %q", ErrUnknownTask, s.w.cfg.Name, excerpt(task.Name))))
 	}
 	if c.bound, err = plan.bind(task.Args); err != nil {
-		return deadLetter(reasonBadArguments, outcomeOf(err))
+		return deadLetter(ReasonBadArguments, outcomeOf(err))
 	}
 	c.plan, c.started = plan, time.Now()
 	if plan.timeout > 0 {

@@ -24,6 +24,8 @@ type Stats struct {
 	Lost         int64 // deliveries whose connection ended before they were settled: the broker delivers them again
 	Abandoned    int64 // calls given up on because they ran on after their timeout
 
+	Replayed int64 // dead letters sent back to their queue by DeadLetters.Replay
+
 	Reconnects int64 // connections made after the first
 }
 
@@ -59,6 +61,7 @@ func (s *Server) Stats() Stats {
 		Received: t.received.Load(), Succeeded: t.succeeded.Load(), Discarded: t.discarded.Load(), Retried: t.retried.Load(),
 		Postponed: t.postponed.Load(), Suspected: t.suspected.Load(), DeadLettered: t.deadLettered.Load(),
 		Released: t.released.Load(), Lost: t.lost.Load(), Abandoned: t.abandoned.Load(),
+		Replayed:   s.replayed.Load(),
 		Reconnects: l.opened - 1,
 	}
 }

@@ -71,7 +71,9 @@ type Session interface {
 	Consume(ctx context.Context, o ConsumeOptions) (Consumer, error)
 
 	// TryGet takes up to max messages that are ready now, oldest first, without waiting for more; none is not an error.
-	// They are settled like every delivery, and given back when the session dies. [ErrQueueGone] if there is no such queue.
+	// They are settled like every delivery, and given back when the session dies. [ErrQueueGone] if there is no such queue. What
+	// an earlier TryGet of this session has taken, and all of it was settled before, is seen as settled: what was released is
+	// found again. Purge sees it so too, and Inspect after a moment.
 	TryGet(ctx context.Context, queue string, max int) ([]Delivery, error)
 
 	// Inspect counts what is in a queue. [ErrQueueGone] if there is no such queue.

@@ -90,6 +90,35 @@ func testPull(a *area) {
 		k.expectLeft(q, "m0000", "m0001", "m0002", "m0003")
 	})
 
+	a.test("what was settled is seen so by the next call", func(k *kit) {
+		q := k.queue("q")
+		const n = 100
+		msgs := messages(q, n)
+		k.send(msgs...)
+		ds := k.take(k.s, q, n)
+		for range 10 {
+			for _, d := range ds {
+				k.ok("release", d.Release())
+			}
+			var err error
+			ds, err = k.s.TryGet(k.ctx, q, n)
+			k.must("TryGet", err)
+			k.expectIDs(ds, ids(msgs)...)
+		}
+		for i, d := range ds {
+			if i%2 == 0 {
+				k.ok("ack", d.Ack())
+			} else {
+				k.ok("release", d.Release())
+			}
+		}
+		purged, err := k.s.Purge(k.ctx, q)
+		k.must("Purge", err)
+		if purged != n/2 {
+			k.Errorf("%d purged, want %d", purged, n/2)
+		}
+	})
+
 	a.test("many that pull at once share the messages", func(k *kit) {
 		q := k.queue("q")
 		const n = 100

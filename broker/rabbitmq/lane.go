@@ -31,7 +31,7 @@ type lane struct {
 	mu      sync.Mutex // guards what follows, and the subscriptions
 	pending []settlement
 	written ledger // run's alone
-	open    int    // handed out, and no settlement written
+	open    int    // handed out and not settled; a settlement may wait in pending
 	retired bool   // no delivery will come any more: the lane ends with the last settlement
 	gone    error  // why nothing can be settled any more
 }
@@ -85,9 +85,7 @@ func (l *lane) run() {
 	l.serve()
 	l.flush()
 	close(l.flushed)
-	l.s.mu.Lock()
-	delete(l.s.lanes, l)
-	l.s.mu.Unlock()
+	defer l.forget() // afterwards, for settled
 	select {
 	case <-l.s.dead: // the channel ends with its connection
 	default:
@@ -103,6 +101,33 @@ func (l *lane) run() {
 		l.consumer.finish(reason)
 		l.consumer.end()
 	}
+}
+
+func (l *lane) forget() {
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	delete(l.s.lanes, l)
+}
+
+// settled waits until the broker has taken the settlements of lanes that have nothing left to settle: they close their
+// channels, and the broker answers that after all that came before it.
+func (s *session) settled(ctx context.Context, queue string) error {
+	s.mu.Lock()
+	lanes := s.openLanes()
+	s.mu.Unlock()
+	for _, l := range lanes {
+		if l.queue != queue || l.consumer != nil || !l.spent() {
+			continue
+		}
+		select {
+		case <-l.over:
+		case <-s.dead:
+			return s.Err()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 func (l *lane) serve() {
@@ -172,6 +197,12 @@ func (l *lane) spent() bool {
 	return l.retired && l.open == 0
 }
 
+// settle notes what run has to write. The caller holds mu, and pokes.
+func (l *lane) settle(x settlement) {
+	l.pending = append(l.pending, x)
+	l.open--
+}
+
 func (l *lane) poke() {
 	select {
 	case l.wake <- struct{}{}:
@@ -190,16 +221,22 @@ func (l *lane) flush() {
 			return
 		}
 		// An error says that channel or connection are over. The message comes again, and Ack had promised no more.
-		var acks []uint64
+		var acks, releases []uint64
 		for _, x := range batch {
-			if !x.release {
+			if x.release {
+				releases = append(releases, x.tag)
+			} else {
 				acks = append(acks, x.tag)
-				continue
 			}
-			_ = l.ch.Nack(x.tag, false, true)
-			l.written.note(x.tag)
 		}
-		upTo, singles := l.written.ack(acks)
+		upTo, singles := l.written.settle(releases)
+		if upTo > 0 {
+			_ = l.ch.Nack(upTo, true, true)
+		}
+		for _, tag := range singles {
+			_ = l.ch.Nack(tag, false, true)
+		}
+		upTo, singles = l.written.settle(acks)
 		if upTo > 0 {
 			_ = l.ch.Ack(upTo, true)
 		}
@@ -207,7 +244,6 @@ func (l *lane) flush() {
 			_ = l.ch.Ack(tag, false)
 		}
 		l.mu.Lock()
-		l.open -= len(batch)
 		for _, x := range batch {
 			if x.from != nil {
 				x.from.open--

@@ -32,7 +32,7 @@ func TestLedgerAcksWhatWasAskedAndNothingElse(t *testing.T) {
 				}
 			}
 			open := slices.Concat(acks, keep)
-			upTo, singles := g.ack(slices.Clone(acks))
+			upTo, singles := g.settle(slices.Clone(acks))
 			acked := slices.Clone(singles)
 			if upTo > 0 {
 				if !slices.Contains(open, upTo) {

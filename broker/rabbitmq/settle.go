@@ -53,7 +53,7 @@ func (d *delivery) settle(release bool) error {
 	l.mu.Lock()
 	err := d.take()
 	if err == nil {
-		l.pending = append(l.pending, settlement{d.tag, release, d.from})
+		l.settle(settlement{d.tag, release, d.from})
 	}
 	l.mu.Unlock()
 	if err == nil {
@@ -104,7 +104,7 @@ func (d *delivery) forward(ctx context.Context, suffix string, m *broker.Message
 	case err != nil:
 		d.settled = false
 	default:
-		l.pending = append(l.pending, settlement{d.tag, false, d.from})
+		l.settle(settlement{d.tag, false, d.from})
 	}
 	l.mu.Unlock()
 	if err == nil {

@@ -151,10 +151,14 @@ func (s *session) bind(ctx context.Context, b broker.Binding) error {
 	}))
 }
 
-// Inspect implements [broker.Session]. RabbitMQ does not tell how many are unsettled over AMQP.
+// Inspect implements [broker.Session]. RabbitMQ does not tell how many are unsettled over AMQP, and a classic queue counts before
+// it does what it was told earlier.
 func (s *session) Inspect(ctx context.Context, queue string) (broker.QueueInfo, error) {
 	var q amqp.Queue
 	err := checkQueue(queue)
+	if err == nil {
+		err = s.settled(ctx, queue)
+	}
 	if err == nil {
 		err = refused(inspectQueue, s.admin(ctx, func(ch *amqp.Channel) (err error) {
 			q, err = ch.QueueDeclarePassive(queue, true, false, false, false, nil)
@@ -171,6 +175,9 @@ func (s *session) Inspect(ctx context.Context, queue string) (broker.QueueInfo, 
 func (s *session) Purge(ctx context.Context, queue string) (int, error) {
 	var n int
 	err := checkQueue(queue)
+	if err == nil {
+		err = s.settled(ctx, queue)
+	}
 	if err == nil {
 		err = refused(readQueue, s.admin(ctx, func(ch *amqp.Channel) (err error) {
 			n, err = ch.QueuePurge(queue, false)
@@ -204,6 +211,9 @@ func (s *session) TryGet(ctx context.Context, queue string, most int) ([]broker.
 	err := checkQueue(queue)
 	if err == nil {
 		err = s.alive(ctx)
+	}
+	if err == nil {
+		err = s.settled(ctx, queue)
 	}
 	if err != nil || most <= 0 {
 		return nil, wrapGet(queue, err)

@@ -1,0 +1,260 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// Undeliverable is the name under which Server.DeadLetters has the delayed tasks whose queue was gone when they were due. They are
+// those of all programs that use the same broker.
+const Undeliverable = broker.Undeliverable
+
+// DeadLetters are the dead letters of one queue, oldest first. Make it with [Server.DeadLetters]; all methods may be called by
+// many goroutines at once.
+//
+// A look at dead letters takes them from the broker for a moment and gives them back, so what somebody else looks at in the same
+// moment is not seen: a List beside another List, Replay or Delete may miss some. Nothing is lost or doubled by that, also when
+// the connection or the process ends in the midst of it: what is not done then is a dead letter still. Each call looks at most at
+// as many as were there when it began, and passes over at most 10,000 with 128 MiB, with an error beyond that.
+//
+// All methods wait for a connection, at most ServerConfig.PublishTimeout, and end with ctx. Their errors name the queue and
+// what could not be done: [ErrDisconnected], [ErrServerClosed], [ErrQueueGone] when the queue of dead letters does not exist (of
+// Undeliverable: there are none), ctx's own, or others for a name that no worker's queue can have.
+type DeadLetters struct {
+	server *Server
+	queue  string
+}
+
+// DeadLetters gives access to the dead letters of a worker's queue, by the name of that queue, or to those that are
+// [Undeliverable]. The queue may be any on the broker: it needs no worker in this server. DeadLetters does nothing yet and
+// cannot fail; a name that cannot be is an error of the methods.
+func (s *Server) DeadLetters(queue string) *DeadLetters {
+	return &DeadLetters{server: s, queue: queue}
+}
+
+// DeadLetterFilter chooses dead letters: those that fit all fields that are set. The zero value means all.
+type DeadLetterFilter struct {
+	UUID   string
+	Name   string    // of the task
+	Reason string    // one of the constants Reason…
+	Since  time.Time // died then or later; what does not tell when it died does not fit
+	Until  time.Time // died before; likewise
+}
+
+// fits reports whether a dead letter is among those chosen.
+func (f *DeadLetterFilter) fits(who *identity) bool {
+	switch {
+	case f.UUID != "" && f.UUID != who.uuid,
+		f.Name != "" && f.Name != who.name,
+		f.Reason != "" && f.Reason != who.reason,
+		(!f.Since.IsZero() || !f.Until.IsZero()) && who.diedAt.IsZero(),
+		!f.Since.IsZero() && who.diedAt.Before(f.Since),
+		!f.Until.IsZero() && !who.diedAt.Before(f.Until):
+		return false
+	}
+	return true
+}
+
+// Page is a part of a list.
+type Page struct {
+	Skip  int // how many to leave out at the beginning. Negative: an error.
+	Limit int // how many to return at most, 1 to 1,000. 0: 100.
+}
+
+const (
+	defaultPage = 100
+	maxPage     = 1000
+	// maxPageBytes bounds the bodies of one page.
+	maxPageBytes = 64 << 20
+)
+
+func (p Page) withDefaults() (Page, error) {
+	if p.Limit == 0 {
+		p.Limit = defaultPage
+	}
+	if p.Skip < 0 {
+		return p, fmt.Errorf("Page.Skip is %d, want 0 or more", p.Skip)
+	}
+	if p.Limit < 0 || p.Limit > maxPage {
+		return p, fmt.Errorf("Page.Limit is %d, want 1 to %d", p.Limit, maxPage)
+	}
+	return p, nil
+}
+
+// Count returns how many dead letters there are, without those that somebody looks at in this moment or, on RabbitMQ, a moment ago.
+func (d *DeadLetters) Count(ctx context.Context) (int, error) {
+	n, err := d.whole(ctx, func(s broker.Session, source string) (int, error) {
+		info, err := s.Inspect(ctx, source)
+		return info.Ready, err
+	})
+	return n, d.wrap("count", err)
+}
+
+// Purge removes all dead letters, for good, and returns how many; not those that somebody looks at in this moment.
+func (d *DeadLetters) Purge(ctx context.Context) (int, error) {
+	n, err := d.whole(ctx, func(s broker.Session, source string) (int, error) { return s.Purge(ctx, source) })
+	if n > 0 {
+		d.server.log.Infof("%d dead letters of queue %q were purged", n, d.queue)
+	}
+	return n, d.wrap("purge", err)
+}
+
+// whole does something with the queue as a whole.
+func (d *DeadLetters) whole(ctx context.Context, f func(s broker.Session, source string) (int, error)) (int, error) {
+	s, err := d.begin(ctx)
+	if err != nil {
+		return 0, err
+	}
+	n, err := f(s.session, s.source)
+	if errors.Is(err, broker.ErrQueueGone) && d.undeliverable() {
+		return 0, nil
+	}
+	return n, err
+}
+
+// List returns a page of the dead letters that fit the filter, oldest first, and removes nothing. An empty page says that
+// there are no more. Pages fit together as long as nothing is removed; their bodies have at most 64 MiB together, more is an
+// error: ask for fewer.
+func (d *DeadLetters) List(ctx context.Context, filter DeadLetterFilter, page Page) ([]DeadLetter, error) {
+	letters, err := d.list(ctx, filter, page)
+	return letters, d.wrap("list", err)
+}
+
+func (d *DeadLetters) list(ctx context.Context, filter DeadLetterFilter, page Page) ([]DeadLetter, error) {
+	page, err := page.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	s, err := d.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer s.release(ctx)
+	var letters []DeadLetter
+	for size, skip := 0, page.Skip; len(letters) < page.Limit; {
+		most := maxChunk
+		if filter == (DeadLetterFilter{}) {
+			most = min(most, skip+page.Limit-len(letters))
+		}
+		found, err := s.next(ctx, most)
+		if err != nil {
+			return nil, err
+		}
+		if len(found) == 0 {
+			break
+		}
+		full := s.hold(found...)
+		for i := range found {
+			m := &found[i].Message
+			if who := d.identify(m); filter.fits(&who) && len(letters) < page.Limit {
+				if skip > 0 {
+					skip--
+					continue
+				}
+				if size += len(m.Body); size > maxPageBytes && len(letters) > 0 {
+					return nil, fmt.Errorf("the bodies of %d letters have more than %d MiB: ask for fewer", len(letters)+1, maxPageBytes>>20)
+				}
+				letters = append(letters, d.letter(m))
+			}
+		}
+		if full != nil && len(letters) < page.Limit {
+			return nil, full
+		}
+	}
+	return letters, nil
+}
+
+// Get returns the dead letter with that uuid, the oldest if there are several, and removes nothing. [ErrDeadLetterNotFound] if
+// there is none.
+func (d *DeadLetters) Get(ctx context.Context, uuid string) (*DeadLetter, error) {
+	if uuid == "" {
+		return nil, d.wrap("get", ErrDeadLetterNotFound)
+	}
+	letters, err := d.list(ctx, DeadLetterFilter{UUID: uuid}, Page{Limit: 1})
+	if err == nil && len(letters) == 0 {
+		err = fmt.Errorf("%w: %q", ErrDeadLetterNotFound, excerpt(uuid))
+	}
+	if err != nil {
+		return nil, d.wrap("get", err)
+	}
+	return &letters[0], nil
+}
+
+// Delete removes the dead letters that fit the filter, for good, and returns how many. The zero filter is an error: that is
+// [DeadLetters.Purge]. After an error, those counted are removed unless the connection was lost: then some may still be there.
+func (d *DeadLetters) Delete(ctx context.Context, filter DeadLetterFilter) (int, error) {
+	n, err := d.delete(ctx, filter)
+	if n > 0 {
+		d.server.log.Infof("%d dead letters of queue %q were deleted", n, d.queue)
+	}
+	return n, d.wrap("delete", err)
+}
+
+func (d *DeadLetters) delete(ctx context.Context, filter DeadLetterFilter) (n int, err error) {
+	if filter == (DeadLetterFilter{}) {
+		return 0, errors.New("the filter is empty; Purge removes all")
+	}
+	s, err := d.begin(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer s.release(ctx)
+	for {
+		found, err := s.next(ctx, maxChunk)
+		if err != nil {
+			return n, err
+		}
+		if len(found) == 0 {
+			return n, s.finish(ctx, n)
+		}
+		for i, letter := range found {
+			if who := d.identify(&letter.Message); !filter.fits(&who) {
+				err = s.hold(letter)
+			} else if err = letter.Ack(); err == nil {
+				n++
+			}
+			if err != nil {
+				_ = s.hold(found[i+1:]...)
+				return n, err
+			}
+		}
+	}
+}
+
+func (d *DeadLetters) undeliverable() bool { return d.queue == Undeliverable }
+
+// source is the queue where the letters are.
+func (d *DeadLetters) source() string {
+	if d.undeliverable() {
+		return d.queue
+	}
+	return d.queue + broker.DeadSuffix
+}
+
+// check refuses names that no worker's queue has.
+func (d *DeadLetters) check() error {
+	var p problems
+	p.addIf(d.queue == "", ErrEmptyQueueName)
+	p.name("its name", d.queue, maxQueueBytes)
+	for _, suffix := range []string{broker.DeadSuffix, broker.SuspectsSuffix} {
+		p.addIf(strings.HasSuffix(d.queue, suffix), fmt.Errorf("names ending in %s belong to other queues: ask for %q", suffix, excerpt(strings.TrimSuffix(d.queue, suffix))))
+	}
+	return p.err()
+}
+
+// wrap says what could not be done; nil stays nil. A lost session is told as the lost connection it is, unless something was
+// sent: ErrDisconnected promises that nothing was.
+func (d *DeadLetters) wrap(verb string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, broker.ErrSessionLost) && !errors.Is(err, ErrDisconnected) && !errors.Is(err, ErrUnconfirmed) {
+		err = fmt.Errorf("%w: %w", ErrDisconnected, err)
+	}
+	return fmt.Errorf("%s dead letters of queue %q: %w", verb, cutText(d.queue, maxNameBytes), err)
+}

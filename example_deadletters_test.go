@@ -1,0 +1,101 @@
+package dispatcher_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher"
+)
+
+// newExampleWithDeadLetters makes a server whose tasks of the given addresses have failed. fixed mends the function.
+func newExampleWithDeadLetters(addresses ...string) (server *dispatcher.Server, fixed func()) {
+	server = newExample()
+	broken := make(chan struct{})
+	run(server, map[string]dispatcher.TaskConfig{"send": {Function: func(to string) error {
+		select {
+		case <-broken:
+			fmt.Println("sent to", to)
+			return nil
+		default:
+			return errors.New("no route to host")
+		}
+	}}})
+	for i, to := range addresses {
+		if err := server.Publish(dispatcher.NewTask("send", to)); err != nil {
+			panic(err)
+		}
+		waitForDeadLetters(server, i+1)
+	}
+	return server, func() { close(broken) }
+}
+
+// waitForDeadLetters waits until the queue "mail" has so many.
+func waitForDeadLetters(server *dispatcher.Server, n int) {
+	for {
+		count, err := server.DeadLetters("mail").Count(context.Background())
+		if err != nil {
+			panic(err)
+		}
+		if count == n {
+			return
+		}
+		<-time.After(time.Millisecond)
+	}
+}
+
+// What has failed, and why.
+func ExampleDeadLetters_List() {
+	server, _ := newExampleWithDeadLetters("ann@example.org", "bob@example.org")
+	defer server.Close()
+
+	letters, err := server.DeadLetters("mail").List(context.Background(),
+		dispatcher.DeadLetterFilter{Name: "send", Reason: dispatcher.ReasonFailed}, dispatcher.Page{Limit: 10})
+	if err != nil {
+		panic(err)
+	}
+	for _, letter := range letters {
+		task, err := letter.Task()
+		if err != nil {
+			panic(err)
+		}
+		fmt.Printf("%s %s: %s after %d attempt: %s\n", letter.Name, task.Args[0].Value, letter.Reason, letter.Attempts, letter.Error)
+	}
+	// Output:
+	// send "ann@example.org": failed after 1 attempt: no route to host
+	// send "bob@example.org": failed after 1 attempt: no route to host
+}
+
+// Once the cause is mended, the tasks run again, under the same uuids.
+func ExampleDeadLetters_Replay() {
+	server, fixed := newExampleWithDeadLetters("ann@example.org", "bob@example.org")
+	fixed()
+
+	n, err := server.DeadLetters("mail").Replay(context.Background(), dispatcher.DeadLetterFilter{Reason: dispatcher.ReasonFailed})
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(n, "replayed")
+	for server.Stats().Succeeded < int64(n) {
+		<-time.After(time.Millisecond)
+	}
+	server.Close()
+	// Unordered output:
+	// 2 replayed
+	// sent to ann@example.org
+	// sent to bob@example.org
+}
+
+// Those that are of no use any more.
+func ExampleDeadLetters_Delete() {
+	server, _ := newExampleWithDeadLetters("ann@example.org", "bob@example.org")
+	defer server.Close()
+	dead := server.DeadLetters("mail")
+
+	fmt.Println(dead.Delete(context.Background(), dispatcher.DeadLetterFilter{Until: time.Now().Add(-24 * time.Hour)}))
+	fmt.Println(dead.Purge(context.Background()))
+	// Output:
+	// 0 <nil>
+	// 2 <nil>
+}

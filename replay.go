@@ -1,0 +1,201 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// Replay runs the dead letters that fit the filter again, oldest first: each goes back to its queue, and to no other queue, as a
+// task without a past, with the same uuid, body, routing key and headers, its attempts and its expiry forgotten. It returns how
+// many. A letter that dies again meanwhile is not replayed a second time by the same call.
+//
+// An undeliverable one goes to the queue or the routing key that it was meant for; if it was published to another exchange than
+// this server's, it stays and is an error.
+//
+// A letter is removed after its task is confirmed in its queue. So none is lost, whatever ends first: ctx, the connection or the
+// process. If the error Is [ErrUnconfirmed], some tasks may be in their queue and among the dead letters as well, and would run twice if
+// they are replayed again; the uuid shows it. Other errors say that those not counted are dead letters still: [ErrUnroutable] when
+// their queue does not exist, [ErrRejected], [ErrNotSent], or those of all methods. One refused letter does not hold up the others.
+func (d *DeadLetters) Replay(ctx context.Context, filter DeadLetterFilter) (int, error) {
+	r := replay{DeadLetters: d, filter: filter, began: time.Now()}
+	err := r.run(ctx)
+	d.server.replayed.Add(int64(r.done))
+	if r.done > 0 {
+		d.server.log.Infof("%d dead letters of queue %q were replayed", r.done, d.queue)
+	}
+	return r.done, d.wrap("replay", r.explain(err))
+}
+
+// replay is one call of Replay.
+type replay struct {
+	*DeadLetters
+	filter DeadLetterFilter
+	began  time.Time
+
+	done     int   // confirmed in their queue
+	doubtful int   // of those not counted in done: perhaps in their queue, and dead letters still
+	unacked  bool  // whether the broker knows that those in done are no dead letters any more is not certain
+	refused  int   // certainly not replayed
+	refusal  error // why the first of them was not
+}
+
+func (r *replay) run(ctx context.Context) error {
+	s, err := r.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.release(ctx)
+	for {
+		found, err := s.next(ctx, maxChunk)
+		if err == nil && len(found) == 0 {
+			err = s.finish(ctx, r.done)
+			r.unacked = err != nil
+			return err
+		}
+		if err == nil {
+			err = r.chunk(ctx, s, found)
+		}
+		if err != nil {
+			r.unacked = r.done > 0 && (errors.Is(err, broker.ErrSessionLost) || errors.Is(err, broker.ErrDeliveryLost))
+			return err
+		}
+	}
+}
+
+// chunk replays those of some letters that fit, and holds the others. An error ends the replay.
+func (r *replay) chunk(ctx context.Context, s *deadScan, found []broker.Delivery) error {
+	var letters []broker.Delivery
+	var msgs []broker.Message
+	var full error
+	for _, letter := range found {
+		if !r.wants(&letter.Message) {
+			full = errors.Join(full, s.hold(letter))
+			continue
+		}
+		m, err := r.message(&letter.Message)
+		if err != nil {
+			r.refuse(err)
+			full = errors.Join(full, s.hold(letter))
+			continue
+		}
+		letters, msgs = append(letters, letter), append(msgs, m)
+	}
+	if len(msgs) == 0 {
+		return full
+	}
+
+	sending, cancel := context.WithTimeout(ctx, r.server.cfg.PublishTimeout)
+	defer cancel()
+	receipts := newReceipts(len(msgs))
+	s.session.Publish(sending, msgs, receipts.done)
+	var end error
+	for i, err := range receipts.wait(sending) {
+		switch {
+		case err == nil:
+			r.done++
+			if err = letters[i].Ack(); err != nil { // its session is dead: it is a dead letter still
+				end = err
+			}
+			continue
+		case errors.Is(err, ErrNotSent):
+			end = err
+		case errors.Is(err, ErrRejected):
+			r.refuse(err)
+			if errors.Is(err, ErrUnroutable) && !r.undeliverable() {
+				end = err // the same for all
+			}
+		default:
+			r.doubtful++
+			end = err
+		}
+		full = errors.Join(full, s.hold(letters[i]))
+	}
+	if end != nil {
+		return end
+	}
+	return full
+}
+
+// wants reports whether a letter is to be replayed. One that died since the replay began has just been replayed by this call, or
+// by another one beside it. A time that is yet to come is of a wrong clock, and says nothing.
+func (r *replay) wants(m *broker.Message) bool {
+	who := r.identify(m)
+	return r.filter.fits(&who) && !(who.diedAt.After(r.began) && !who.diedAt.After(time.Now()))
+}
+
+// message is the task as it is sent again.
+func (r *replay) message(letter *broker.Message) (broker.Message, error) {
+	m := letter.Forward()
+	if r.undeliverable() {
+		// RabbitMQ ends the session over an exchange that it does not have; this server's own is declared.
+		if m.Exchange != "" && m.Exchange != r.server.cfg.Exchange {
+			return m, fmt.Errorf("task %q (%q) was published to exchange %q, and this server's is %q: %w",
+				excerpt(m.Type), excerpt(m.ID), excerpt(m.Exchange), r.server.cfg.Exchange, ErrRejected)
+		}
+	} else {
+		// Past the exchange, or it would run in every queue that is bound to its key.
+		m.Exchange, m.RoutingKey = "", r.queue
+	}
+	for name := range m.Headers {
+		if strings.HasPrefix(name, headerPrefix) && name != headerRoutingKey {
+			delete(m.Headers, name)
+		}
+	}
+	if m.ID == "" {
+		if m.ID = r.identify(letter).uuid; m.ID == "" || len(m.ID) > maxNameBytes {
+			m.ID = uuid.NewString()
+		}
+	}
+	return m, nil
+}
+
+func (r *replay) refuse(err error) {
+	if r.refused++; r.refusal == nil {
+		r.refusal = err
+	}
+}
+
+// explain says how far the replay came. The error that ended it is told first, and that letters were refused also when none did.
+func (r *replay) explain(err error) error {
+	if err == nil {
+		err = r.refusal
+	}
+	if err == nil || r.done+r.refused+r.doubtful == 0 {
+		return err
+	}
+	text := fmt.Sprintf("%d replayed", r.done)
+	if r.refused > 0 {
+		text += fmt.Sprintf(", %d refused and kept", r.refused)
+	}
+	if r.doubtful > 0 {
+		text += fmt.Sprintf(", %d perhaps replayed and kept as well", r.doubtful)
+	}
+	if r.unacked {
+		text += ", some of the replayed perhaps kept as well"
+	}
+	if r.unacked || r.doubtful > 0 {
+		// Whatever else the error that ended it promises, it does so for its own letters only.
+		return fmt.Errorf("%s: %w: %w", text, ErrUnconfirmed, opaque{err})
+	}
+	return fmt.Errorf("%s: %w", text, err)
+}
+
+// opaque hides the outcomes in an error, so that one publish or replay has one.
+type opaque struct{ err error }
+
+func (o opaque) Error() string { return o.err.Error() }
+
+func (o opaque) Is(target error) bool {
+	switch target {
+	case ErrNotSent, ErrRejected, ErrUnroutable, ErrUnconfirmed:
+		return false
+	}
+	return errors.Is(o.err, target)
+}
