@@ -85,10 +85,10 @@ func (c *courier) start() {
 
 // divert takes those messages out of out that go to the outbox: all of them, or those whose key has entries. A key is decided
 // for the whole batch at once, or a batch could overtake itself. What is returned must be given to keep.
-func (c *courier) divert(out *outbound, all bool) *outbound {
+func (c *courier) divert(out *outbound, all bool) (kept outbound) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	kept := &outbound{errs: out.errs}
+	kept.errs = out.errs
 	if !all && len(c.keys) == 0 {
 		return kept
 	}
@@ -120,7 +120,7 @@ func (c *courier) divert(out *outbound, all bool) *outbound {
 }
 
 // keep puts messages into the outbox, in their order, and notes the outcomes.
-func (c *courier) keep(ctx context.Context, kept *outbound) {
+func (c *courier) keep(ctx context.Context, kept outbound) {
 	for i := range kept.msgs {
 		err := c.add(ctx, entryOf(&kept.msgs[i]))
 		kept.errs[kept.index[i]] = err
@@ -138,7 +138,7 @@ func (c *courier) add(ctx context.Context, e OutboxEntry) error {
 		return endedBefore(ErrNotSent, ctx)
 	}
 	switch err := c.cfg.Outbox.Add(ctx, e); {
-	case err == nil:
+	case err == nil || errors.Is(err, ErrInOutbox):
 		return ErrInOutbox
 	case errors.Is(err, ErrRejected) || errors.Is(err, ErrNotSent) || errors.Is(err, ErrUnconfirmed):
 		return fmt.Errorf("outbox: %w", err)
