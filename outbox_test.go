@@ -649,7 +649,11 @@ func TestShutdownIsBoundedWhileTheOutboxStandsStill(t *testing.T) {
 				eventuallyWithin(t, time.Minute, "connected", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnected })
 				synctest.Wait()
 				began := time.Now()
-				err := r.server.Shutdown(context.Background())
+				result := make(chan error, 1)
+				go func() { result <- r.server.Shutdown(context.Background()) }()
+				synctest.Wait()
+				outcome(t, "publish during the shutdown", r.server.Publish(named("2", "jobs")), dispatcher.ErrServerClosed)
+				err := <-result
 				if took := time.Since(began); took < 30*time.Second || took > 70*time.Second {
 					t.Errorf("took %v", took)
 				}
@@ -660,6 +664,43 @@ func TestShutdownIsBoundedWhileTheOutboxStandsStill(t *testing.T) {
 			})
 		})
 	}
+}
+
+// As long as entries are leaving and the connection stands, a shutdown without a bound sends them.
+func TestShutdownWaitsForASlowOutboxAndNotForALostConnection(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, withQueue, plainOutbox, script(func(broker.Message) error { <-time.After(20 * time.Second); return nil }))
+		down(r, true)
+		for i := range 5 {
+			kept(t, "publish", r.server.Publish(named(fmt.Sprint(i), "jobs")))
+		}
+		up(r)
+		eventuallyWithin(t, time.Minute, "connected", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnected })
+		if err := r.server.Shutdown(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if got := strings.Join(r.ids("jobs"), " "); got != "0 1 2 3 4" {
+			t.Errorf("got %s", got)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, withQueue, plainOutbox)
+		r.chaos.Block(true)
+		kept(t, "publish", r.server.Publish(dispatcher.NewTask("n")))
+		time.AfterFunc(5*time.Second, func() {
+			r.chaos.FailOpen(errors.New("down"))
+			r.chaos.Kill()
+		})
+		began := time.Now()
+		if err := r.server.Shutdown(context.Background()); !errors.Is(err, dispatcher.ErrOutboxNotEmpty) {
+			t.Error(err)
+		}
+		if took := time.Since(began); took != 5*time.Second {
+			t.Errorf("took %v", took)
+		}
+		r.chaos.Block(false)
+	})
 }
 
 func TestAnEntryInFlightIsWaitedForWhenTheServerCloses(t *testing.T) {
@@ -688,10 +729,19 @@ func TestAnEntryInFlightIsWaitedForWhenTheServerCloses(t *testing.T) {
 func TestAGivenUpConnectionEndsTheOutboxAndSaysWhatIsLeft(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, withQueue, plainOutbox, func(c *dispatcher.ServerConfig) { c.ReconnectionRetriesForever, c.ReconnectionRetries = false, 3 })
+		outbox := &failing{Outbox: dispatcher.NewMemoryOutbox(dispatcher.MemoryOutboxConfig{})}
+		r := newRig(t, withQueue, func(c *dispatcher.ServerConfig) {
+			c.ReconnectionRetriesForever, c.ReconnectionRetries, c.Outbox = false, 3, outbox
+		})
+		r.worker("w", tasks{"slow": fn(func() { <-time.After(20 * time.Second) })})
+		r.publish("slow")
+		synctest.Wait()
 		down(r, true)
 		kept(t, "publish", r.server.Publish(dispatcher.NewTask("n")))
 		<-r.givenUp
+		if n := outbox.reads.Load(); n > 2 {
+			t.Errorf("the outbox was read %d times for one entry that could not be sent", n)
+		}
 		if log := r.log.String(); !strings.Contains(log, "given up: tasks are left in the outbox: 1,") {
 			t.Errorf("log: %s", log)
 		}
@@ -707,6 +757,8 @@ func TestAGivenUpConnectionEndsTheOutboxAndSaysWhatIsLeft(t *testing.T) {
 type failing struct {
 	dispatcher.Outbox
 	fails atomic.Pointer[map[string]error] // by method
+	reads atomic.Int64                     // calls of Oldest
+	gate  chan struct{}                    // if not nil, an Add of the uuid "slow" waits until it is closed
 }
 
 func (o *failing) set(method string, err error) { o.fails.Store(&map[string]error{method: err}) }
@@ -719,6 +771,9 @@ func (o *failing) err(method string) error {
 }
 
 func (o *failing) Add(ctx context.Context, e dispatcher.OutboxEntry) error {
+	if o.gate != nil && e.UUID == "slow" {
+		<-o.gate
+	}
 	if err := o.err("Add, and it is kept"); err != nil {
 		return errors.Join(o.Outbox.Add(ctx, e), err)
 	}
@@ -729,6 +784,7 @@ func (o *failing) Add(ctx context.Context, e dispatcher.OutboxEntry) error {
 }
 
 func (o *failing) Oldest(ctx context.Context, key string) (dispatcher.OutboxEntry, bool, error) {
+	o.reads.Add(1)
 	if err := o.err("Oldest"); err != nil {
 		return dispatcher.OutboxEntry{}, false, err
 	}
@@ -841,6 +897,59 @@ func TestTheOutcomeOfAPublishThatTheOutboxDoesNotTake(t *testing.T) {
 		outbox.set("Counts", broken)
 		if h := r.server.Health(t.Context()); h.Outbox.Entries != -1 || h.Outbox.Dead != -1 || !errors.Is(h.Outbox.LastError, broken) {
 			t.Errorf("health %+v", h)
+		}
+	})
+}
+
+func TestAKeyIsHeldWhileAnEntryIsBeingAdded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		outbox := &failing{Outbox: dispatcher.NewMemoryOutbox(dispatcher.MemoryOutboxConfig{}), gate: make(chan struct{})}
+		r := newRig(t, withQueue, func(c *dispatcher.ServerConfig) { c.Outbox = outbox })
+		down(r, true)
+		kept(t, "first", r.server.Publish(named("first", "jobs")))
+		slow := make(chan error, 1)
+		go func() { slow <- r.server.Publish(named("slow", "jobs")) }()
+		synctest.Wait()
+		up(r)
+		drained(t, r)
+		synctest.Wait()
+		kept(t, "meanwhile", r.server.Publish(named("meanwhile", "jobs")))
+		drained(t, r)
+		close(outbox.gate)
+		kept(t, "slow", <-slow)
+		drained(t, r)
+		synctest.Wait()
+		if err := r.server.Publish(named("direct", "jobs")); err != nil {
+			t.Errorf("the key is free: %v", err)
+		}
+		if got := strings.Join(r.ids("jobs"), " "); got != "first meanwhile slow direct" {
+			t.Errorf("got %s", got)
+		}
+	})
+}
+
+func TestAnEntryThatALivingConnectionDidNotTakeIsSentThroughItLater(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var refusals atomic.Int64
+		r := newRig(t, withQueue, plainOutbox, script(func(broker.Message) error {
+			switch refusals.Add(1) {
+			case 1:
+				return broker.ErrNotSent
+			case 2:
+				return broker.ErrUnconfirmed
+			case 3:
+				return errors.New("a broker that does not say")
+			}
+			return nil
+		}))
+		down(r, true)
+		kept(t, "publish", r.server.Publish(named("1", "jobs")))
+		up(r)
+		drained(t, r)
+		if s := r.server.Stats(); s.Published != 1 || s.Reconnects != 1 || refusals.Load() != 4 {
+			t.Errorf("stats %+v, %d sendings", s, refusals.Load())
 		}
 	})
 }
