@@ -97,6 +97,19 @@ type ServerConfig struct {
 	// first worker runs. Names and keys must not be empty; at most 255 bytes.
 	InitQueues []Queue
 
+	// Outbox keeps tasks that cannot be sent now and sends them later; nil: there is none. With it, Publish, PublishContext
+	// and PublishBatch do not wait for a connection: a task that was certainly not sent, because there is no connection or the
+	// broker blocks publishers, goes to the outbox, and the error Is [ErrInOutbox]: kept, do not publish it again. When the
+	// outbox has no room the error is [ErrOutboxFull]. A task that may have been sent is [ErrUnconfirmed] as without an outbox.
+	//
+	// While a routing key has entries in the outbox, all its tasks go through it, so that none overtakes another: they leave in
+	// their order, one at a time and each confirmed before the next, up to 64 keys side by side. So a key that is published to
+	// faster than the broker confirms one by one stays in the outbox. An entry whose outcome is unknown is sent again with the
+	// same uuid: it may run twice. One that the broker refuses is kept among the dead entries, counted in Stats.OutboxDead and
+	// told to Hooks.OutboxRefused, and the next is sent. One outbox belongs to one server at a time; of what is
+	// left in it when that closes, [ErrOutboxNotEmpty] tells.
+	Outbox Outbox
+
 	// PublishTimeout bounds every publish, waiting for a connection, for a broker that blocks publishers and for the
 	// confirmation included. 0: 30 s. Negative: an error.
 	PublishTimeout time.Duration

@@ -10,8 +10,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// The outcome of a publish: nil = confirmed and in a queue; otherwise the error Is exactly one of these three. The answer
-// to "may I publish it again?" is: yes; not before something changes; it may run twice.
+// The outcome of a publish: nil = confirmed and in a queue; otherwise the error Is exactly one of these four. The answer
+// to "may I publish it again?" is: yes; not before something changes; it may run twice; no, it would run twice.
 var (
 	// ErrNotSent: certainly nothing was sent. Publishing again is safe.
 	ErrNotSent = broker.ErrNotSent
@@ -19,6 +19,9 @@ var (
 	ErrRejected = broker.ErrRejected
 	// ErrUnconfirmed: sent, and no answer came in time. The task may run or not; publishing again may run it twice.
 	ErrUnconfirmed = broker.ErrUnconfirmed
+	// ErrInOutbox: kept in ServerConfig.Outbox, as safely as that keeps things, and sent as soon as it can be. Do not publish it
+	// again.
+	ErrInOutbox = errors.New("kept in the outbox; do not publish again")
 )
 
 // Why a publish was refused or not sent. Each Is one of the outcomes above.
@@ -33,6 +36,8 @@ var (
 	ErrDisconnected error = &sentinel{"Service is disconnected", ErrNotSent}
 	// ErrServerClosed: the server was closed, or has given up its connection for good. Is ErrNotSent.
 	ErrServerClosed error = &sentinel{"server is closed", ErrNotSent}
+	// ErrOutboxFull: the task has to go to ServerConfig.Outbox, and there is no room for it. Is ErrNotSent.
+	ErrOutboxFull error = &sentinel{"outbox is full", ErrNotSent}
 )
 
 // From NewServer: what is wrong with its configuration. Several problems come joined, one a line.
@@ -86,6 +91,10 @@ var (
 // were not settled: the broker delivers them again, so they will run a second time. Only those of calls that had been
 // abandoned, counted apart, are dead letters already.
 var ErrTasksRunning = errors.New("tasks are still running")
+
+// ErrOutboxNotEmpty: Shutdown ended while tasks were waiting in ServerConfig.Outbox. The error that wraps it says how many. Those
+// in a [MemoryOutbox] end with the process; a server that is given the same outbox sends them.
+var ErrOutboxNotEmpty = errors.New("tasks are left in the outbox")
 
 // ArgumentError says which argument of a task does not fit: its declared type is unknown, its value is not of that
 // type, or the function's parameter cannot hold it without loss. From Publish it also Is ErrRejected; at a worker it

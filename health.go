@@ -15,18 +15,27 @@ type Health struct {
 	Since     time.Time      // when State began
 	LastError error          // the last problem of the connection, perhaps overcome; nil if there was none
 	Blocked   string         // why the broker blocks publishers, in its words; "" = it does not
+	Outbox    OutboxHealth   // zero without ServerConfig.Outbox
 	Workers   []WorkerHealth // sorted by name
 }
 
-// OK reports whether the connection stands, publishing is not blocked, and every started worker takes tasks and can settle
-// them.
+// OK reports whether the connection stands, publishing is not blocked, the outbox does not fail, and every started worker takes
+// tasks and can settle them.
 func (h Health) OK() bool {
 	for _, w := range h.Workers {
 		if w.Started && (!w.Consuming || w.Stuck > 0) {
 			return false
 		}
 	}
-	return h.State == StateConnected && h.Blocked == ""
+	return h.State == StateConnected && h.Blocked == "" && h.Outbox.Failing == 0
+}
+
+// OutboxHealth tells how the outbox is.
+type OutboxHealth struct {
+	Entries   int   // tasks waiting to be sent; -1 = not known
+	Dead      int   // tasks that the broker refused, waiting for a person; -1 = not known
+	Failing   int   // routing keys that stand still because the outbox fails: tried again until it does not
+	LastError error // the last problem of the outbox, perhaps overcome
 }
 
 // WorkerHealth tells how a worker is.
@@ -60,6 +69,7 @@ func (s *Server) Health(ctx context.Context) Health {
 		}
 	}
 	s.mu.Unlock()
+	h.Outbox = s.courier.health(ctx)
 	slices.SortFunc(h.Workers, func(a, b WorkerHealth) int { return cmp.Compare(a.Name, b.Name) })
 	for i := range h.Workers {
 		w := &h.Workers[i]

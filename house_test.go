@@ -114,7 +114,7 @@ func TestDefaultsKeepEveryFieldThatIsSet(t *testing.T) {
 	t.Parallel()
 	var server ServerConfig
 	setAll(t, reflect.ValueOf(&server).Elem())
-	server.Logger, server.TLSConfig, server.Broker = newLogger(false), new(tls.Config), struct{ broker.Broker }{}
+	server.Logger, server.TLSConfig, server.Broker, server.Outbox = newLogger(false), new(tls.Config), struct{ broker.Broker }{}, struct{ Outbox }{}
 	if got := server.withDefaults(); !reflect.DeepEqual(got, server) {
 		t.Errorf("got  %+v\nwant %+v", got, server)
 	}

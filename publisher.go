@@ -13,28 +13,26 @@ import (
 )
 
 // Publish sends task and waits until the broker has confirmed it. A nil error means: confirmed, and in at least one
-// queue. Otherwise the error Is exactly one of [ErrNotSent], [ErrRejected] and [ErrUnconfirmed], which say whether it may
-// be published again. Nothing that was once sent is sent again by the library itself.
+// queue. Otherwise the error Is exactly one of [ErrNotSent], [ErrRejected], [ErrUnconfirmed] and, with ServerConfig.Outbox,
+// [ErrInOutbox], which say whether it may be published again. What was once sent is not sent again by the library itself,
+// unless it is in the outbox.
 //
 // An empty UUID is filled with a random one (version 4) and an empty RoutingKey with ServerConfig.DefaultRoutingKey, in the
 // caller's task and also when an error is returned, so that a second try keeps the identity. Do not change or publish
 // the same *Task elsewhere during the call.
 //
 // Publish fails at once with [ErrDisconnected] when there is no connection; otherwise it blocks for at most
-// ServerConfig.PublishTimeout.
+// ServerConfig.PublishTimeout. With an outbox it does not fail then, but keeps the task there, as ServerConfig.Outbox says.
 func (s *Server) Publish(task *Task) error {
-	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.PublishTimeout)
-	defer cancel()
-	return s.publisher.publish(ctx, []*Task{task}, false)[0]
+	return s.publisher.publish(context.Background(), []*Task{task}, false)[0]
 }
 
 // PublishContext is [Server.Publish] with a bound of the caller's: it ends with ctx, at the latest after
-// ServerConfig.PublishTimeout. When there is no connection it waits for one.
+// ServerConfig.PublishTimeout. When there is no connection it waits for one; with ServerConfig.Outbox it keeps the task there
+// instead, unless ctx has ended.
 //
 // If ctx ends after the task was sent and before it was confirmed, the error Is [ErrUnconfirmed] and the ctx's error.
 func (s *Server) PublishContext(ctx context.Context, task *Task) error {
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.PublishTimeout)
-	defer cancel()
 	return s.publisher.publish(ctx, []*Task{task}, true)[0]
 }
 
@@ -43,8 +41,6 @@ func (s *Server) PublishContext(ctx context.Context, task *Task) error {
 // others. It is much faster than one call a task, since the broker confirms many at once. ServerConfig.PublishTimeout bounds
 // the whole batch: publish very many tasks in batches of some thousands.
 func (s *Server) PublishBatch(ctx context.Context, tasks []*Task) []error {
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.PublishTimeout)
-	defer cancel()
 	errs := s.publisher.publish(ctx, tasks, true)
 	for _, err := range errs {
 		if err != nil {
@@ -54,15 +50,27 @@ func (s *Server) PublishBatch(ctx context.Context, tasks []*Task) []error {
 	return nil
 }
 
+// contentType is that of a task's body.
+const contentType = "application/json"
+
 // publisher turns tasks into confirmed messages.
 type publisher struct {
-	cfg   *ServerConfig
-	sup   *supervisor
-	stats publishCounters
+	cfg     *ServerConfig
+	sup     *supervisor
+	stats   publishCounters
+	courier *courier // nil without an outbox
 }
 
-// publish returns one outcome a task. With wait it waits for a session until ctx ends.
-func (p *publisher) publish(ctx context.Context, tasks []*Task, wait bool) []error {
+// publish returns one outcome a task. With wait it waits for a session until ctx ends, or PublishTimeout has passed. With an
+// outbox it never waits for one.
+func (p *publisher) publish(caller context.Context, tasks []*Task, wait bool) []error {
+	hook := p.cfg.Hooks.Published
+	var began time.Time
+	if hook != nil {
+		began = time.Now()
+	}
+	ctx, cancel := context.WithTimeout(caller, p.cfg.PublishTimeout)
+	defer cancel()
 	errs := make([]error, len(tasks))
 	out := outbound{errs: errs, index: make([]int, 0, len(tasks)), msgs: make([]broker.Message, 0, len(tasks))}
 	for i, task := range tasks {
@@ -73,13 +81,24 @@ func (p *publisher) publish(ctx context.Context, tasks []*Task, wait bool) []err
 		}
 		out.index, out.msgs = append(out.index, i), append(out.msgs, msg)
 	}
-	p.send(ctx, &out, wait)
+	if p.courier != nil {
+		p.sendOrKeep(caller, ctx, &out)
+	} else {
+		p.send(ctx, &out, wait)
+	}
 	for i, err := range errs {
 		// The seed's errors keep their whole text.
 		if err != nil && err != ErrDisconnected && err != ErrTaskName && tasks[i] != nil {
 			err = fmt.Errorf("publish task %q (%q) with key %q: %w", excerpt(tasks[i].Name), excerpt(tasks[i].UUID), excerpt(tasks[i].RoutingKey), err)
 		}
 		errs[i] = p.stats.count(err)
+		if hook != nil {
+			event := PublishEvent{Err: errs[i], Duration: time.Since(began)}
+			if task := tasks[i]; task != nil {
+				event.UUID, event.Name, event.RoutingKey = task.UUID, task.Name, task.RoutingKey
+			}
+			fire(p.cfg.Logger, hook, event)
+		}
 	}
 	return errs
 }
@@ -108,37 +127,54 @@ func (p *publisher) send(ctx context.Context, out *outbound, wait bool) {
 			}
 			return
 		}
-		again := p.sendOnce(ctx, session, out)
-		if !wait || !again {
+		p.sendOnce(ctx, session, out, func(err error) bool { return errors.Is(err, ErrDisconnected) && ctx.Err() == nil })
+		if !wait {
 			return
 		}
 	}
 }
 
-// sendOnce publishes through one session and notes the outcomes. It leaves in out what was not sent because the session is
-// dead, and reports whether there is such.
-func (p *publisher) sendOnce(ctx context.Context, session broker.Session, out *outbound) (again bool) {
+// sendOrKeep is send with an outbox: what cannot be sent now, or must not overtake what is in the outbox, is kept there. ctx is
+// the caller's with PublishTimeout.
+func (p *publisher) sendOrKeep(caller, ctx context.Context, out *outbound) {
+	// When PublishTimeout has passed at a broker that blocks, there must be a moment left to keep the task.
+	keeping, cancel := context.WithTimeout(caller, p.cfg.PublishTimeout+closeTimeout)
+	defer cancel()
+	session, err := p.sup.session()
+	if err == nil {
+		if _, blocked := session.Blocked(); blocked {
+			err = ErrNotSent
+		}
+	}
+	p.courier.keep(keeping, p.courier.divert(out, err != nil))
+	if len(out.msgs) == 0 {
+		return
+	}
+	p.sendOnce(ctx, session, out, func(err error) bool { return errors.Is(err, ErrNotSent) && caller.Err() == nil })
+	p.courier.keep(keeping, p.courier.divert(out, true))
+}
+
+// sendOnce publishes through one session and notes the outcomes. It leaves in out those whose outcome again holds for.
+func (p *publisher) sendOnce(ctx context.Context, session broker.Session, out *outbound, again func(error) bool) {
 	r := newReceipts(len(out.msgs))
 	session.Publish(ctx, out.msgs, r.done)
 	outcomes := r.wait(ctx)
 
 	rest := 0
 	for i, err := range outcomes {
-		lost := errors.Is(err, ErrNotSent) && errors.Is(err, broker.ErrSessionLost)
 		switch {
-		case lost:
+		case errors.Is(err, ErrNotSent) && errors.Is(err, broker.ErrSessionLost):
 			err = fmt.Errorf("%w: %w", ErrDisconnected, err)
 		case err != nil && !errors.Is(err, ErrNotSent) && !errors.Is(err, ErrRejected) && !errors.Is(err, ErrUnconfirmed):
 			err = fmt.Errorf("%w: %w", ErrUnconfirmed, err) // a broker that does not say promises nothing
 		}
 		out.errs[out.index[i]] = err
-		if lost && ctx.Err() == nil {
+		if again(err) {
 			out.msgs[rest], out.index[rest] = out.msgs[i], out.index[i]
 			rest++
 		}
 	}
 	out.msgs, out.index = out.msgs[:rest], out.index[:rest]
-	return rest > 0
 }
 
 // prepare fills what the task leaves open, in the caller's struct, then checks and encodes it.
@@ -189,7 +225,7 @@ func (p *publisher) prepare(task *Task) (broker.Message, error) {
 		RoutingKey:  task.RoutingKey,
 		ID:          task.UUID,
 		Type:        task.Name,
-		ContentType: "application/json",
+		ContentType: contentType,
 		Timestamp:   now,
 		NotBefore:   notBefore,
 		Headers:     headers,

@@ -321,11 +321,11 @@ func within(t *testing.T, d time.Duration, what string, f func()) {
 	}
 }
 
-// outcome checks that err Is want, and exactly one of the three outcomes.
+// outcome checks that err Is want, and exactly one of the four outcomes.
 func outcome(t *testing.T, what string, err error, want ...error) {
 	t.Helper()
 	n := 0
-	for _, o := range []error{dispatcher.ErrNotSent, dispatcher.ErrRejected, dispatcher.ErrUnconfirmed} {
+	for _, o := range []error{dispatcher.ErrNotSent, dispatcher.ErrRejected, dispatcher.ErrUnconfirmed, dispatcher.ErrInOutbox} {
 		if errors.Is(err, o) {
 			n++
 		}

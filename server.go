@@ -18,6 +18,7 @@ type Server struct {
 	log       Log
 	sup       *supervisor
 	publisher *publisher
+	courier   *courier // nil without an outbox
 	stats     taskCounters
 	replayed  atomic.Int64 // dead letters
 	running   running
@@ -65,9 +66,15 @@ func NewServerContext(ctx context.Context, cfg *ServerConfig) (*Server, chan str
 	s.log = s.cfg.Logger
 	s.sup = newSupervisor(&s.cfg, s.declare)
 	s.publisher = &publisher{cfg: &s.cfg, sup: s.sup}
+	var err error
+	if s.courier, err = newCourier(ctx, &s.cfg, s.sup, &s.publisher.stats); err != nil {
+		return nil, nil, err
+	}
+	s.publisher.courier = s.courier
 	if err := s.sup.start(ctx); err != nil {
 		return nil, nil, err
 	}
+	s.courier.start()
 	go s.watch()
 	return s, s.givenUp, nil
 }
@@ -95,6 +102,9 @@ func (s *Server) watch() {
 	ctx, cancel := s.shutdownContext()
 	defer cancel()
 	if err := s.stopWorkers(ctx, false); err != nil {
+		s.log.Errorf("connection given up: %v", err)
+	}
+	if err := s.courier.stop(ctx); err != nil {
 		s.log.Errorf("connection given up: %v", err)
 	}
 	close(s.givenUp)
@@ -194,13 +204,16 @@ func (s *Server) shutdownContext() (context.Context, context.CancelFunc) {
 }
 
 // Shutdown ends the server in this order: all workers stop taking tasks and give back what has not started; running tasks
-// end, and may still publish; their outcomes are settled; publishes under way are confirmed; the connection is closed.
+// end, and may still publish; their outcomes are settled; what is in the outbox is sent, while the connection stands and
+// entries are leaving; publishes under way are confirmed; the connection is closed. If tasks are left in the outbox, the error
+// Is [ErrOutboxNotEmpty].
 //
 // When ctx ends first, the contexts of running tasks are cancelled with [ErrShutdown] as their cause, and they have one
 // more second. Functions that still run then are left behind, and the error Is [ErrTasksRunning]: see [Worker.Shutdown].
 // Shutdown returns at most about fifteen seconds after ctx ended, connected or not. Calls side by side all wait.
 func (s *Server) Shutdown(ctx context.Context) error {
 	err := s.stopWorkers(ctx, true)
+	s.courier.flush(ctx)
 	// The session ends last, and flushes what is in flight: a draining task may have follow-up tasks to publish
 	// (gofort/dispatcher closed its publisher first and lost them).
 	closing, cancel := withGrace(ctx, closeTimeout)
@@ -208,6 +221,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	// Also when ctx has no end: what is in flight for longer than a publish waits has nobody who waits for it.
 	closing, cancel = context.WithTimeout(closing, s.cfg.PublishTimeout+closeTimeout)
 	defer cancel()
+	err = errors.Join(err, s.courier.stop(closing))
 	err = errors.Join(err, s.sup.stop(closing))
 	select {
 	case <-s.watched:

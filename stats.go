@@ -8,10 +8,12 @@ import (
 // Stats are counts since the server was made. They are taken one after the other while work goes on, so sums may be off by
 // what happened meanwhile.
 type Stats struct {
-	Published   int64 // tasks confirmed and routed
+	Published   int64 // tasks confirmed and routed, also from the outbox
 	NotSent     int64 // publishes that ended with ErrNotSent
 	Rejected    int64 // … with ErrRejected
 	Unconfirmed int64 // … with ErrUnconfirmed
+	Outboxed    int64 // … with ErrInOutbox
+	OutboxDead  int64 // tasks in the outbox that the broker refused
 
 	Received     int64 // deliveries taken by workers
 	Succeeded    int64 // attempts that ended well and were acknowledged
@@ -30,7 +32,7 @@ type Stats struct {
 }
 
 // publishCounters counts the outcomes of publishes.
-type publishCounters struct{ published, notSent, rejected, unconfirmed atomic.Int64 }
+type publishCounters struct{ published, notSent, rejected, unconfirmed, outboxed, outboxDead atomic.Int64 }
 
 // count notes the outcome of one task and returns it.
 func (c *publishCounters) count(err error) error {
@@ -41,6 +43,8 @@ func (c *publishCounters) count(err error) error {
 		c.rejected.Add(1)
 	case errors.Is(err, ErrUnconfirmed):
 		c.unconfirmed.Add(1)
+	case errors.Is(err, ErrInOutbox):
+		c.outboxed.Add(1)
 	default:
 		c.notSent.Add(1)
 	}
@@ -58,6 +62,7 @@ func (s *Server) Stats() Stats {
 	p, t := &s.publisher.stats, &s.stats
 	return Stats{
 		Published: p.published.Load(), NotSent: p.notSent.Load(), Rejected: p.rejected.Load(), Unconfirmed: p.unconfirmed.Load(),
+		Outboxed: p.outboxed.Load(), OutboxDead: p.outboxDead.Load(),
 		Received: t.received.Load(), Succeeded: t.succeeded.Load(), Discarded: t.discarded.Load(), Retried: t.retried.Load(),
 		Postponed: t.postponed.Load(), Suspected: t.suspected.Load(), DeadLettered: t.deadLettered.Load(),
 		Released: t.released.Load(), Lost: t.lost.Load(), Abandoned: t.abandoned.Load(),

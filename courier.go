@@ -1,0 +1,493 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// maxCarriers bounds how many routing keys are served side by side, each with one entry in flight.
+const maxCarriers = 64
+
+// courier stands between the publisher and the outbox. It keeps tasks that cannot be sent now, knows which routing keys have
+// entries, and sends the entries: those of one key one after the other, different keys side by side.
+//
+// Its goroutines, the carriers, are started by what gives them work, and end when there is none: an empty outbox costs
+// nothing. A nil *courier is that of a server without an outbox.
+type courier struct {
+	cfg   *ServerConfig
+	sup   *supervisor
+	stats *publishCounters // of the publisher
+
+	// sending ends first: no entry is sent any more. hard ends when outcomes are not waited for any more either.
+	sending     context.Context
+	stopSending context.CancelFunc
+	hard        context.Context
+	stopHard    context.CancelFunc
+
+	mu       sync.Mutex // guards what follows; never held while the outbox or the broker is asked
+	keys     map[string]*heldKey
+	ready    []*heldKey // those that no carrier has and that have work, in turn
+	carriers int        // goroutines
+	adding   int        // calls of Outbox.Add under way
+	moved    int64      // entries that have left, for flush to see
+	failing  int        // carriers that cannot go on because the outbox fails
+	lastErr  error      // of the outbox
+	closed   bool       // nothing is taken any more
+	stopped  bool       // no carrier is started any more
+	changed  chan struct{}
+}
+
+// heldKey is a routing key that has entries in the outbox, or is about to get one: every publish of it goes through the
+// outbox.
+type heldKey struct {
+	name   string
+	adding int  // calls of Outbox.Add under way
+	more   bool // an Add has ended since a carrier last looked
+	busy   bool // in ready, or with a carrier
+}
+
+// newCourier asks the outbox what an earlier program left there. It starts nothing.
+func newCourier(ctx context.Context, cfg *ServerConfig, sup *supervisor, stats *publishCounters) (*courier, error) {
+	if cfg.Outbox == nil {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	names, err := cfg.Outbox.Keys(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("outbox: list routing keys: %w", err)
+	}
+	c := &courier{cfg: cfg, sup: sup, stats: stats, keys: make(map[string]*heldKey, len(names))}
+	for _, name := range names {
+		c.keys[name] = &heldKey{name: name, more: true}
+	}
+	c.sending, c.stopSending = context.WithCancel(context.Background())
+	c.hard, c.stopHard = context.WithCancel(context.Background())
+	return c, nil
+}
+
+// start begins with what an earlier program left.
+func (c *courier) start() {
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, k := range c.keys {
+		c.wake(k)
+	}
+}
+
+// divert takes those messages out of out that go to the outbox: all of them, or those whose key has entries. A key is decided
+// for the whole batch at once, or a batch could overtake itself. What is returned must be given to keep.
+func (c *courier) divert(out *outbound, all bool) (kept outbound) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	kept.errs = out.errs
+	if !all && len(c.keys) == 0 {
+		return kept
+	}
+	held := func(key string) bool { return all || c.keys[key] != nil }
+	diverted := make(map[string]bool)
+	rest := 0
+	for i, msg := range out.msgs {
+		to, known := diverted[msg.RoutingKey]
+		if !known {
+			to = held(msg.RoutingKey)
+			diverted[msg.RoutingKey] = to
+		}
+		if !to {
+			out.msgs[rest], out.index[rest] = msg, out.index[i]
+			rest++
+			continue
+		}
+		kept.msgs, kept.index = append(kept.msgs, msg), append(kept.index, out.index[i])
+		k := c.keys[msg.RoutingKey]
+		if k == nil {
+			k = &heldKey{name: msg.RoutingKey}
+			c.keys[msg.RoutingKey] = k
+		}
+		k.adding++
+		c.adding++
+	}
+	out.msgs, out.index = out.msgs[:rest], out.index[:rest]
+	return kept
+}
+
+// keep puts messages into the outbox, in their order, and notes the outcomes.
+func (c *courier) keep(ctx context.Context, kept outbound) {
+	for i := range kept.msgs {
+		err := c.add(ctx, entryOf(&kept.msgs[i]))
+		kept.errs[kept.index[i]] = err
+		// Of what may be there a carrier has to look.
+		c.added(kept.msgs[i].RoutingKey, errors.Is(err, ErrInOutbox) || errors.Is(err, ErrUnconfirmed))
+	}
+}
+
+// add returns the outcome of one publish.
+func (c *courier) add(ctx context.Context, e OutboxEntry) error {
+	if c.over() {
+		return ErrServerClosed
+	}
+	if ctx.Err() != nil {
+		return endedBefore(ErrNotSent, ctx)
+	}
+	switch err := c.cfg.Outbox.Add(ctx, e); {
+	case err == nil || errors.Is(err, ErrInOutbox):
+		return ErrInOutbox
+	case errors.Is(err, ErrRejected) || errors.Is(err, ErrNotSent) || errors.Is(err, ErrUnconfirmed):
+		return fmt.Errorf("outbox: %w", err)
+	default:
+		return fmt.Errorf("outbox: %w: %w", ErrUnconfirmed, err)
+	}
+}
+
+// over reports whether nothing may be kept any more.
+func (c *courier) over() bool {
+	l, _ := c.sup.now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closed || l.state == StateClosed || l.state == StateGivenUp
+}
+
+// added ends what divert began for one message.
+func (c *courier) added(key string, look bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	defer c.signal()
+	k := c.keys[key]
+	k.adding--
+	c.adding--
+	if look {
+		k.more = true
+	}
+	c.wake(k)
+}
+
+// wake is called with mu locked. It finds a carrier for a key that has work, and forgets a key that has none.
+func (c *courier) wake(k *heldKey) {
+	switch {
+	case k.busy:
+	case k.more:
+		k.busy = true
+		c.ready = append(c.ready, k)
+		if c.carriers < maxCarriers && !c.stopped {
+			c.carriers++
+			go c.carry()
+		}
+	case k.adding == 0:
+		delete(c.keys, k.name)
+	}
+}
+
+// carry is a carrier: it sends one entry of one key, then one of the next in turn, so that no busy key holds up the others.
+func (c *courier) carry() {
+	for {
+		c.mu.Lock()
+		if len(c.ready) == 0 || c.stopped {
+			c.carriers--
+			c.signal()
+			c.mu.Unlock()
+			return
+		}
+		k := c.ready[0]
+		c.ready[0], c.ready = nil, c.ready[1:]
+		k.more = false // before the outbox is asked: what is added from now on may not be seen
+		c.mu.Unlock()
+
+		moved, empty := c.next(k.name)
+
+		c.mu.Lock()
+		k.busy = false
+		if !empty {
+			k.more = true
+		}
+		if moved {
+			c.moved++
+		}
+		if !moved && !empty { // nothing may be sent any more; or carriers would go round and round
+			c.stopped = true
+		}
+		c.wake(k)
+		c.signal()
+		c.mu.Unlock()
+	}
+}
+
+// next sends the oldest entry of a key, until it is confirmed or refused or nothing may be sent any more.
+func (c *courier) next(key string) (moved, empty bool) {
+	var e OutboxEntry
+	found := false
+	read := func(ctx context.Context) (err error) {
+		e, found, err = c.cfg.Outbox.Oldest(ctx, key)
+		return err
+	}
+	if !c.insist(c.sending, "read", key, read) {
+		return false, false
+	}
+	if !found {
+		return false, true
+	}
+	err, known := c.send(e)
+	if !known {
+		return false, false
+	}
+	settled := false
+	if err == nil {
+		c.stats.count(nil)
+		// Once it is confirmed it is not sent again, however long the outbox takes to forget it.
+		settled = c.insist(c.hard, "remove an entry", key, func(ctx context.Context) error { return c.cfg.Outbox.Remove(ctx, e) })
+	} else {
+		c.cfg.Logger.Errorf("outbox: task %q (%q) with key %q is refused and kept among the dead entries: %v",
+			excerpt(e.Name), excerpt(e.UUID), excerpt(e.RoutingKey), err)
+		e.Refused, e.RefusedAt = oneLine(err.Error()), time.Now()
+		if settled = c.insist(c.hard, "bury an entry", key, func(ctx context.Context) error { return c.cfg.Outbox.Bury(ctx, e) }); settled {
+			c.stats.outboxDead.Add(1)
+		}
+	}
+	event := PublishEvent{UUID: e.UUID, Name: e.Name, RoutingKey: e.RoutingKey, Err: err, Duration: time.Since(e.AcceptedAt)}
+	if hook := c.cfg.Hooks.Published; hook != nil {
+		fire(c.cfg.Logger, hook, event)
+	}
+	if hook := c.cfg.Hooks.OutboxRefused; hook != nil && err != nil && settled {
+		fire(c.cfg.Logger, hook, event)
+	}
+	return settled, false
+}
+
+// send sends one entry, through as many sessions as it takes to know what became of it. Not known: nothing may be sent any
+// more.
+func (c *courier) send(e OutboxEntry) (err error, known bool) {
+	var dead broker.Session
+	pauses := newBackOff(100*time.Millisecond, 30*time.Second, 0.5)
+	for unconfirmed := 0; ; {
+		session, err := c.sup.await(c.sending, dead)
+		if err != nil {
+			return err, false
+		}
+		err = c.sendOnce(session, e)
+		// What the broker cannot do, a delay for instance, it will not be able to do the next time.
+		if err == nil || errors.Is(err, ErrRejected) || errors.Is(err, errors.ErrUnsupported) {
+			return err, true
+		}
+		if c.sending.Err() != nil {
+			return err, false
+		}
+		c.cfg.Logger.Debugf("outbox: task %q (%q) with key %q is sent again: %v", excerpt(e.Name), excerpt(e.UUID), excerpt(e.RoutingKey), err)
+		lost := session.Err() != nil
+		if lost {
+			dead = session
+		}
+		if !errors.Is(err, ErrNotSent) {
+			unconfirmed++
+		}
+		// An entry that a session dies of, more than once, may be what it dies of: RabbitMQ closes the channel over a message that
+		// is too large for it. The others need time in between.
+		if !lost || unconfirmed > 1 {
+			if !sleep(c.sending, pauses.NextBackOff()) {
+				return err, false
+			}
+		}
+	}
+}
+
+// sendOnce publishes through one session and waits for the outcome as long as the session lives: asking it again sooner
+// would only make a second copy.
+func (c *courier) sendOnce(session broker.Session, e OutboxEntry) error {
+	outcome := make(chan error, 1)
+	session.Publish(c.sending, []broker.Message{e.message(c.cfg.Exchange)}, func(_ int, err error) {
+		select {
+		case outcome <- err:
+		default: // a second call, against the seam's rule
+		}
+	})
+	select {
+	case err := <-outcome:
+		return err
+	case <-session.Done():
+	case <-c.hard.Done():
+	}
+	select {
+	case err := <-outcome:
+		return err
+	default:
+		return ErrUnconfirmed
+	}
+}
+
+// insist calls the outbox until it succeeds or ctx ends, with growing pauses. False: it did not succeed.
+func (c *courier) insist(ctx context.Context, what, key string, call func(context.Context) error) bool {
+	err := call(ctx)
+	if err == nil {
+		return true
+	}
+	c.mu.Lock()
+	c.failing++
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		c.failing--
+		c.mu.Unlock()
+	}()
+	pauses := newBackOff(100*time.Millisecond, 30*time.Second, 0.5)
+	for err != nil {
+		err = fmt.Errorf("%s with key %q: %w", what, excerpt(key), err)
+		c.mu.Lock()
+		c.lastErr = err
+		c.mu.Unlock()
+		pause := pauses.NextBackOff()
+		c.cfg.Logger.Errorf("outbox: %v; next try in %v", err, pause.Round(time.Millisecond))
+		if !sleep(ctx, pause) {
+			return false
+		}
+		err = call(ctx)
+	}
+	return true
+}
+
+// close takes no more entries: from now on a publish of a key that has entries is not sent.
+func (c *courier) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+}
+
+// flush waits while entries are leaving: until there are none, ctx ends, the connection is lost, or none has left for
+// PublishTimeout.
+func (c *courier) flush(ctx context.Context) {
+	if c == nil {
+		return
+	}
+	c.close()
+	idle := time.NewTimer(c.cfg.PublishTimeout)
+	defer idle.Stop()
+	for moved := int64(0); ; {
+		l, linked := c.sup.now()
+		c.mu.Lock()
+		empty, now, changed := len(c.keys) == 0, c.moved, c.watch()
+		c.mu.Unlock()
+		if empty || l.state != StateConnected {
+			return
+		}
+		if now != moved {
+			moved = now
+			idle.Reset(c.cfg.PublishTimeout)
+		}
+		select {
+		case <-changed:
+		case <-linked:
+		case <-idle.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// stop ends the courier: nothing is sent any more; outcomes are waited for until ctx ends. The error says what is left. Called
+// twice, each call waits.
+func (c *courier) stop(ctx context.Context) error {
+	if c == nil {
+		return nil
+	}
+	c.close()
+	c.mu.Lock()
+	c.stopped = true
+	c.mu.Unlock()
+	c.stopSending()
+	c.idle(ctx)
+	c.stopHard()
+	late, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	if !c.idle(late) {
+		return errors.New("close: the outbox does not return")
+	}
+	return c.left(late)
+}
+
+// idle waits until no carrier and no Add is under way. False: ctx ended first.
+func (c *courier) idle(ctx context.Context) bool {
+	for {
+		c.mu.Lock()
+		idle, changed := c.carriers == 0 && c.adding == 0, c.watch()
+		c.mu.Unlock()
+		if idle {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// left is nil if no entries are left.
+func (c *courier) left(ctx context.Context) error {
+	c.mu.Lock()
+	keys := len(c.keys)
+	c.mu.Unlock()
+	if keys == 0 {
+		return nil
+	}
+	n, err := c.cfg.Outbox.Counts(ctx)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: in %d routing keys; how many is not known: %w", ErrOutboxNotEmpty, keys, err)
+	case n.Entries == 0:
+		return nil
+	default:
+		return fmt.Errorf("%w: %d, and %d dead ones", ErrOutboxNotEmpty, n.Entries, n.Dead)
+	}
+}
+
+// watch is called with mu locked. The channel is closed at the next change.
+func (c *courier) watch() <-chan struct{} {
+	if c.changed == nil {
+		c.changed = make(chan struct{})
+	}
+	return c.changed
+}
+
+// signal is called with mu locked, after a change.
+func (c *courier) signal() {
+	if c.changed != nil {
+		close(c.changed)
+		c.changed = nil
+	}
+}
+
+// health asks the outbox how much it holds.
+func (c *courier) health(ctx context.Context) OutboxHealth {
+	if c == nil {
+		return OutboxHealth{}
+	}
+	n, err := c.cfg.Outbox.Counts(ctx)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil {
+		n = OutboxCounts{-1, -1}
+		c.lastErr = fmt.Errorf("count: %w", err)
+	}
+	return OutboxHealth{Entries: n.Entries, Dead: n.Dead, Failing: c.failing, LastError: c.lastErr}
+}
+
+// entryOf is what the outbox keeps of a message.
+func entryOf(m *broker.Message) OutboxEntry {
+	return OutboxEntry{
+		RoutingKey: m.RoutingKey, UUID: m.ID, Name: m.Type, Body: m.Body, Headers: m.Headers, NotBefore: m.NotBefore, AcceptedAt: m.Timestamp,
+	}
+}
+
+// message is the same again.
+func (e *OutboxEntry) message(exchange string) broker.Message {
+	return broker.Message{
+		Exchange: exchange, RoutingKey: e.RoutingKey, ID: e.UUID, Type: e.Name, ContentType: contentType,
+		Body: e.Body, Headers: e.Headers, NotBefore: e.NotBefore, Timestamp: e.AcceptedAt,
+	}
+}

@@ -1,0 +1,31 @@
+package dispatcher
+
+import (
+	"reflect"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// What an entry does not carry would be lost on the way through the outbox, without a word.
+func TestAnEntryCarriesTheWholeMessage(t *testing.T) {
+	t.Parallel()
+	// Publish leaves them empty.
+	unused := []string{"CorrelationID", "ReplyTo"}
+	m := broker.Message{
+		Exchange: "x", RoutingKey: "k", ID: "id", Type: "t", ContentType: contentType, Timestamp: time.Now(), NotBefore: time.Now().Add(time.Hour),
+		Headers: map[string]any{"h": int64(1)}, Body: []byte("{}"),
+	}
+	for i := range reflect.TypeFor[broker.Message]().NumField() {
+		name := reflect.TypeFor[broker.Message]().Field(i).Name
+		if reflect.ValueOf(m).Field(i).IsZero() != slices.Contains(unused, name) {
+			t.Errorf("teach this test, entryOf and OutboxEntry.message the field %s", name)
+		}
+	}
+	e := entryOf(&m)
+	if got := e.message("x"); !reflect.DeepEqual(got, m) {
+		t.Errorf("got  %+v\nwant %+v", got, m)
+	}
+}

@@ -1,0 +1,190 @@
+package dispatcher
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"sync"
+)
+
+// Defaults of MemoryOutboxConfig.
+const (
+	defaultOutboxEntries = 10_000
+	defaultOutboxBytes   = 64 << 20
+)
+
+// MemoryOutboxConfig configures a [MemoryOutbox]. Dead entries count towards both bounds: nothing that was accepted is ever
+// dropped to make room, so take them now and then.
+type MemoryOutboxConfig struct {
+	// MaxEntries is how many entries it holds. 0 or less: 10,000.
+	MaxEntries int
+	// MaxBytes bounds the sum of their bodies, headers and names, in bytes. 0 or less: 64 MiB.
+	MaxBytes int
+}
+
+// MemoryOutbox is an [Outbox] in the memory of the process: it survives lost connections and closed servers, and ends with
+// the process. Make it with [NewMemoryOutbox]. All methods may be called by many goroutines at once, and none of them blocks.
+type MemoryOutbox struct {
+	cfg MemoryOutboxConfig
+
+	mu      sync.Mutex // guards what follows
+	lastID  uint64
+	waiting map[string][]OutboxEntry // by routing key, oldest first; never empty
+	dead    []OutboxEntry            // oldest first
+	entries int                      // those in waiting
+	bytes   int                      // of all, dead ones too
+}
+
+var _ Outbox = (*MemoryOutbox)(nil)
+
+// NewMemoryOutbox returns an empty outbox.
+func NewMemoryOutbox(cfg MemoryOutboxConfig) *MemoryOutbox {
+	if cfg.MaxEntries <= 0 {
+		cfg.MaxEntries = defaultOutboxEntries
+	}
+	if cfg.MaxBytes <= 0 {
+		cfg.MaxBytes = defaultOutboxBytes
+	}
+	return &MemoryOutbox{cfg: cfg, waiting: make(map[string][]OutboxEntry)}
+}
+
+// Add implements [Outbox]. The error is [ErrOutboxFull] when the entry does not fit.
+func (o *MemoryOutbox) Add(_ context.Context, e OutboxEntry) error {
+	size := e.size()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if n := o.entries + len(o.dead); n >= o.cfg.MaxEntries || size > o.cfg.MaxBytes-o.bytes {
+		return fmt.Errorf("%w: it holds %d entries, %d of them dead, with %d bytes; the most is %d with %d; this one has %d bytes",
+			ErrOutboxFull, n, len(o.dead), o.bytes, o.cfg.MaxEntries, o.cfg.MaxBytes, size)
+	}
+	o.lastID++
+	e.ID = strconv.FormatUint(o.lastID, 10)
+	o.waiting[e.RoutingKey] = append(o.waiting[e.RoutingKey], e)
+	o.entries++
+	o.bytes += size
+	return nil
+}
+
+// Oldest implements [Outbox].
+func (o *MemoryOutbox) Oldest(_ context.Context, routingKey string) (OutboxEntry, bool, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if all := o.waiting[routingKey]; len(all) > 0 {
+		return all[0], true, nil
+	}
+	return OutboxEntry{}, false, nil
+}
+
+// Remove implements [Outbox].
+func (o *MemoryOutbox) Remove(_ context.Context, e OutboxEntry) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if kept, ok := o.take(e); ok {
+		o.bytes -= kept.size()
+	}
+	return nil
+}
+
+// Bury implements [Outbox].
+func (o *MemoryOutbox) Bury(_ context.Context, e OutboxEntry) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if kept, ok := o.take(e); ok {
+		kept.Refused, kept.RefusedAt = e.Refused, e.RefusedAt
+		o.dead = append(o.dead, kept)
+	}
+	return nil
+}
+
+// take is called with mu locked. It removes an entry from those that wait.
+func (o *MemoryOutbox) take(e OutboxEntry) (OutboxEntry, bool) {
+	all := o.waiting[e.RoutingKey]
+	i := slices.IndexFunc(all, func(kept OutboxEntry) bool { return kept.ID == e.ID })
+	if i < 0 {
+		return OutboxEntry{}, false
+	}
+	kept := all[i]
+	switch {
+	case len(all) == 1:
+		delete(o.waiting, e.RoutingKey)
+	case i == 0: // as always when a server asks; moving thousands up for each would be slow
+		all[0] = OutboxEntry{} // or its body stays in memory
+		o.waiting[e.RoutingKey] = all[1:]
+	default:
+		o.waiting[e.RoutingKey] = slices.Delete(all, i, i+1)
+	}
+	o.entries--
+	return kept, true
+}
+
+// Keys implements [Outbox].
+func (o *MemoryOutbox) Keys(context.Context) ([]string, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Collect(maps.Keys(o.waiting)), nil
+}
+
+// Counts implements [Outbox].
+func (o *MemoryOutbox) Counts(context.Context) (OutboxCounts, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return OutboxCounts{Entries: o.entries, Dead: len(o.dead)}, nil
+}
+
+// Entries returns the entries that wait to be sent, in the order of their coming, over all routing keys.
+func (o *MemoryOutbox) Entries() []OutboxEntry {
+	o.mu.Lock()
+	all := slices.Concat(slices.Collect(maps.Values(o.waiting))...)
+	o.mu.Unlock()
+	slices.SortFunc(all, func(a, b OutboxEntry) int { // the numbers of IDs, as text
+		return cmp.Or(cmp.Compare(len(a.ID), len(b.ID)), cmp.Compare(a.ID, b.ID))
+	})
+	return all
+}
+
+// Dead returns the dead entries, the one that was refused first in front. They stay.
+func (o *MemoryOutbox) Dead() []OutboxEntry {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clone(o.dead)
+}
+
+// TakeDead returns the dead entries as [MemoryOutbox.Dead] does and forgets them: what becomes of them is then the caller's.
+func (o *MemoryOutbox) TakeDead() []OutboxEntry {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	dead := o.dead
+	o.dead = nil
+	for _, e := range dead {
+		o.bytes -= e.size()
+	}
+	return dead
+}
+
+// size is what MaxBytes counts.
+func (e *OutboxEntry) size() int {
+	return len(e.RoutingKey) + len(e.UUID) + len(e.Name) + len(e.Body) + headerSize(e.Headers)
+}
+
+// headerSize is about how many bytes a header takes.
+func headerSize(v any) int {
+	n := 8
+	switch v := v.(type) {
+	case string:
+		n += len(v)
+	case []byte:
+		n += len(v)
+	case []any:
+		for _, v := range v {
+			n += headerSize(v)
+		}
+	case map[string]any:
+		for name, v := range v {
+			n += len(name) + headerSize(v)
+		}
+	}
+	return n
+}

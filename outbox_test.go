@@ -1,0 +1,1086 @@
+package dispatcher_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher"
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// withOutbox gives the server an outbox in memory, with the defaults if cfg is zero.
+func withOutbox(cfg dispatcher.MemoryOutboxConfig) func(*dispatcher.ServerConfig) {
+	return func(c *dispatcher.ServerConfig) { c.Outbox = dispatcher.NewMemoryOutbox(cfg) }
+}
+
+var plainOutbox = withOutbox(dispatcher.MemoryOutboxConfig{})
+
+// withQueues makes the queues k0 to k<n-1>, each under its own key.
+func withQueues(n int) func(*dispatcher.ServerConfig) {
+	return func(c *dispatcher.ServerConfig) {
+		for i := range n {
+			c.InitQueues = append(c.InitQueues, dispatcher.Queue{fmt.Sprint("k", i), []string{fmt.Sprint("k", i)}})
+		}
+	}
+}
+
+// kept checks that a publish went to the outbox, and has that one outcome.
+func kept(t *testing.T, what string, err error) {
+	t.Helper()
+	outcome(t, what, err, dispatcher.ErrInOutbox)
+}
+
+// drained waits until the outbox has no entries.
+func drained(t *testing.T, r *rig) {
+	t.Helper()
+	eventuallyWithin(t, time.Hour, "the outbox is empty", func() bool {
+		h := r.server.Health(t.Context()).Outbox
+		return h.Entries == 0 && h.LastError == nil
+	})
+}
+
+// ids takes all messages of a queue, in their order, and returns their IDs.
+func (r *rig) ids(queue string) []string {
+	r.t.Helper()
+	ds, err := r.session().TryGet(r.t.Context(), queue, 1_000_000)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var ids []string
+	for _, d := range ds {
+		if err := d.Ack(); err != nil {
+			r.t.Fatal(err)
+		}
+		ids = append(ids, d.ID)
+	}
+	return ids
+}
+
+// up lets the connection come back.
+func up(r *rig) { r.chaos.FailOpen(nil) }
+
+func named(uuid, key string) *dispatcher.Task {
+	return &dispatcher.Task{UUID: uuid, Name: "n", RoutingKey: key}
+}
+
+func TestOutboxKeepsWhatIsPublishedWhileDisconnected(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		events := make(chan dispatcher.PublishEvent, 100)
+		r := newRig(t, withQueue, plainOutbox, func(c *dispatcher.ServerConfig) {
+			c.Hooks.Published = func(e dispatcher.PublishEvent) { events <- e }
+		})
+		down(r, true)
+		began := time.Now()
+		filled := dispatcher.NewTask("a", 1)
+		filled.Headers = map[string]interface{}{"tenant": "blue", "n": 3}
+		kept(t, "Publish", r.server.Publish(filled))
+		if len(filled.UUID) != 36 || filled.RoutingKey != "jobs" {
+			t.Errorf("task %+v: not filled", filled)
+		}
+		kept(t, "PublishContext", r.server.PublishContext(t.Context(), dispatcher.NewTask("b")))
+		errs := r.server.PublishBatch(t.Context(), []*dispatcher.Task{dispatcher.NewTask("c"), nil, dispatcher.NewTask(""), dispatcher.NewTask("d")})
+		kept(t, "batch, task 0", errs[0])
+		outcome(t, "batch, nil task", errs[1], dispatcher.ErrRejected)
+		outcome(t, "batch, task without a name", errs[2], dispatcher.ErrTaskName)
+		kept(t, "batch, task 3", errs[3])
+		if took := time.Since(began); took != 0 {
+			t.Errorf("took %v: nothing has to be waited for", took)
+		}
+		if h := r.server.Health(t.Context()); h.Outbox != (dispatcher.OutboxHealth{Entries: 4}) || h.OK() {
+			t.Errorf("health %+v", h)
+		}
+		time.AfterFunc(time.Minute, func() { up(r) })
+		drained(t, r)
+		ds, err := r.session().TryGet(t.Context(), "jobs", 10)
+		if err != nil || len(ds) != 4 {
+			t.Fatalf("%d messages, %v; want 4", len(ds), err)
+		}
+		for i, name := range []string{"a", "b", "c", "d"} {
+			if ds[i].Type != name {
+				t.Errorf("message %d is %q, want %q", i, ds[i].Type, name)
+			}
+		}
+		if d := ds[0]; d.ID != filled.UUID || d.ContentType != "application/json" || d.Headers["tenant"] != "blue" ||
+			d.Headers["n"] != int64(3) || !d.Timestamp.Equal(began) || !strings.Contains(string(d.Body), filled.UUID) {
+			t.Errorf("message %+v", d.Message)
+		}
+		if s := r.server.Stats(); s.Outboxed != 4 || s.Published != 4 || s.Rejected != 2 || s.NotSent != 0 || s.OutboxDead != 0 {
+			t.Errorf("stats %+v", s)
+		}
+		if err := r.server.Publish(dispatcher.NewTask("e")); err != nil {
+			t.Errorf("once the outbox is empty: %v", err)
+		}
+		r.server.Close()
+		close(events)
+		var confirmed, in, refused int
+		for e := range events {
+			switch {
+			case e.Err == nil && e.Name != "e":
+				confirmed++
+				if e.Duration < time.Minute || e.UUID == "" || e.RoutingKey != "jobs" {
+					t.Errorf("event %+v", e)
+				}
+			case errors.Is(e.Err, dispatcher.ErrInOutbox):
+				in++
+			case errors.Is(e.Err, dispatcher.ErrRejected):
+				refused++
+			}
+		}
+		if confirmed != 4 || in != 4 || refused != 2 {
+			t.Errorf("%d events of confirmations, %d of what was kept, %d of what was refused", confirmed, in, refused)
+		}
+	})
+}
+
+// Ten goroutines publish to ten keys each in their order, while connections die with and without answers held back.
+func TestOutboxKeepsTheOrderOfEachKeyAndLosesNothing(t *testing.T) {
+	t.Parallel()
+	seed := *chaosSeed
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	t.Logf("replay with: go test -race -run %s -chaos.seed %d .", t.Name(), seed)
+	synctest.Test(t, func(t *testing.T) {
+		const keys, each = 10, 100
+		r := newRig(t, withQueues(keys), plainOutbox, func(c *dispatcher.ServerConfig) { c.ReconnectionIntervalSeconds = 0 })
+		ctx, cancel := context.WithCancel(t.Context())
+		var storm sync.WaitGroup
+		storm.Go(func() {
+			rng := rand.New(rand.NewPCG(seed, 0))
+			for pause(ctx, time.Duration(rng.IntN(2000))*time.Millisecond) {
+				switch rng.IntN(4) {
+				case 0:
+					r.chaos.HoldConfirms(true)
+					pause(ctx, time.Duration(rng.IntN(3000))*time.Millisecond)
+					r.chaos.Kill()
+					r.chaos.HoldConfirms(false)
+				case 1:
+					r.chaos.Block(true)
+					pause(ctx, time.Duration(rng.IntN(3000))*time.Millisecond)
+					r.chaos.Block(false)
+				default:
+					r.chaos.Kill()
+				}
+			}
+		})
+		var wg sync.WaitGroup
+		var outboxed atomic.Int64
+		for k := range keys {
+			wg.Go(func() {
+				rng := rand.New(rand.NewPCG(seed, uint64(k+1)))
+				for i := range each {
+					task := named(fmt.Sprintf("%d-%03d", k, i), fmt.Sprint("k", k))
+					for {
+						err := r.server.Publish(task)
+						if errors.Is(err, dispatcher.ErrInOutbox) {
+							outboxed.Add(1)
+						} else if errors.Is(err, dispatcher.ErrUnconfirmed) {
+							continue
+						} else if err != nil {
+							t.Error(err)
+						}
+						break
+					}
+					pause(ctx, time.Duration(rng.IntN(500))*time.Millisecond)
+				}
+			})
+		}
+		wg.Wait()
+		cancel()
+		storm.Wait()
+		drained(t, r)
+		twice := 0
+		for k := range keys {
+			next := 0
+			seen := map[string]bool{}
+			for _, id := range r.ids(fmt.Sprint("k", k)) {
+				if seen[id] {
+					twice++
+					continue
+				}
+				seen[id] = true
+				if want := fmt.Sprintf("%d-%03d", k, next); id != want {
+					t.Fatalf("key %d: got %s where %s was next", k, id, want)
+				}
+				next++
+			}
+			if next != each {
+				t.Errorf("key %d: %d of %d arrived", k, next, each)
+			}
+		}
+		if outboxed.Load() == 0 {
+			t.Error("nothing went to the outbox: nothing was tried")
+		}
+		t.Logf("%d of %d went through the outbox, %d arrived twice", outboxed.Load(), keys*each, twice)
+	})
+}
+
+func TestOutboxIsUsedOnlyByKeysThatHaveEntries(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, withQueues(2), plainOutbox)
+		down(r, true)
+		kept(t, "first", r.server.Publish(named("1", "k0")))
+		r.chaos.HoldConfirms(true) // the entry stays in flight
+		up(r)
+		eventuallyWithin(t, time.Minute, "the entry is in flight", func() bool { return r.inspect("k0").Ready == 1 })
+		kept(t, "same key", r.server.Publish(named("2", "k0")))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		errs := r.server.PublishBatch(ctx, []*dispatcher.Task{named("3", "k0"), named("4", "k1"), named("5", "k0"), named("6", "k1")})
+		for i, want := range []error{dispatcher.ErrInOutbox, dispatcher.ErrUnconfirmed, dispatcher.ErrInOutbox, dispatcher.ErrUnconfirmed} {
+			outcome(t, fmt.Sprint("batch, task ", i), errs[i], want)
+		}
+		if n := r.inspect("k0").Ready; n != 1 {
+			t.Errorf("%d in flight, want one a key", n)
+		}
+		r.chaos.HoldConfirms(false)
+		drained(t, r)
+		if got := strings.Join(r.ids("k0"), " ") + "|" + strings.Join(r.ids("k1"), " "); got != "1 2 3 5|4 6" {
+			t.Errorf("got %s", got)
+		}
+	})
+}
+
+func TestOutboxSendsAnEntryAgainWhoseOutcomeIsUnknown(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, withQueue, plainOutbox)
+		down(r, true)
+		kept(t, "publish", r.server.Publish(named("same", "jobs")))
+		kept(t, "publish", r.server.Publish(named("next", "jobs")))
+		r.chaos.HoldConfirms(true)
+		up(r)
+		eventuallyWithin(t, time.Minute, "it is sent", func() bool { return r.inspect("jobs").Ready == 1 })
+		<-time.After(time.Hour) // it is asked for no answer twice while the connection stands
+		if n := r.inspect("jobs").Ready; n != 1 {
+			t.Errorf("%d sent", n)
+		}
+		r.chaos.Kill()
+		eventuallyWithin(t, time.Minute, "it is sent again", func() bool { return r.inspect("jobs").Ready == 2 })
+		if n := r.server.Health(t.Context()).Outbox.Entries; n != 2 {
+			t.Errorf("%d entries, want 2 before the confirmation", n)
+		}
+		r.chaos.HoldConfirms(false)
+		drained(t, r)
+		if got := strings.Join(r.ids("jobs"), " "); got != "same same next" {
+			t.Errorf("got %s", got)
+		}
+		if s := r.server.Stats(); s.Published != 2 || s.Outboxed != 2 || s.Unconfirmed != 0 {
+			t.Errorf("stats %+v", s)
+		}
+	})
+}
+
+func TestADirectPublishWithoutAnAnswerIsNotPutIntoTheOutbox(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, withQueue, plainOutbox)
+		r.chaos.HoldConfirms(true)
+		result := make(chan error, 1)
+		go func() { result <- r.server.Publish(dispatcher.NewTask("n")) }()
+		synctest.Wait()
+		r.chaos.Kill()
+		outcome(t, "publish", <-result, dispatcher.ErrUnconfirmed)
+		r.chaos.HoldConfirms(false)
+		if n := r.server.Health(t.Context()).Outbox.Entries; n != 0 {
+			t.Errorf("%d entries", n)
+		}
+	})
+}
+
+// scripted is a broker whose answers to publishes are made by a test, and which does not say that it blocks.
+type scripted struct {
+	broker.Broker
+	answer func(broker.Message) error // nil = ask the broker
+}
+
+type scriptedSession struct {
+	broker.Session
+	b *scripted
+}
+
+func (b *scripted) Open(ctx context.Context) (broker.Session, error) {
+	s, err := b.Broker.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return scriptedSession{s, b}, nil
+}
+
+func (s scriptedSession) Publish(ctx context.Context, msgs []broker.Message, done func(int, error)) {
+	for i, m := range msgs {
+		if s.b.answer != nil {
+			if err := s.b.answer(m); err != nil {
+				done(i, err)
+				continue
+			}
+		}
+		s.Session.Publish(ctx, []broker.Message{m}, func(_ int, err error) { done(i, err) })
+	}
+}
+
+func (s scriptedSession) Blocked() (string, bool) { return "", false }
+
+// script puts answer in front of the rig's broker.
+func script(answer func(broker.Message) error) func(*dispatcher.ServerConfig) {
+	return func(c *dispatcher.ServerConfig) { c.Broker = &scripted{c.Broker, answer} }
+}
+
+func TestARefusedEntryIsKeptAsDeadAndBlocksNobody(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var told []dispatcher.PublishEvent
+		outbox := dispatcher.NewMemoryOutbox(dispatcher.MemoryOutboxConfig{MaxEntries: 6})
+		r := newRig(t, withQueues(2), func(c *dispatcher.ServerConfig) {
+			c.Outbox = outbox
+			c.Hooks.OutboxRefused = func(e dispatcher.PublishEvent) {
+				mu.Lock()
+				told = append(told, e)
+				mu.Unlock()
+				panic("a hook that panics harms nobody")
+			}
+			c.Hooks.Published = func(dispatcher.PublishEvent) { panic("nor this one") }
+		}, script(func(m broker.Message) error {
+			switch m.ID {
+			case "bad":
+				return fmt.Errorf("not today: %w", broker.ErrRejected)
+			case "odd":
+				return fmt.Errorf("delayed: %w", errors.ErrUnsupported)
+			}
+			return nil
+		}))
+		down(r, true)
+		for _, id := range []string{"1", "bad", "odd", "2"} {
+			kept(t, id, r.server.Publish(named(id, "k0")))
+		}
+		kept(t, "unroutable", r.server.Publish(named("lost", "nowhere")))
+		kept(t, "other key", r.server.Publish(named("3", "k1")))
+		up(r)
+		drained(t, r)
+		if got := strings.Join(r.ids("k0"), " ") + "|" + strings.Join(r.ids("k1"), " "); got != "1 2|3" {
+			t.Errorf("got %s", got)
+		}
+		if h := r.server.Health(t.Context()); h.Outbox != (dispatcher.OutboxHealth{Dead: 3}) || !h.OK() {
+			t.Errorf("health %+v", h)
+		}
+		if s := r.server.Stats(); s.OutboxDead != 3 || s.Published != 3 || s.Outboxed != 6 || s.Rejected != 0 {
+			t.Errorf("stats %+v", s)
+		}
+		reasons := map[string]string{"bad": "not today", "odd": "unsupported", "lost": "unroutable"}
+		mu.Lock()
+		for _, e := range told {
+			if reasons[e.UUID] == "" || e.Err == nil {
+				t.Errorf("told of %+v", e)
+			}
+		}
+		if len(told) != 3 {
+			t.Errorf("told of %d", len(told))
+		}
+		mu.Unlock()
+
+		// They take room until somebody takes them.
+		down(r, true)
+		for i := range 3 {
+			kept(t, "room is left", r.server.Publish(named(fmt.Sprint("room", i), "k0")))
+		}
+		outcome(t, "no room is left", r.server.Publish(named("x", "k0")), dispatcher.ErrOutboxFull)
+		if n := len(outbox.Dead()); n != 3 {
+			t.Errorf("%d dead", n)
+		}
+		for _, e := range outbox.TakeDead() {
+			if !strings.Contains(e.Refused, reasons[e.UUID]) || e.RefusedAt.IsZero() || e.Name != "n" || len(e.Body) == 0 {
+				t.Errorf("dead entry %+v", e)
+			}
+		}
+		if n := len(outbox.Dead()) + len(outbox.TakeDead()); n != 0 {
+			t.Errorf("%d dead after they were taken", n)
+		}
+		kept(t, "room again", r.server.Publish(named("x", "k0")))
+		up(r)
+		drained(t, r)
+		if log := r.log.String(); strings.Count(log, "kept among the dead entries") != 3 {
+			t.Errorf("the log does not tell of each: %s", log)
+		}
+	})
+}
+
+func TestAFullOutboxIsAClearError(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		cfg  dispatcher.MemoryOutboxConfig
+		task func(i int) *dispatcher.Task
+	}{
+		"entries": {dispatcher.MemoryOutboxConfig{MaxEntries: 3}, func(int) *dispatcher.Task { return dispatcher.NewTask("n") }},
+		"bytes": {dispatcher.MemoryOutboxConfig{MaxBytes: 100_000}, func(int) *dispatcher.Task {
+			return dispatcher.NewTask("n", strings.Repeat("x", 30_000))
+		}},
+		"headers": {dispatcher.MemoryOutboxConfig{MaxBytes: 100_000}, func(int) *dispatcher.Task {
+			return &dispatcher.Task{Name: "n", Headers: map[string]interface{}{"h": []any{map[string]any{"b": make([]byte, 15_000), "s": strings.Repeat("x", 15_000)}}}}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, withQueue, withOutbox(c.cfg))
+				down(r, true)
+				for i := range 3 {
+					kept(t, "while there is room", r.server.Publish(c.task(i)))
+				}
+				task := c.task(3)
+				err := r.server.Publish(task)
+				outcome(t, "full", err, dispatcher.ErrOutboxFull)
+				if !errors.Is(err, dispatcher.ErrNotSent) || !strings.Contains(err.Error(), "3 entries, 0 of them dead") || task.UUID == "" {
+					t.Errorf("got %v", err)
+				}
+				for _, err := range r.server.PublishBatch(t.Context(), []*dispatcher.Task{c.task(4), c.task(5)}) {
+					outcome(t, "full, batch", err, dispatcher.ErrOutboxFull)
+				}
+				if s := r.server.Stats(); s.Outboxed != 3 || s.NotSent != 3 {
+					t.Errorf("stats %+v", s)
+				}
+				up(r)
+				drained(t, r)
+				if err := r.server.Publish(task); err != nil {
+					t.Error(err)
+				}
+				if n := r.inspect("jobs").Ready; n != 4 {
+					t.Errorf("%d messages, want 4", n)
+				}
+			})
+		})
+	}
+}
+
+func TestATaskLargerThanTheWholeOutboxIsNotSentWhileDisconnected(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, withQueue, withOutbox(dispatcher.MemoryOutboxConfig{MaxBytes: 1000}), func(c *dispatcher.ServerConfig) { c.MaxBodyBytes = -1 })
+		huge := dispatcher.NewTask("n", strings.Repeat("x", 3<<20))
+		if err := r.server.Publish(huge); err != nil {
+			t.Errorf("connected: %v", err)
+		}
+		down(r, true)
+		outcome(t, "disconnected", r.server.Publish(huge), dispatcher.ErrOutboxFull)
+	})
+}
+
+func TestABlockedBrokerSendsTasksToTheOutbox(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, withQueue, plainOutbox)
+		r.chaos.Block(true)
+		began := time.Now()
+		kept(t, "blocked", r.server.Publish(named("1", "jobs")))
+		kept(t, "blocked", r.server.PublishContext(t.Context(), named("2", "jobs")))
+		if took := time.Since(began); took != 0 {
+			t.Errorf("took %v", took)
+		}
+		<-time.After(time.Hour)
+		if n := r.server.Health(t.Context()).Outbox.Entries; n != 2 {
+			t.Errorf("%d entries", n)
+		}
+		r.chaos.Block(false)
+		drained(t, r)
+		if got := strings.Join(r.ids("jobs"), " "); got != "1 2" {
+			t.Errorf("got %s", got)
+		}
+	})
+}
+
+func TestABrokerThatBlocksDuringAPublishSendsItToTheOutbox(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, withQueue, plainOutbox, script(nil)) // it does not say that it blocks
+		r.chaos.Block(true)
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err := r.server.PublishContext(ctx, named("gone", "jobs"))
+		outcome(t, "own context", err, dispatcher.ErrNotSent)
+		if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) != time.Second {
+			t.Errorf("got %v after %v", err, time.Since(began))
+		}
+		began = time.Now()
+		errs := r.server.PublishBatch(t.Context(), []*dispatcher.Task{named("1", "jobs"), named("2", "jobs")})
+		kept(t, "batch", errs[0])
+		kept(t, "batch", errs[1])
+		if took := time.Since(began); took != 30*time.Second {
+			t.Errorf("took %v", took)
+		}
+		began = time.Now()
+		kept(t, "the key has entries now", r.server.Publish(named("3", "jobs")))
+		if took := time.Since(began); took != 0 {
+			t.Errorf("took %v", took)
+		}
+		r.chaos.Block(false)
+		drained(t, r)
+		if got := strings.Join(r.ids("jobs"), " "); got != "1 2 3" {
+			t.Errorf("got %s", got)
+		}
+	})
+}
+
+func TestTheOutboxTakesNothingFromAContextThatHasEndedNorOfAClosedServer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, withQueue, plainOutbox)
+		down(r, true)
+		cause := errors.New("had enough")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cancel(cause)
+		task := dispatcher.NewTask("n")
+		err := r.server.PublishContext(ctx, task)
+		outcome(t, "ended", err, dispatcher.ErrNotSent)
+		if !errors.Is(err, context.Canceled) || task.UUID == "" {
+			t.Errorf("got %v", err)
+		}
+		outcome(t, "ended, batch", r.server.PublishBatch(ctx, []*dispatcher.Task{dispatcher.NewTask("n")})[0], dispatcher.ErrNotSent)
+		if errs := r.server.PublishBatch(t.Context(), nil); errs != nil {
+			t.Errorf("empty batch: %v", errs)
+		}
+		outcome(t, "nil task", r.server.Publish(nil), dispatcher.ErrRejected)
+		outcome(t, "bad argument", r.server.Publish(dispatcher.NewTask("n", make(chan int))), dispatcher.ErrRejected)
+		outcome(t, "too large", r.server.Publish(dispatcher.NewTask("n", strings.Repeat("x", 2<<20))), dispatcher.ErrTooLarge)
+		r.server.Close()
+		outcome(t, "closed", r.server.Publish(dispatcher.NewTask("n")), dispatcher.ErrServerClosed)
+		outcome(t, "closed, batch", r.server.PublishBatch(t.Context(), []*dispatcher.Task{dispatcher.NewTask("n")})[0], dispatcher.ErrServerClosed)
+		if h := r.server.Health(t.Context()); h.Outbox != (dispatcher.OutboxHealth{}) {
+			t.Errorf("health %+v", h)
+		}
+		if log := r.log.String(); strings.Contains(log, "left in the outbox") {
+			t.Error(log)
+		}
+	})
+}
+
+func TestShutdownSendsWhatIsInTheOutbox(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, withQueues(100), plainOutbox)
+		down(r, true)
+		for i := range 1000 {
+			kept(t, "publish", r.server.Publish(named(fmt.Sprint(i), fmt.Sprint("k", i%100))))
+		}
+		up(r)
+		eventuallyWithin(t, time.Minute, "connected", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnected })
+		if err := r.server.Shutdown(context.Background()); err != nil {
+			t.Error(err)
+		}
+		n := 0
+		for k := range 100 {
+			n += len(r.ids(fmt.Sprint("k", k)))
+		}
+		if n != 1000 {
+			t.Errorf("%d messages", n)
+		}
+	})
+}
+
+func TestShutdownSaysWhatIsLeftAndAnotherServerSendsIt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		outbox := dispatcher.NewMemoryOutbox(dispatcher.MemoryOutboxConfig{})
+		use := func(c *dispatcher.ServerConfig) { c.Outbox = outbox }
+		r := newRig(t, withQueues(2), use)
+		down(r, true)
+		for i := range 5 {
+			kept(t, "publish", r.server.Publish(named(fmt.Sprint(i), fmt.Sprint("k", i%2))))
+		}
+		began := time.Now()
+		err := r.server.Shutdown(context.Background())
+		if !errors.Is(err, dispatcher.ErrOutboxNotEmpty) || !strings.Contains(err.Error(), "left in the outbox: 5") {
+			t.Errorf("got %v", err)
+		}
+		if took := time.Since(began); took != 0 {
+			t.Errorf("took %v: there was nothing to wait for", took)
+		}
+		r.server.Close()
+		if log := r.log.String(); !strings.Contains(log, "left in the outbox: 5") {
+			t.Errorf("Close does not log it: %s", log)
+		}
+		var ids []string
+		for _, e := range outbox.Entries() {
+			ids = append(ids, e.UUID)
+		}
+		if got := strings.Join(ids, " "); got != "0 1 2 3 4" {
+			t.Errorf("entries %s", got)
+		}
+		up(r)
+		server, _, err := dispatcher.NewServer(&dispatcher.ServerConfig{
+			Broker: r.chaos, Exchange: "jobs", DefaultRoutingKey: "jobs", Logger: r.log, Outbox: outbox,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer server.Close()
+		eventuallyWithin(t, time.Minute, "all is sent", func() bool { return server.Health(t.Context()).Outbox.Entries == 0 })
+		if got := strings.Join(r.ids("k0"), " ") + "|" + strings.Join(r.ids("k1"), " "); got != "0 2 4|1 3" {
+			t.Errorf("got %s", got)
+		}
+	})
+}
+
+// No bound in the context, and a broker that stands still: what has stopped leaving is not waited for longer than a publish.
+func TestShutdownIsBoundedWhileTheOutboxStandsStill(t *testing.T) {
+	t.Parallel()
+	for name, hold := range map[string]func(r *rig, on bool){
+		"blocked":     func(r *rig, on bool) { r.chaos.Block(on) },
+		"unconfirmed": func(r *rig, on bool) { r.chaos.HoldConfirms(on) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, withQueue, plainOutbox)
+				down(r, true)
+				kept(t, "publish", r.server.Publish(named("1", "jobs")))
+				hold(r, true)
+				up(r)
+				eventuallyWithin(t, time.Minute, "connected", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnected })
+				synctest.Wait()
+				began := time.Now()
+				result := make(chan error, 1)
+				go func() { result <- r.server.Shutdown(context.Background()) }()
+				synctest.Wait()
+				outcome(t, "publish during the shutdown", r.server.Publish(named("2", "jobs")), dispatcher.ErrServerClosed)
+				err := <-result
+				if took := time.Since(began); took < 30*time.Second || took > 70*time.Second {
+					t.Errorf("took %v", took)
+				}
+				if !errors.Is(err, dispatcher.ErrOutboxNotEmpty) {
+					t.Errorf("got %v", err)
+				}
+				hold(r, false)
+			})
+		})
+	}
+}
+
+// As long as entries are leaving and the connection stands, a shutdown without a bound sends them.
+func TestShutdownWaitsForASlowOutboxAndNotForALostConnection(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, withQueue, plainOutbox, script(func(broker.Message) error { <-time.After(20 * time.Second); return nil }))
+		down(r, true)
+		for i := range 5 {
+			kept(t, "publish", r.server.Publish(named(fmt.Sprint(i), "jobs")))
+		}
+		up(r)
+		eventuallyWithin(t, time.Minute, "connected", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnected })
+		if err := r.server.Shutdown(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if got := strings.Join(r.ids("jobs"), " "); got != "0 1 2 3 4" {
+			t.Errorf("got %s", got)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, withQueue, plainOutbox)
+		r.chaos.Block(true)
+		kept(t, "publish", r.server.Publish(dispatcher.NewTask("n")))
+		time.AfterFunc(5*time.Second, func() {
+			r.chaos.FailOpen(errors.New("down"))
+			r.chaos.Kill()
+		})
+		began := time.Now()
+		if err := r.server.Shutdown(context.Background()); !errors.Is(err, dispatcher.ErrOutboxNotEmpty) {
+			t.Error(err)
+		}
+		if took := time.Since(began); took != 5*time.Second {
+			t.Errorf("took %v", took)
+		}
+		r.chaos.Block(false)
+	})
+}
+
+func TestAnEntryInFlightIsWaitedForWhenTheServerCloses(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, withQueue, plainOutbox)
+		down(r, true)
+		kept(t, "publish", r.server.Publish(named("1", "jobs")))
+		kept(t, "publish", r.server.Publish(named("2", "jobs")))
+		r.chaos.HoldConfirms(true)
+		up(r)
+		eventuallyWithin(t, time.Minute, "it is sent", func() bool { return r.inspect("jobs").Ready == 1 })
+		time.AfterFunc(12*time.Second, func() { r.chaos.HoldConfirms(false) })
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		err := r.server.Shutdown(ctx)
+		if !errors.Is(err, dispatcher.ErrOutboxNotEmpty) || !strings.Contains(err.Error(), "outbox: 1,") {
+			t.Errorf("got %v, want one left: the other was confirmed two seconds after the time was up", err)
+		}
+		if got := strings.Join(r.ids("jobs"), " "); got != "1" {
+			t.Errorf("got %s", got)
+		}
+	})
+}
+
+func TestAGivenUpConnectionEndsTheOutboxAndSaysWhatIsLeft(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		outbox := &failing{Outbox: dispatcher.NewMemoryOutbox(dispatcher.MemoryOutboxConfig{})}
+		r := newRig(t, withQueue, func(c *dispatcher.ServerConfig) {
+			c.ReconnectionRetriesForever, c.ReconnectionRetries, c.Outbox = false, 3, outbox
+		})
+		r.worker("w", tasks{"slow": fn(func() { <-time.After(20 * time.Second) })})
+		r.publish("slow")
+		synctest.Wait()
+		down(r, true)
+		kept(t, "publish", r.server.Publish(dispatcher.NewTask("n")))
+		<-r.givenUp
+		if n := outbox.reads.Load(); n > 2 {
+			t.Errorf("the outbox was read %d times for one entry that could not be sent", n)
+		}
+		if log := r.log.String(); !strings.Contains(log, "given up: tasks are left in the outbox: 1,") {
+			t.Errorf("log: %s", log)
+		}
+		outcome(t, "after that", r.server.Publish(dispatcher.NewTask("n")), dispatcher.ErrServerClosed)
+		up(r)
+		if err := r.server.Shutdown(t.Context()); !errors.Is(err, dispatcher.ErrOutboxNotEmpty) {
+			t.Errorf("shutdown: %v", err)
+		}
+	})
+}
+
+// failing is an outbox whose store fails as a test says.
+type failing struct {
+	dispatcher.Outbox
+	fails atomic.Pointer[map[string]error] // by method
+	reads atomic.Int64                     // calls of Oldest
+	gate  chan struct{}                    // if not nil, an Add of the uuid "slow" waits until it is closed
+}
+
+func (o *failing) set(method string, err error) { o.fails.Store(&map[string]error{method: err}) }
+
+func (o *failing) err(method string) error {
+	if m := o.fails.Load(); m != nil {
+		return (*m)[method]
+	}
+	return nil
+}
+
+func (o *failing) Add(ctx context.Context, e dispatcher.OutboxEntry) error {
+	if o.gate != nil && e.UUID == "slow" {
+		<-o.gate
+	}
+	if err := o.err("Add, and it is kept"); err != nil {
+		return errors.Join(o.Outbox.Add(ctx, e), err)
+	}
+	if err := o.err("Add"); err != nil {
+		return err
+	}
+	return o.Outbox.Add(ctx, e)
+}
+
+func (o *failing) Oldest(ctx context.Context, key string) (dispatcher.OutboxEntry, bool, error) {
+	o.reads.Add(1)
+	if err := o.err("Oldest"); err != nil {
+		return dispatcher.OutboxEntry{}, false, err
+	}
+	return o.Outbox.Oldest(ctx, key)
+}
+
+func (o *failing) Remove(ctx context.Context, e dispatcher.OutboxEntry) error {
+	if err := o.err("Remove"); err != nil {
+		return err
+	}
+	return o.Outbox.Remove(ctx, e)
+}
+
+func (o *failing) Bury(ctx context.Context, e dispatcher.OutboxEntry) error {
+	if err := o.err("Bury"); err != nil {
+		return err
+	}
+	return o.Outbox.Bury(ctx, e)
+}
+
+func (o *failing) Keys(ctx context.Context) ([]string, error) {
+	if err := o.err("Keys"); err != nil {
+		return nil, err
+	}
+	return o.Outbox.Keys(ctx)
+}
+
+func (o *failing) Counts(ctx context.Context) (dispatcher.OutboxCounts, error) {
+	if err := o.err("Counts"); err != nil {
+		return dispatcher.OutboxCounts{}, err
+	}
+	return o.Outbox.Counts(ctx)
+}
+
+func TestAnOutboxThatFailsIsAskedAgain(t *testing.T) {
+	t.Parallel()
+	broken := errors.New("disk on fire")
+	for method, id := range map[string]string{"Oldest": "good", "Remove": "good", "Bury": "bad"} {
+		t.Run(method, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				outbox := &failing{Outbox: dispatcher.NewMemoryOutbox(dispatcher.MemoryOutboxConfig{})}
+				var sent atomic.Int64
+				r := newRig(t, withQueue, func(c *dispatcher.ServerConfig) { c.Outbox = outbox }, script(func(m broker.Message) error {
+					sent.Add(1)
+					if m.ID == "bad" {
+						return broker.ErrRejected
+					}
+					return nil
+				}))
+				down(r, true)
+				outbox.set(method, broken)
+				kept(t, "publish", r.server.Publish(named(id, "jobs")))
+				up(r)
+				<-time.After(time.Hour)
+				h := r.server.Health(t.Context())
+				if h.OK() || h.Outbox.Entries != 1 || h.Outbox.Failing != 1 || !errors.Is(h.Outbox.LastError, broken) {
+					t.Errorf("health %+v", h)
+				}
+				if tries := strings.Count(r.log.String(), broken.Error()); tries < 100 || tries > 300 {
+					t.Errorf("%d tries in an hour, want pauses up to half a minute", tries)
+				}
+				outbox.set("", nil)
+				eventuallyWithin(t, time.Hour, "the outbox is empty", func() bool { return r.server.Health(t.Context()).Outbox.Entries == 0 })
+				synctest.Wait()
+				if n := sent.Load(); n != 1 {
+					t.Errorf("sent %d times: what is confirmed or refused is known, whatever the outbox does", n)
+				}
+				if h := r.server.Health(t.Context()); !h.OK() || !errors.Is(h.Outbox.LastError, broken) {
+					t.Errorf("health %+v", h)
+				}
+			})
+		})
+	}
+}
+
+func TestTheOutcomeOfAPublishThatTheOutboxDoesNotTake(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		outbox := &failing{Outbox: dispatcher.NewMemoryOutbox(dispatcher.MemoryOutboxConfig{})}
+		r := newRig(t, withQueue, func(c *dispatcher.ServerConfig) { c.Outbox = outbox })
+		down(r, true)
+		broken := errors.New("disk on fire")
+		for name, c := range map[string]struct {
+			method    string
+			err, want error
+		}{
+			"not kept":         {"Add", fmt.Errorf("%w: %w", dispatcher.ErrNotSent, broken), dispatcher.ErrNotSent},
+			"never kept":       {"Add", fmt.Errorf("%w: %w", dispatcher.ErrRejected, broken), dispatcher.ErrRejected},
+			"unknown":          {"Add", broken, dispatcher.ErrUnconfirmed},
+			"unknown, and so":  {"Add, and it is kept", broken, dispatcher.ErrUnconfirmed},
+			"unknown, by name": {"Add", fmt.Errorf("%w: %w", dispatcher.ErrUnconfirmed, broken), dispatcher.ErrUnconfirmed},
+		} {
+			outbox.set(c.method, c.err)
+			err := r.server.Publish(named(name, "jobs"))
+			outcome(t, name, err, c.want)
+			if !errors.Is(err, broken) {
+				t.Errorf("%s: %v does not say why", name, err)
+			}
+		}
+		outbox.set("", nil)
+		up(r)
+		drained(t, r) // what may be there is looked for
+		if got := strings.Join(r.ids("jobs"), ";"); got != "unknown, and so" {
+			t.Errorf("got %s", got)
+		}
+		if err := r.server.Publish(named("direct", "jobs")); err != nil {
+			t.Errorf("nothing is left, and still: %v", err)
+		}
+		outbox.set("Counts", broken)
+		if h := r.server.Health(t.Context()); h.Outbox.Entries != -1 || h.Outbox.Dead != -1 || !errors.Is(h.Outbox.LastError, broken) {
+			t.Errorf("health %+v", h)
+		}
+	})
+}
+
+func TestAKeyIsHeldWhileAnEntryIsBeingAdded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		outbox := &failing{Outbox: dispatcher.NewMemoryOutbox(dispatcher.MemoryOutboxConfig{}), gate: make(chan struct{})}
+		r := newRig(t, withQueue, func(c *dispatcher.ServerConfig) { c.Outbox = outbox })
+		down(r, true)
+		kept(t, "first", r.server.Publish(named("first", "jobs")))
+		slow := make(chan error, 1)
+		go func() { slow <- r.server.Publish(named("slow", "jobs")) }()
+		synctest.Wait()
+		up(r)
+		drained(t, r)
+		synctest.Wait()
+		kept(t, "meanwhile", r.server.Publish(named("meanwhile", "jobs")))
+		drained(t, r)
+		close(outbox.gate)
+		kept(t, "slow", <-slow)
+		drained(t, r)
+		synctest.Wait()
+		if err := r.server.Publish(named("direct", "jobs")); err != nil {
+			t.Errorf("the key is free: %v", err)
+		}
+		if got := strings.Join(r.ids("jobs"), " "); got != "first meanwhile slow direct" {
+			t.Errorf("got %s", got)
+		}
+	})
+}
+
+func TestAnEntryThatALivingConnectionDidNotTakeIsSentThroughItLater(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var refusals atomic.Int64
+		r := newRig(t, withQueue, plainOutbox, script(func(broker.Message) error {
+			switch refusals.Add(1) {
+			case 1:
+				return broker.ErrNotSent
+			case 2:
+				return broker.ErrUnconfirmed
+			case 3:
+				return errors.New("a broker that does not say")
+			}
+			return nil
+		}))
+		down(r, true)
+		kept(t, "publish", r.server.Publish(named("1", "jobs")))
+		up(r)
+		drained(t, r)
+		if s := r.server.Stats(); s.Published != 1 || s.Reconnects != 1 || refusals.Load() != 4 {
+			t.Errorf("stats %+v, %d sendings", s, refusals.Load())
+		}
+	})
+}
+
+func TestNewServerFailsIfTheOutboxCannotBeRead(t *testing.T) {
+	t.Parallel()
+	broken := errors.New("disk on fire")
+	outbox := &failing{Outbox: dispatcher.NewMemoryOutbox(dispatcher.MemoryOutboxConfig{})}
+	outbox.set("Keys", broken)
+	r := newRig(t)
+	server, givenUp, err := dispatcher.NewServer(&dispatcher.ServerConfig{Broker: r.chaos, Exchange: "x", DefaultRoutingKey: "k", Logger: r.log, Outbox: outbox})
+	if server != nil || givenUp != nil || !errors.Is(err, broken) {
+		t.Errorf("got %v, %v", server, err)
+	}
+}
+
+// A message that RabbitMQ closes the channel over ends the session of all others.
+func TestAnEntryThatEndsItsConnectionIsPaced(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var r *rig
+		var ended atomic.Int64
+		r = newRig(t, withQueues(2), plainOutbox, func(c *dispatcher.ServerConfig) { c.ReconnectionIntervalSeconds = 0 }, script(func(m broker.Message) error {
+			if m.ID == "poison" {
+				ended.Add(1)
+				r.chaos.Kill()
+				return broker.ErrUnconfirmed
+			}
+			return nil
+		}))
+		down(r, true)
+		kept(t, "publish", r.server.Publish(named("poison", "k0")))
+		kept(t, "publish", r.server.Publish(named("good", "k1")))
+		up(r)
+		<-time.After(10 * time.Minute)
+		if n := ended.Load(); n < 10 || n > 60 {
+			t.Errorf("%d connections ended in ten minutes", n)
+		}
+		if got := strings.Join(r.ids("k1"), " "); got != "good" {
+			t.Errorf("the other key: %s", got)
+		}
+	})
+}
+
+// Publishers, closings and lost connections at once; what is left and what arrived is all there is.
+func TestEverythingAtOnceWithAnOutbox(t *testing.T) {
+	t.Parallel()
+	for range 20 {
+		outbox := dispatcher.NewMemoryOutbox(dispatcher.MemoryOutboxConfig{MaxEntries: 50})
+		r := newRig(t, withQueues(5), func(c *dispatcher.ServerConfig) { c.Outbox = outbox })
+		var mu sync.Mutex
+		accepted := map[string]bool{}
+		var wg sync.WaitGroup
+		for g := range 4 {
+			wg.Go(func() {
+				for i := range 100 {
+					task := named(fmt.Sprintf("%d-%d", g, i), fmt.Sprint("k", i%5))
+					switch err := r.server.Publish(task); {
+					case err == nil, errors.Is(err, dispatcher.ErrInOutbox):
+						mu.Lock()
+						accepted[task.UUID] = true
+						mu.Unlock()
+					case errors.Is(err, dispatcher.ErrServerClosed), errors.Is(err, dispatcher.ErrOutboxFull), errors.Is(err, dispatcher.ErrUnconfirmed):
+					default:
+						t.Error(err)
+					}
+					if i == 30+g*10 {
+						r.chaos.Kill()
+					}
+					if g == 3 && i == 80 {
+						wg.Go(r.server.Close)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		for k := range 5 {
+			for _, id := range r.ids(fmt.Sprint("k", k)) {
+				delete(accepted, id)
+			}
+		}
+		for _, e := range outbox.Entries() {
+			delete(accepted, e.UUID)
+		}
+		if len(accepted) != 0 {
+			t.Errorf("lost: %v", accepted)
+		}
+	}
+}
+
+func TestMemoryOutboxForgetsOnlyWhatItIsTold(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	o := dispatcher.NewMemoryOutbox(dispatcher.MemoryOutboxConfig{})
+	for i := range 12 {
+		if err := o.Add(ctx, dispatcher.OutboxEntry{RoutingKey: fmt.Sprint("k", i%2), UUID: fmt.Sprint(i), ID: "of the caller's"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	uuids := func() string {
+		var all []string
+		for _, e := range o.Entries() {
+			all = append(all, e.UUID)
+		}
+		return strings.Join(all, " ")
+	}
+	if got := uuids(); got != "0 1 2 3 4 5 6 7 8 9 10 11" {
+		t.Errorf("entries %s", got)
+	}
+	all := o.Entries()
+	for _, e := range []dispatcher.OutboxEntry{all[4], all[4], all[0], {RoutingKey: "k1", ID: all[2].ID}, {RoutingKey: "none", ID: "1"}} {
+		if err := errors.Join(o.Remove(ctx, e), o.Bury(ctx, e)); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := o.Bury(ctx, all[11]); err != nil {
+		t.Error(err)
+	}
+	if got := uuids(); got != "1 2 3 5 6 7 8 9 10" {
+		t.Errorf("entries %s", got)
+	}
+	if e, ok, err := o.Oldest(ctx, "k0"); err != nil || !ok || e.UUID != "2" {
+		t.Errorf("oldest %+v, %t, %v", e, ok, err)
+	}
+	if _, ok, err := o.Oldest(ctx, "none"); ok || err != nil {
+		t.Errorf("%t, %v", ok, err)
+	}
+	if n, err := o.Counts(ctx); err != nil || n != (dispatcher.OutboxCounts{Entries: 9, Dead: 1}) {
+		t.Errorf("counts %+v, %v", n, err)
+	}
+	if keys, err := o.Keys(ctx); err != nil || len(keys) != 2 {
+		t.Errorf("keys %v, %v", keys, err)
+	}
+}
