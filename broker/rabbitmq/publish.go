@@ -93,7 +93,8 @@ func (p *publisher) watchChannel() {
 	}
 }
 
-// Publish implements [broker.Session].
+// Publish implements [broker.Session]. The first message of the session that has to wait also blocks until the levels are
+// declared. If that is refused it is ErrRejected.
 func (s *session) Publish(ctx context.Context, msgs []broker.Message, done func(i int, err error)) {
 	if err := s.begin(&s.publishing); err != nil {
 		for i := range msgs {

@@ -70,7 +70,8 @@ func newSession(queueType string, publish, consume *conn) (*session, error) {
 // Capabilities implements [broker.Session].
 func (s *session) Capabilities() broker.Capabilities { return s.can }
 
-// Blocked implements [broker.Session]: the broker is short of memory or disk. Retry and DeadLetter wait too. RabbitMQ tells a connection only after it has published something.
+// Blocked implements [broker.Session]: the broker is short of memory or disk. Retry and DeadLetter wait too. RabbitMQ tells a
+// connection only after it has published something.
 func (s *session) Blocked() (reason string, ok bool) {
 	if b := s.publish.gate.shut.Load(); b != nil {
 		return b.reason, true

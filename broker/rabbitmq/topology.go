@@ -43,7 +43,7 @@ func quorumArguments() amqp.Table {
 	return amqp.Table{amqp.QueueTypeArg: quorum, "x-delivery-limit": int64(deliveryLimit)}
 }
 
-// Declare implements [broker.Session].
+// Declare implements [broker.Session]. It also makes ready what delayed messages need at their target.
 func (s *session) Declare(ctx context.Context, t broker.Topology) error {
 	if err := s.alive(ctx); err != nil {
 		return fmt.Errorf("declare topology: %w", err)
