@@ -213,7 +213,10 @@ func TestRabbitMQ_MissingPermissionsAreNamed(t *testing.T) {
 		control(t, ctl, "set_permissions", "-p", vhost, name, configure, write, read)
 		return name
 	}
-	noConfigure, noWrite, noRead := user("configure", "^$", ".*", ".*"), user("write", ".*", "^$", ".*"), user("read", ".*", ".*", "^$")
+	noConfigure, noWrite := user("configure", "^$", ".*", ".*"), user("write", ".*", "^$", ".*")
+	noRead, noDelays := user("read", ".*", ".*", `^dispatcher\.delay\.`), user("delays", ".*", ".*", `^test\.`)
+	place.serve()
+	place.newWorker(nil) // with what delays need, which a user who may configure nothing must find there
 	nobody := place.name + ".nobody"
 	control(t, ctl, "add_user", nobody, "hush")
 	t.Cleanup(func() { control(t, ctl, "delete_user", nobody) })
@@ -245,8 +248,10 @@ func TestRabbitMQ_MissingPermissionsAreNamed(t *testing.T) {
 		if err := r.declare(ch); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := ch.QueueDeclare(r.name+".dead", true, false, false, false, nil); err != nil {
-			t.Fatal(err)
+		for _, suffix := range []string{".dead", ".suspects"} {
+			if _, err := ch.QueueDeclare(r.name+suffix, true, false, false, false, nil); err != nil {
+				t.Fatal(err)
+			}
 		}
 		r.serve(login)
 		got := make(chan int, 1)
@@ -269,6 +274,14 @@ func TestRabbitMQ_MissingPermissionsAreNamed(t *testing.T) {
 		within(t, patience, "NewWorker", func() {
 			_, err := r.server.NewWorker(&dispatcher.WorkerConfig{Name: "w", Queue: r.name, BindingKeys: []string{"k"}}, nil)
 			says(t, "NewWorker", err, r.name, "write permission")
+		})
+	})
+	t.Run("read, of what is due", func(t *testing.T) {
+		r, login := as(t, noDelays)
+		r.serve(login)
+		within(t, patience, "NewWorker", func() {
+			_, err := r.server.NewWorker(&dispatcher.WorkerConfig{Name: "w", Queue: r.name, BindingKeys: []string{"k"}}, nil)
+			says(t, "NewWorker", err, r.name, "dispatcher.delay.v1.deliver", "read permission on the exchange")
 		})
 	})
 	t.Run("read", func(t *testing.T) {

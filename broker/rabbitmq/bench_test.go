@@ -3,8 +3,11 @@ package rabbitmq_test
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
+	"slices"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
@@ -50,6 +53,64 @@ func BenchmarkDrain10k(b *testing.B) {
 		b.StartTimer()
 	}
 	b.ReportMetric(10_000*float64(b.N)/b.Elapsed().Seconds(), "msg/s")
+}
+
+// How late 1,000 messages with random delays of 50 ms to 8 s come, from NotBefore to the receiver's hands.
+func BenchmarkDelay1kLateness(b *testing.B) {
+	s, q := benchQueue(b)
+	var late []time.Duration
+	for b.Loop() {
+		msgs := benchMessages(q, 1000)
+		for i := range msgs {
+			msgs[i].NotBefore = time.Now().Add(50*time.Millisecond + rand.N(7950*time.Millisecond))
+		}
+		_, l := lateness(b, s, q, msgs)
+		late = append(late, l...)
+	}
+	slices.Sort(late)
+	for name, i := range map[string]int{"min": 0, "p50": len(late) / 2, "p99": len(late) * 99 / 100, "max": len(late) - 1} {
+		b.ReportMetric(float64(late[i].Milliseconds()), name+"-late-ms")
+	}
+}
+
+// How long 10,000 messages that are due at the same time take to be stored, and then to come out of their last level.
+func BenchmarkDelay10kAtOnce(b *testing.B) {
+	s, q := benchQueue(b)
+	for b.Loop() {
+		msgs, at := benchMessages(q, 10_000), time.Now().Add(8*time.Second)
+		for i := range msgs {
+			msgs[i].NotBefore = at
+		}
+		stored, late := lateness(b, s, q, msgs)
+		b.ReportMetric(10_000/stored.Seconds(), "stored/s")
+		b.ReportMetric(10_000/slices.Max(late).Seconds(), "due/s")
+	}
+}
+
+// lateness publishes msgs, receives them, and returns how long the first took, and how long after NotBefore each came.
+func lateness(b *testing.B, s broker.Session, q string, msgs []broker.Message) (stored time.Duration, late []time.Duration) {
+	at := make(map[string]time.Time)
+	for _, m := range msgs {
+		at[m.ID] = m.NotBefore
+	}
+	c, err := s.Consume(b.Context(), broker.ConsumeOptions{Queue: q, Prefetch: 1000})
+	if err != nil {
+		b.Fatal(err)
+	}
+	began := time.Now()
+	publishAll(b, s, msgs)
+	stored = time.Since(began)
+	for range msgs {
+		d := <-c.Deliveries()
+		late = append(late, time.Since(at[d.ID]))
+		if err := d.Ack(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := c.Close(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	return stored, late
 }
 
 func benchQueue(b *testing.B) (broker.Session, string) {

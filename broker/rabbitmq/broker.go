@@ -9,7 +9,15 @@
 //     time; 64 of these places are kept for Retry and DeadLetter, so that settling goes on beside busy publishers.
 //   - RabbitMQ answers a publish to an exchange that does not exist, or that the user may not write to, by closing that
 //     channel. That ends the session, and everything in flight is [broker.ErrUnconfirmed].
-//   - Retry and DeadLetter publish a copy through the default exchange and then ack. Delays are not supported yet.
+//   - Retry, Suspect and DeadLetter publish a copy through the default exchange and then ack.
+//   - A delayed message waits in quorum queues shared by all programs on the broker, dispatcher.delay.v1.4 to .34, without a
+//     plugin. Declare binds each durable queue, and each binding's queue, to where messages are that are due; the first
+//     delayed message of a session declares the rest, 0.4 s where it does not exist yet. Needs RabbitMQ, 3.10 or later, by its
+//     own words: other servers have no Capabilities.Delay. Times are kept to 16 ms, and the delay of a Retry may be an
+//     eighth longer.
+//   - So a delayed message finds queues and bindings that were declared with this package. Others, ephemeral queues and dead letter
+//     queues it finds only as a Retry, which binds its queue. A key of a fanout exchange does not matter to
+//     sessions that have declared the exchange; for others it must be one that a queue was bound with.
 //   - Delivery.Losses is always 0: a redelivered message may have been given back, or lost, or never looked at.
 //   - Of quorum queues: what is released goes to the end of the queue unless it has a delivery limit, and counts against that
 //     before RabbitMQ 4.3; closing a consumer may lose some of the last acks, and those messages come again.

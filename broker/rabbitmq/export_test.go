@@ -1,6 +1,10 @@
 package rabbitmq
 
-import "time"
+import (
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
 
 // WithHeartbeat makes a dead peer be found in twice d, for tests. d is in whole seconds.
 func (b *Broker) WithHeartbeat(d time.Duration) *Broker {
@@ -10,3 +14,18 @@ func (b *Broker) WithHeartbeat(d time.Duration) *Broker {
 
 // QueueArguments returns what queues of a kind are declared with.
 func QueueArguments(kind string) (map[string]any, error) { return queueArguments(kind) }
+
+// WithoutDelay makes a session that nobody uses yet one with a broker that has no delays.
+func WithoutDelay(s broker.Session) broker.Session {
+	s.(*session).can.Delay = false
+	return s
+}
+
+// DelayArguments returns what the queues and exchanges of delays are declared with.
+func DelayArguments() []map[string]any {
+	all := []map[string]any{deliverArguments(), quorumArguments()}
+	for level := lowestLevel; level <= highestLevel; level++ {
+		all = append(all, levelArguments(level))
+	}
+	return all
+}

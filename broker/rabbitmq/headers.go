@@ -138,7 +138,7 @@ func encodeValue(v any) (any, int, error) {
 // decode turns what the client read into a message. Types of header values that the contract does not know are left as
 // they are.
 func decode(d *amqp.Delivery) broker.Message {
-	return broker.Message{
+	m := broker.Message{
 		Exchange:      d.Exchange,
 		RoutingKey:    d.RoutingKey,
 		ID:            d.MessageId,
@@ -150,6 +150,8 @@ func decode(d *amqp.Delivery) broker.Message {
 		Headers:       decodeTable(d.Headers),
 		Body:          d.Body,
 	}
+	arrived(&m)
+	return m
 }
 
 // decodeTable changes a table in place: nobody else has it.

@@ -20,8 +20,9 @@ import (
 // node is a RabbitMQ of the test's own, to be stopped, blocked and configured.
 type node struct {
 	testing.TB
-	url *url.URL
-	ctl string
+	url     *url.URL
+	ctl     string
+	brokers func(verb string) string // scripts/brokers.sh for this node
 }
 
 // newNode starts a node, or skips the test.
@@ -43,7 +44,7 @@ func newNode(t testing.TB) *node {
 		return string(out)
 	}
 	t.Cleanup(func() { brokers("stop") })
-	n := &node{TB: t}
+	n := &node{TB: t, brokers: brokers}
 	for line := range strings.Lines(brokers("start")) {
 		switch name, value, _ := strings.Cut(strings.TrimSpace(line), "="); name {
 		case "DISPATCHER_AMQP_CON":
@@ -76,10 +77,14 @@ func (n *node) as(t testing.TB, user, vhost string) *rabbitmq.Broker {
 func TestOwnNode(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
+	t.Run("makes levels", func(t *testing.T) { testLevels(t, n) })
+	t.Run("makes deleted levels again", func(t *testing.T) { testDeletedLevel(t, n) })
+	t.Run("refuses delays", func(t *testing.T) { testDelayPermissions(t, n) })
 	t.Run("refuses", func(t *testing.T) { testAccess(t, n) })
 	t.Run("blocks publishers", func(t *testing.T) { testBlocked(t, n) })
 	t.Run("times an ack out", func(t *testing.T) { testAckTimeout(t, n) })
 	t.Run("restarts", func(t *testing.T) { testRestart(t, n) })
+	t.Run("is killed", func(t *testing.T) { testKilledNode(t, n) })
 }
 
 // Everything that the broker does not let happen names the thing and what is missing, and shows no password.

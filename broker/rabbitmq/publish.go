@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -42,6 +43,7 @@ type flight struct {
 	id       string
 	exchange string
 	key      string
+	delay    *delay // nil = it does not wait
 	slots    chan struct{}
 	returned string        // the broker's words if it came back; guarded by publisher.mu
 	over     chan struct{} // closed when its ID is free
@@ -91,7 +93,8 @@ func (p *publisher) watchChannel() {
 	}
 }
 
-// Publish implements [broker.Session].
+// Publish implements [broker.Session]. The first message of the session that has to wait also blocks until the levels are
+// declared. If that is refused it is ErrRejected.
 func (s *session) Publish(ctx context.Context, msgs []broker.Message, done func(i int, err error)) {
 	if err := s.begin(&s.publishing); err != nil {
 		for i := range msgs {
@@ -102,7 +105,7 @@ func (s *session) Publish(ctx context.Context, msgs []broker.Message, done func(
 	defer s.publishing.done()
 	for i := range msgs {
 		id := msgs[i].ID // the caller may use msgs for something else before done runs
-		s.publish.send(ctx, &msgs[i], s.publish.publishSlots, func(err error) {
+		s.publish.send(ctx, &msgs[i], s.publish.publishSlots, exactDigits, func(err error) {
 			if err != nil {
 				err = fmt.Errorf("publish message %q: %w", id, err)
 			}
@@ -119,7 +122,7 @@ func (p *publisher) confirm(ctx context.Context, m *broker.Message) error {
 	}
 	defer p.s.publishing.done()
 	outcome := make(chan error, 1)
-	p.send(ctx, m, p.settleSlots, func(err error) { outcome <- err })
+	p.send(ctx, m, p.settleSlots, retryDigits, func(err error) { outcome <- err })
 	select {
 	case err := <-outcome:
 		return err
@@ -135,20 +138,15 @@ func (p *publisher) confirm(ctx context.Context, m *broker.Message) error {
 
 // send writes one message, and calls done once: here if nothing was written, otherwise on a goroutine of its own, one for
 // every message in flight. So a queue that does not answer holds up its own messages and nobody else's, and a socket that
-// takes nothing holds up no caller longer than ctx. The caller is counted in session.publishing.
-func (p *publisher) send(ctx context.Context, m *broker.Message, slots chan struct{}, done func(error)) {
-	pub, err := encode(m, p.conn.Config.FrameSize)
+// takes nothing holds up no caller longer than ctx. A delay is rounded to so many digits. The caller is counted in
+// session.publishing.
+func (p *publisher) send(ctx context.Context, m *broker.Message, slots chan struct{}, digits int, done func(error)) {
+	f, pub, err := p.prepare(ctx, m, digits)
+	if err == nil {
+		err = p.claim(ctx, f, slots)
+	}
 	if err != nil {
 		done(err)
-		return
-	}
-	if err := ctx.Err(); err != nil {
-		done(fmt.Errorf("%w: %w", broker.ErrNotSent, err))
-		return
-	}
-	f, err := p.claim(ctx, m, slots)
-	if err != nil {
-		done(p.notSent(err))
 		return
 	}
 	if err := p.board(ctx); err != nil {
@@ -160,11 +158,14 @@ func (p *publisher) send(ctx context.Context, m *broker.Message, slots chan stru
 	p.s.publishing.add()
 	go func() {
 		defer p.s.publishing.done()
-		confirmation, err := p.write(f, pub)
+		confirmation, err := p.write(f, &pub)
 		p.writing.give()
 		close(written)
 		if err == nil {
 			err = p.outcome(f, confirmation)
+		}
+		if f.delay != nil && f.delay.held && errors.Is(err, broker.ErrUnroutable) {
+			err = p.rewrite(f, &pub, err)
 		}
 		p.land(f)
 		done(err)
@@ -173,6 +174,66 @@ func (p *publisher) send(ctx context.Context, m *broker.Message, slots chan stru
 	case <-written: // the next message comes after it
 	case <-ctx.Done():
 	}
+}
+
+// prepare makes all that is needed to write a message, which may be the levels, if it is the first that has to wait.
+func (p *publisher) prepare(ctx context.Context, m *broker.Message, digits int) (f *flight, pub amqp.Publishing, err error) {
+	f = &flight{id: m.ID, exchange: m.Exchange, key: m.RoutingKey, over: make(chan struct{})}
+	frame := p.conn.Config.FrameSize
+	if time.Until(m.NotBefore) > 0 {
+		if f.delay, err = p.s.newDelay(m, digits); err != nil {
+			return nil, pub, err
+		}
+		if frame > 0 {
+			frame = max(1, frame-f.delay.room())
+		}
+		// An x-death in it would make RabbitMQ up to 3.13 drop it on its way, as one that goes round in circles.
+		forward := m.Forward()
+		m = &forward
+	}
+	if pub, err = encode(m, frame); err != nil {
+		return nil, pub, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, pub, p.notSent(err)
+	}
+	if f.delay != nil {
+		if f.delay.levels, err = p.s.declareLevels(ctx); err != nil {
+			return nil, pub, p.unprepared(err)
+		}
+	}
+	return f, pub, nil
+}
+
+// unprepared is the outcome of a message that was not written since something for its delay could not be declared.
+func (p *publisher) unprepared(err error) error {
+	err = fmt.Errorf("prepare delays: %w", err)
+	if errors.Is(err, broker.ErrRejected) {
+		return err
+	}
+	return p.notSent(err)
+}
+
+// rewrite writes a message again that a level has returned, once: somebody has deleted the level's queue. This duplicates
+// nothing, since the broker has said that no queue has the message.
+func (p *publisher) rewrite(f *flight, pub *amqp.Publishing, returned error) error {
+	ctx := context.Background() // ends with the session
+	p.s.delays.levels.forget(f.delay.levels)
+	if _, err := p.s.declareLevels(ctx); err != nil {
+		return fmt.Errorf("%w; and to declare it again: %v", returned, err)
+	}
+	if err := p.board(ctx); err != nil {
+		return returned
+	}
+	p.mu.Lock()
+	f.returned = ""
+	p.mu.Unlock()
+	confirmation, err := p.write(f, pub)
+	p.writing.give()
+	if err != nil {
+		return err
+	}
+	return p.outcome(f, confirmation)
 }
 
 // notSent words the end of a wait.
@@ -184,8 +245,7 @@ func (p *publisher) notSent(err error) error {
 }
 
 // claim waits until the ID is not in flight, and for a place in the window.
-func (p *publisher) claim(ctx context.Context, m *broker.Message, slots chan struct{}) (*flight, error) {
-	f := &flight{id: m.ID, exchange: m.Exchange, key: m.RoutingKey, over: make(chan struct{})}
+func (p *publisher) claim(ctx context.Context, f *flight, slots chan struct{}) error {
 	for {
 		p.mu.Lock()
 		other := p.flights[f.id]
@@ -198,21 +258,21 @@ func (p *publisher) claim(ctx context.Context, m *broker.Message, slots chan str
 		select {
 		case <-other.over:
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return p.notSent(ctx.Err())
 		case <-p.s.dead:
-			return nil, errOver
+			return p.notSent(errOver)
 		}
 	}
 	select {
 	case slots <- struct{}{}:
 		f.slots = slots
-		return f, nil
+		return nil
 	case <-ctx.Done():
 		p.land(f)
-		return nil, ctx.Err()
+		return p.notSent(ctx.Err())
 	case <-p.s.dead:
 		p.land(f)
-		return nil, errOver
+		return p.notSent(errOver)
 	}
 }
 
@@ -244,12 +304,15 @@ func (p *publisher) board(ctx context.Context) error {
 }
 
 // write hands the message to the socket. It blocks as long as the socket does.
-func (p *publisher) write(f *flight, pub amqp.Publishing) (*amqp.DeferredConfirmation, error) {
+func (p *publisher) write(f *flight, pub *amqp.Publishing) (*amqp.DeferredConfirmation, error) {
 	if p.conn.socket.dead.Load() {
 		<-p.s.dead // whoever killed it, or the watcher, is about to say why
 		return nil, p.notSent(errOver)
 	}
-	confirmation, err := p.ch.PublishWithDeferredConfirm(f.exchange, f.key, true, false, pub)
+	if f.delay != nil {
+		f.delay.aim(f, pub)
+	}
+	confirmation, err := p.ch.PublishWithDeferredConfirm(f.exchange, f.key, true, false, *pub)
 	switch {
 	case err == nil:
 		return confirmation, nil

@@ -14,6 +14,8 @@ import (
 // session implements [broker.Session] with two connections.
 type session struct {
 	queueType string // of durable queues that name none
+	can       broker.Capabilities
+	delays    delays
 	publish   *publisher
 	consume   *conn // everything but publishing, since an exclusive queue belongs to its connection
 	calls     chan struct{}
@@ -39,6 +41,7 @@ const maxCalls = 16
 func newSession(queueType string, publish, consume *conn) (*session, error) {
 	s := &session{
 		queueType: queueType,
+		can:       capabilitiesOf(publish.Properties),
 		consume:   consume,
 		calls:     make(chan struct{}, maxCalls),
 		dead:      make(chan struct{}),
@@ -65,11 +68,10 @@ func newSession(queueType string, publish, consume *conn) (*session, error) {
 }
 
 // Capabilities implements [broker.Session].
-func (s *session) Capabilities() broker.Capabilities {
-	return broker.Capabilities{Fanout: true, Ephemeral: true}
-}
+func (s *session) Capabilities() broker.Capabilities { return s.can }
 
-// Blocked implements [broker.Session]: the broker is short of memory or disk. Retry and DeadLetter wait too. RabbitMQ tells a connection only after it has published something.
+// Blocked implements [broker.Session]: the broker is short of memory or disk. Retry and DeadLetter wait too. RabbitMQ tells a
+// connection only after it has published something.
 func (s *session) Blocked() (reason string, ok bool) {
 	if b := s.publish.gate.shut.Load(); b != nil {
 		return b.reason, true

@@ -83,16 +83,18 @@ func (d *delivery) forward(ctx context.Context, suffix string, m *broker.Message
 	l := d.lane
 	l.mu.Lock()
 	err := d.take()
-	if err == nil && delay > 0 {
-		d.settled = false
-		err = fmt.Errorf("with a delay: %w", errors.ErrUnsupported)
-	}
 	l.mu.Unlock()
 	if err != nil {
 		return err
 	}
 	m.Exchange, m.RoutingKey, m.NotBefore = "", broker.Owner(l.queue)+suffix, time.Time{}
-	err = l.s.publish.confirm(ctx, m)
+	if delay > 0 {
+		m.NotBefore = time.Now().Add(delay)
+		err = l.s.allowRetry(ctx, m.RoutingKey, delay)
+	}
+	if err == nil {
+		err = l.s.publish.confirm(ctx, m)
+	}
 	l.mu.Lock()
 	switch {
 	case l.gone != nil && err == nil:
@@ -111,6 +113,20 @@ func (d *delivery) forward(ctx context.Context, suffix string, m *broker.Message
 		l.poke()
 	}
 	return err
+}
+
+// allowRetry checks what a delayed retry needs beside its publish.
+func (s *session) allowRetry(ctx context.Context, queue string, delay time.Duration) error {
+	if !s.can.Delay {
+		return fmt.Errorf("with a delay: %w: %w", broker.ErrRejected, errors.ErrUnsupported)
+	}
+	if err := checkDelay(delay); err != nil {
+		return err
+	}
+	if err := s.bindRetries(ctx, queue); err != nil {
+		return s.publish.unprepared(err)
+	}
+	return nil
 }
 
 // Lost implements [broker.Settler]. The channel is shared by the deliveries of a consumer or of one TryGet.

@@ -34,12 +34,16 @@ func queueArguments(kind string) (amqp.Table, error) {
 	case "":
 		return nil, nil
 	case quorum:
-		return amqp.Table{amqp.QueueTypeArg: quorum, "x-delivery-limit": int64(deliveryLimit)}, nil
+		return quorumArguments(), nil
 	}
 	return nil, fmt.Errorf("queue type %q: %w", kind, errors.ErrUnsupported)
 }
 
-// Declare implements [broker.Session].
+func quorumArguments() amqp.Table {
+	return amqp.Table{amqp.QueueTypeArg: quorum, "x-delivery-limit": int64(deliveryLimit)}
+}
+
+// Declare implements [broker.Session]. It also makes ready what delayed messages need at their target.
 func (s *session) Declare(ctx context.Context, t broker.Topology) error {
 	if err := s.alive(ctx); err != nil {
 		return fmt.Errorf("declare topology: %w", err)
@@ -48,6 +52,7 @@ func (s *session) Declare(ctx context.Context, t broker.Topology) error {
 		if err := s.declareExchange(ctx, x); err != nil {
 			return fmt.Errorf("declare exchange %q: %w", x.Name, err)
 		}
+		s.delays.noteExchange(x)
 	}
 	for _, q := range t.Queues {
 		if err := s.declareQueue(ctx, q); err != nil {
@@ -58,6 +63,9 @@ func (s *session) Declare(ctx context.Context, t broker.Topology) error {
 		if err := s.bind(ctx, b); err != nil {
 			return fmt.Errorf("bind queue %q to exchange %q with key %q: %w", b.Queue, b.Exchange, b.Key, err)
 		}
+	}
+	if err := s.bindDelays(ctx, t); err != nil {
+		return fmt.Errorf("prepare delays: %w", err)
 	}
 	return nil
 }
@@ -202,6 +210,7 @@ func (s *session) Delete(ctx context.Context, queue string) error {
 	if err != nil && !errors.Is(err, broker.ErrQueueGone) {
 		return fmt.Errorf("delete queue %q: %w", queue, err)
 	}
+	s.delays.noteQueue(queue, false)
 	return nil
 }
 

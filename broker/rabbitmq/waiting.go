@@ -100,3 +100,60 @@ func (g *gate) pass(ctx context.Context, over <-chan struct{}) error {
 		}
 	}
 }
+
+// errand is something that is done once, by whoever needs it first; others who need it wait for that. If it failed, the next who
+// needs it tries again. The zero value is ready.
+type errand struct {
+	mu  sync.Mutex // taken before session.mu
+	run *run       // under way, or done; nil = to be done
+}
+
+// run is one try of an errand.
+type run struct {
+	over chan struct{} // closed when err is set
+	err  error
+}
+
+// do waits until f has been done, by this call or another. f belongs to the session: it goes on when ctx ends.
+func (e *errand) do(ctx context.Context, s *session, f func() error) (*run, error) {
+	e.mu.Lock()
+	r := e.run
+	if r == nil {
+		if err := s.begin(&s.goroutines); err != nil {
+			e.mu.Unlock()
+			return nil, err
+		}
+		r = &run{over: make(chan struct{})}
+		e.run = r
+		go func() {
+			defer s.goroutines.done()
+			if r.err = f(); r.err != nil {
+				e.forget(r)
+			}
+			close(r.over)
+		}()
+	}
+	e.mu.Unlock()
+	select {
+	case <-r.over:
+		return r, r.err
+	default:
+	}
+	select {
+	case <-r.over:
+		return r, r.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-s.dead:
+		return nil, s.Err()
+	}
+}
+
+// forget has the errand done again, unless that was decided since r.
+func (e *errand) forget(r *run) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.run == r {
+		e.run = nil
+	}
+}

@@ -1,0 +1,39 @@
+package rabbitmq
+
+import (
+	"fmt"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// version is a version of RabbitMQ. What follows the numbers, as in 4.1.0-rc.1, does not matter.
+type version struct{ major, minor, patch int }
+
+func (v version) atLeast(w version) bool {
+	if v.major != w.major {
+		return v.major > w.major
+	}
+	if v.minor != w.minor {
+		return v.minor > w.minor
+	}
+	return v.patch >= w.patch
+}
+
+// capabilitiesOf tells from what a server says of itself what it can do. Others speak AMQP too and take every argument without a
+// word, so that only the name and the version say whether it means something to them.
+func capabilitiesOf(server amqp.Table) broker.Capabilities {
+	can := broker.Capabilities{Fanout: true, Ephemeral: true}
+	text, _ := server["version"].(string)
+	var v version
+	if n, _ := fmt.Sscanf(text, "%d.%d.%d", &v.major, &v.minor, &v.patch); n < 2 || server["product"] != "RabbitMQ" {
+		return can
+	}
+	can.Delay = v.atLeast(version{3, 10, 0})
+	if v.atLeast(version{3, 8, 17}) { // it was 15 minutes for two versions, and never before
+		can.ConsumerTimeout = 30 * time.Minute
+	}
+	return can
+}

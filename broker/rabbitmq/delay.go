@@ -1,0 +1,177 @@
+package rabbitmq
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math/bits"
+	"strconv"
+	"strings"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// A delayed message waits in up to 31 queues, the levels: the one of level n holds it for 2^n ms and then passes it on to the
+// exchange of level n-1. Its routing key says at which levels it waits, one word of 0 or 1 each, the highest level first; the
+// last word says where it is going to. A queue has one time to live for all, so that what is due first is at its head: RabbitMQ
+// looks nowhere else (measured: a message of 200 ms behind one of 3 s took 3 s).
+const (
+	lowestLevel  = 4
+	highestLevel = 34
+	levelCount   = highestLevel - lowestLevel + 1
+
+	// The names and all that hangs on them are shared by every program on the broker, of any version of this one: another way
+	// to delay needs another name.
+	delayPrefix     = "dispatcher.delay.v1."
+	deliverExchange = delayPrefix + "deliver"       // where messages are that are due
+	strayExchange   = delayPrefix + "undeliverable" // where those go that no queue takes there
+
+	grain    = 1 << lowestLevel * time.Millisecond
+	maxTicks = 1<<levelCount - 1
+)
+
+// How many significant binary digits of a delay are kept. A digit of 1 is a hop, in which the message is written to disk
+// twice. A task's own time is exact; the pause before a retry is up to an eighth longer, and four hops at most.
+const (
+	exactDigits = levelCount
+	retryDigits = 4
+)
+
+// ticks is for how many grains a message is held so that it is never early. RabbitMQ keeps whole milliseconds and cuts off
+// what is less, so that each hop may be up to one too short.
+func ticks(d time.Duration, digits int) uint64 {
+	n := uint64(max(0, d) / grain)
+	for {
+		if excess := bits.Len64(n) - digits; excess > 0 {
+			n = (n + 1<<excess - 1) >> excess << excess
+		}
+		if n >= maxTicks {
+			return maxTicks
+		}
+		if time.Duration(n)*grain-time.Duration(bits.OnesCount64(n))*time.Millisecond >= d {
+			return n
+		}
+		n++
+	}
+}
+
+// levelName names the queue and the exchange of a level.
+func levelName(level int) string { return delayPrefix + strconv.Itoa(level) }
+
+// firstLevel is the highest one where a message waits. It is published there, since the levels above are only a way.
+func firstLevel(ticks uint64) int { return lowestLevel + bits.Len64(ticks) - 1 }
+
+// delayKey is the routing key for so many ticks.
+func delayKey(ticks uint64, word string) string {
+	key := make([]byte, 0, 2*levelCount+len(word))
+	for level := highestLevel; level >= lowestLevel; level-- {
+		key = append(key, '0'+byte(ticks>>(level-lowestLevel)&1), '.')
+	}
+	return string(append(key, word...))
+}
+
+// levelPattern binds at a level what has that digit there. All patterns have as many words as the keys and no #, which also
+// stands for words that belong to others.
+func levelPattern(level int, digit string) string {
+	return strings.Repeat("*.", highestLevel-level) + digit + strings.Repeat(".*", level-lowestLevel+1)
+}
+
+// deliverPattern binds what is due to a queue.
+func deliverPattern(word string) string { return strings.Repeat("*.", levelCount) + word }
+
+// target is where a delayed message goes when it is due. With an empty exchange it is a queue, as everywhere.
+type target struct{ exchange, key string }
+
+// targetHeader carries the target, since the routing key has another use. Received messages do not show it.
+const targetHeader = "x-dispatcher-target"
+
+func (t target) header() string { return t.exchange + "\x00" + t.key }
+
+// word stands for the target in routing keys, where names would be too long, and the dots in them words of their own.
+func (t target) word() string {
+	sum := sha256.Sum256([]byte(t.header()))
+	return hex.EncodeToString(sum[:16])
+}
+
+// arrived gives a message that came out of the levels what it was published with, if it is one.
+func arrived(m *broker.Message) {
+	if !strings.HasPrefix(m.Exchange, delayPrefix) {
+		return
+	}
+	header, _ := m.Headers[targetHeader].(string)
+	exchange, key, ok := strings.Cut(header, "\x00")
+	if !ok {
+		return
+	}
+	m.Exchange, m.RoutingKey = exchange, key
+	for name := range m.Headers {
+		if name == targetHeader || strings.HasPrefix(name, "x-death") || strings.HasPrefix(name, "x-first-death-") || strings.HasPrefix(name, "x-last-death-") {
+			delete(m.Headers, name)
+		}
+	}
+	if len(m.Headers) == 0 {
+		m.Headers = nil
+	}
+}
+
+// deathSize is more than what RabbitMQ adds to the headers of a message at each level, as x-death.
+const deathSize = 320
+
+// delay is what is known of a message that has to wait. Its flight has it.
+type delay struct {
+	due    time.Time
+	digits int
+	target target
+	word   string
+	levels *run // the declaration that it relies on
+	held   bool // it was written to a level
+}
+
+// newDelay checks a message that is not due yet.
+func (s *session) newDelay(m *broker.Message, digits int) (*delay, error) {
+	d := &delay{due: m.NotBefore, digits: digits, target: target{m.Exchange, m.RoutingKey}}
+	if !s.can.Delay {
+		return nil, fmt.Errorf("with a delay: %w: %w", broker.ErrRejected, errors.ErrUnsupported)
+	}
+	if err := checkDelay(time.Until(d.due)); err != nil {
+		return nil, err
+	}
+	if strings.Contains(m.Exchange, "\x00") {
+		return nil, fmt.Errorf("with a delay to exchange %q: a name with a zero byte: %w", m.Exchange, broker.ErrRejected)
+	}
+	d.word = s.delays.target(m.Exchange, m.RoutingKey).word()
+	return d, nil
+}
+
+func checkDelay(d time.Duration) error {
+	if d > broker.MaxDelay {
+		return fmt.Errorf("due in %v, at most %v: %w", d.Round(time.Second), broker.MaxDelay, broker.ErrRejected)
+	}
+	return nil
+}
+
+// room is how many bytes of a frame the message's headers must leave free.
+func (d *delay) room() int {
+	return len(targetHeader) + len(d.target.header()) + 16 + (d.digits+2)*deathSize
+}
+
+// aim says where the message is to be written, right before that: what it waited for until then must not make it late. If it
+// has become due meanwhile, it goes where all others go.
+func (d *delay) aim(f *flight, pub *amqp.Publishing) {
+	left := time.Until(d.due)
+	if d.held = left > 0; !d.held {
+		f.exchange, f.key = d.target.exchange, d.target.key
+		delete(pub.Headers, targetHeader)
+		return
+	}
+	n := ticks(left, d.digits)
+	f.exchange, f.key = levelName(firstLevel(n)), delayKey(n, d.word)
+	if pub.Headers == nil {
+		pub.Headers = amqp.Table{}
+	}
+	pub.Headers[targetHeader] = d.target.header()
+}

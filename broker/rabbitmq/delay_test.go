@@ -1,0 +1,202 @@
+package rabbitmq
+
+import (
+	"errors"
+	"math/bits"
+	"strings"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"pgregory.net/rapid"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// anyDelay draws delays of all magnitudes alike.
+func anyDelay(t *rapid.T) time.Duration {
+	magnitude := rapid.IntRange(0, 54).Draw(t, "magnitude")
+	return min(broker.MaxDelay, time.Duration(rapid.Int64Range(1, 1<<magnitude).Draw(t, "delay")))
+}
+
+// held is how long the levels hold a message for so many ticks at least: at each it may be a millisecond short.
+func held(ticks uint64) time.Duration {
+	d := time.Duration(0)
+	for level := lowestLevel; level <= highestLevel; level++ {
+		if ticks>>(level-lowestLevel)&1 == 1 {
+			d += time.Duration(1<<level-1) * time.Millisecond
+		}
+	}
+	return d
+}
+
+func TestDelayIsNeverShorterAndHardlyLongerThanAsked(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		d := anyDelay(t)
+		exact, retry := ticks(d, exactDigits), ticks(d, retryDigits)
+		if held(exact) < d || held(retry) < d {
+			t.Fatalf("%v becomes %v, as a retry %v", d, held(exact), held(retry))
+		}
+		if late := time.Duration(exact)*grain - d; late > 3*grain {
+			t.Errorf("%v becomes %v later", d, late)
+		}
+		if late := time.Duration(retry)*grain - d; late > d/8+3*grain {
+			t.Errorf("as a retry %v becomes %v later", d, late)
+		}
+		if n := bits.OnesCount64(retry); n > retryDigits {
+			t.Errorf("a retry after %v takes %d hops", d, n)
+		}
+		if exact > maxTicks || retry > maxTicks {
+			t.Errorf("%v is longer than all levels together", d)
+		}
+	})
+}
+
+// A longer delay is not due before a shorter one.
+func TestDelaysKeepTheirOrder(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		a, b := anyDelay(t), anyDelay(t)
+		for _, digits := range []int{exactDigits, retryDigits} {
+			if (a <= b) != (ticks(a, digits) <= ticks(b, digits)) && ticks(a, digits) != ticks(b, digits) {
+				t.Errorf("%v and %v change places", a, b)
+			}
+		}
+	})
+}
+
+func TestTicksAtTheEdges(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		d           time.Duration
+		exact, less uint64
+	}{
+		{1, 1, 1},
+		{15 * time.Millisecond, 1, 1},
+		{15*time.Millisecond + 1, 2, 2}, // the millisecond that RabbitMQ may cut off
+		{31 * time.Millisecond, 2, 2},
+		{32 * time.Millisecond, 3, 3},
+		{47 * time.Millisecond, 4, 4},
+		{16 * 16 * time.Millisecond, 17, 18},
+	} {
+		if exact, less := ticks(test.d, exactDigits), ticks(test.d, retryDigits); exact != test.exact || less != test.less {
+			t.Errorf("%v: %d and %d, want %d and %d", test.d, exact, less, test.exact, test.less)
+		}
+	}
+	if n := ticks(broker.MaxDelay, retryDigits); n >= maxTicks || n>>(levelCount-1) != 1 {
+		t.Errorf("the longest retry is %b", n)
+	}
+	if n := ticks(1<<63-1, exactDigits); n != maxTicks {
+		t.Errorf("for ever is %b", n)
+	}
+}
+
+// matches is what a topic exchange does, without #.
+func matches(pattern, key string) bool {
+	p, k := strings.Split(pattern, "."), strings.Split(key, ".")
+	if len(p) != len(k) {
+		return false
+	}
+	for i := range p {
+		if p[i] != "*" && p[i] != k[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// A message that follows the bindings from exchange to exchange comes to each queue whose time it needs, and then to its target.
+func TestBindingsLeadThroughTheLevelsOfADelay(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		n := rapid.Uint64Range(1, maxTicks).Draw(t, "ticks")
+		to := target{rapid.String().Draw(t, "exchange"), rapid.String().Draw(t, "key")}
+		key := delayKey(n, to.word())
+		if len(key) > maxName {
+			t.Fatalf("a key of %d bytes", len(key))
+		}
+		var waited uint64
+		for level := firstLevel(n); level >= lowestLevel; level-- {
+			waits, passes := matches(levelPattern(level, "1"), key), matches(levelPattern(level, "0"), key)
+			if waits == passes {
+				t.Fatalf("level %d: waits %t, passes %t", level, waits, passes)
+			}
+			if waits {
+				waited += uint64(levelArguments(level)["x-message-ttl"].(int64))
+			}
+		}
+		if waited != n<<lowestLevel {
+			t.Errorf("waits %d ms for %d ticks", waited, n)
+		}
+		if !matches(deliverPattern(to.word()), key) || matches(deliverPattern(target{to.exchange, to.key + "x"}.word()), key) {
+			t.Error("comes to another target")
+		}
+	})
+}
+
+func TestArrivedMessageIsAsItWasPublished(t *testing.T) {
+	t.Parallel()
+	d := amqp.Delivery{Exchange: levelName(7), RoutingKey: delayKey(5, target{"x", "k"}.word()), Headers: amqp.Table{
+		targetHeader: "x\x00k\x00k", "mine": "kept",
+		"x-death": []any{amqp.Table{"count": int64(1)}}, "x-first-death-queue": "q", "x-first-death-reason": "expired", "x-last-death-exchange": "x",
+	}}
+	m := decode(&d)
+	if m.Exchange != "x" || m.RoutingKey != "k\x00k" || len(m.Headers) != 1 || m.Headers["mine"] != "kept" {
+		t.Errorf("got %+v", m)
+	}
+	d = amqp.Delivery{Exchange: levelName(7), Headers: amqp.Table{targetHeader: "\x00q"}}
+	if m := decode(&d); m.Exchange != "" || m.RoutingKey != "q" || m.Headers != nil {
+		t.Errorf("got %+v", m)
+	}
+	// From anywhere else the header is just a header.
+	for name, d := range map[string]amqp.Delivery{
+		"other exchange": {Exchange: "x", RoutingKey: "k", Headers: amqp.Table{targetHeader: "a\x00b"}},
+		"no target":      {Exchange: levelName(7), RoutingKey: "k", Headers: amqp.Table{targetHeader: "a"}},
+		"other type":     {Exchange: levelName(7), RoutingKey: "k", Headers: amqp.Table{targetHeader: int64(1)}},
+	} {
+		if m := decode(&d); m.Exchange != d.Exchange || m.RoutingKey != "k" || len(m.Headers) != 1 {
+			t.Errorf("%s: got %+v", name, m)
+		}
+	}
+}
+
+func TestOnlyRabbitMQSince310Delays(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		product, version string
+		delay            bool
+		timeout          time.Duration
+	}{
+		{"RabbitMQ", "3.10.8", true, 30 * time.Minute},
+		{"RabbitMQ", "3.10.0-rc.1", true, 30 * time.Minute},
+		{"RabbitMQ", "3.13.7.2", true, 30 * time.Minute},
+		{"RabbitMQ", "4.0.1", true, 30 * time.Minute},
+		{"RabbitMQ", "10.0", true, 30 * time.Minute},
+		{"RabbitMQ", "3.9.29", false, 30 * time.Minute},
+		{"RabbitMQ", "3.8.16", false, 0},
+		{"RabbitMQ", "2.10.9", false, 0},
+		{"RabbitMQ", "newest", false, 0},
+		{"LavinMQ", "4.0.1", false, 0},
+		{"", "", false, 0},
+	} {
+		can := capabilitiesOf(amqp.Table{"product": test.product, "version": test.version})
+		if can.Delay != test.delay || can.ConsumerTimeout != test.timeout || !can.Fanout || !can.Ephemeral || can.ExactLosses {
+			t.Errorf("%s %s: %+v", test.product, test.version, can)
+		}
+	}
+}
+
+func TestDelayBeyondTheLongestIsRefusedByName(t *testing.T) {
+	t.Parallel()
+	s := &session{can: broker.Capabilities{Delay: true}}
+	for d, want := range map[time.Duration]error{broker.MaxDelay + time.Second: broker.ErrRejected, broker.MaxDelay: nil} {
+		_, err := s.newDelay(&broker.Message{NotBefore: time.Now().Add(d)}, exactDigits)
+		if !errors.Is(err, want) {
+			t.Errorf("%v: %v, want %v", d, err, want)
+		}
+	}
+	if _, err := s.newDelay(&broker.Message{Exchange: "a\x00b", NotBefore: time.Now().Add(time.Hour)}, exactDigits); !errors.Is(err, broker.ErrRejected) {
+		t.Errorf("an exchange whose name cannot be carried: %v", err)
+	}
+}
