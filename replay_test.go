@@ -181,7 +181,7 @@ func TestAReplayToADeletedQueueKeepsTheLetters(t *testing.T) {
 	})
 }
 
-// buried checks that every letter is in its queue or a dead letter, and returns how many are in both.
+// nothingLost checks that every letter is in its queue or a dead letter, and returns how many are in both.
 func (g *graveyard) nothingLost(n int) (twice int) {
 	g.t.Helper()
 	seen := make([]int, n)

@@ -148,7 +148,7 @@ func (k *kit) undelivered(ids ...string) map[string]broker.Delivery {
 	k.eventually(fmt.Sprintf("%d undeliverable messages", len(ids)), func() bool {
 		var others []broker.Delivery // held meanwhile: what is given back would come again and hide what is behind it
 		for {
-			ds, err := s.TryGet(k.ctx, broker.Undeliverable, 100)
+			ds, err := s.TryGet(k.ctx, broker.Undeliverable, 20)
 			if err != nil && !errors.Is(err, broker.ErrQueueGone) { // it need not exist before the first comes
 				k.Fatalf("TryGet: %v", err)
 			}
