@@ -157,7 +157,10 @@ func (s *session) declareLevels(ctx context.Context) (*run, error) {
 		if _, err := s.declareBase(context.Background()); err != nil {
 			return err
 		}
-		return s.declareOrFind(levelSteps(), levelName(highestLevel))
+		if err := s.declareOrFind(levelSteps(), levelName(highestLevel)); err != nil {
+			return err
+		}
+		return s.publish.mayWriteLevels()
 	})
 }
 
