@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -96,11 +97,19 @@ func TestTasksOutliveWorkersThatAreKilled(t *testing.T) {
 	}
 
 	runs := newRunCount(total)
+	var suicides atomic.Int32
+	ran := func(n int) {
+		if n < 0 {
+			suicides.Add(1)
+			return
+		}
+		runs.ran(n)
+	}
 	order := chaosOrder{URL: r.url.String(), Name: r.name, Limit: 4}
-	kills, deaths := 0, 0
+	kills := 0
 	began := time.Now()
 	for kills < crashKills {
-		w := startWorker(t, ctx, order, runs.ran)
+		w := startWorker(t, ctx, order, ran)
 		select {
 		case <-w.ready:
 		case <-w.ended: // by the killer, before it said so
@@ -113,22 +122,19 @@ func TestTasksOutliveWorkersThatAreKilled(t *testing.T) {
 			_ = w.cmd.Process.Signal(syscall.SIGKILL)
 			kills++
 		case <-w.ended:
-			deaths++
 		}
 		_ = w.wait()
 	}
 	killed := time.Since(began)
 	for all := false; !all; { // the killer may have some lives left
-		w := startWorker(t, ctx, order, runs.ran)
+		w := startWorker(t, ctx, order, ran)
 		select {
 		case <-w.ended:
-			deaths++
 		case <-ctx.Done():
 			t.Fatalf("%d of %d tasks have not run", runs.missing(), total)
 		case <-runs.all:
 			if n, _ := r.count(r.name + ".dead"); n == 0 {
 				<-w.ended
-				deaths++
 				continue
 			}
 			r.queueIs(r.name, 0)
@@ -141,15 +147,21 @@ func TestTasksOutliveWorkersThatAreKilled(t *testing.T) {
 	if d.MessageId != killer.UUID {
 		t.Errorf("dead letter %s, want the killer %s", d.MessageId, killer.UUID)
 	}
+	// Its own dead letter may be there twice, if a process was killed between the confirmation and the acknowledgement.
 	if n, _ := r.count(r.name + ".dead"); n != 0 {
-		t.Errorf("%d more dead letters", n)
+		for _, d := range r.take(r.name+".dead", n) {
+			if d.MessageId != killer.UUID {
+				t.Errorf("one more dead letter: %s %s %v", d.MessageId, d.Body, d.Headers)
+			}
+		}
+	}
+	// Two losses make it a suspect and three more end it; those that coincide with a kill of ours count as well.
+	if n := suicides.Load(); n < 2 || n > 10 {
+		t.Errorf("the task has ended %d processes", n)
 	}
 	executions, twice := runs.count()
-	if executions < total || deaths < 5 {
-		t.Errorf("%d executions of %d tasks, %d deaths", executions, total, deaths)
-	}
 	t.Logf("%d processes killed in %.1f s, %d ended by the task itself: %d tasks, %d executions, %d run more than once",
-		kills, killed.Seconds(), deaths, total, executions, twice)
+		kills, killed.Seconds(), suicides.Load(), total, executions, twice)
 }
 
 // crashWorker is the worker process.
@@ -167,7 +179,7 @@ func crashWorker(t *testing.T, text string) {
 		t.Fatal(err)
 	}
 	w, err := server.NewWorker(&dispatcher.WorkerConfig{Name: "worker", Queue: order.Name, Limit: order.Limit}, tasks{
-		"kills": fn(func() error { return syscall.Kill(os.Getpid(), syscall.SIGKILL) }),
+		"kills": fn(func() error { fmt.Println("ran -1"); return syscall.Kill(os.Getpid(), syscall.SIGKILL) }),
 		"count": fn(func(ctx context.Context, n int) error {
 			info, _ := dispatcher.TaskFromContext(ctx)
 			if n%10 == 0 && info.Attempt == 1 {

@@ -84,14 +84,14 @@ func explained(err error) error {
 	return err
 }
 
-func stepExchange(name, kind string, args amqp.Table) step {
-	return step{fmt.Sprintf("declare exchange %q", name), declareExchange, func(ch *amqp.Channel) error {
+func stepExchange(name, kind string, args amqp.Table, op operation) step {
+	return step{fmt.Sprintf("declare exchange %q", name), op, func(ch *amqp.Channel) error {
 		return ch.ExchangeDeclare(name, kind, true, false, false, false, args)
 	}}
 }
 
-func stepQueue(name string, args amqp.Table) step {
-	return step{fmt.Sprintf("declare queue %q", name), declareQueue, func(ch *amqp.Channel) error {
+func stepQueue(name string, args amqp.Table, op operation) step {
+	return step{fmt.Sprintf("declare queue %q", name), op, func(ch *amqp.Channel) error {
 		_, err := ch.QueueDeclare(name, true, false, false, false, args)
 		return err
 	}}
@@ -112,10 +112,10 @@ func stepBindExchange(to, key, from string) step {
 // baseSteps make the deliver exchange, last of all: who finds it may rely on the rest.
 func baseSteps() []step {
 	return []step{
-		stepQueue(broker.Undeliverable, quorumArguments()),
-		stepExchange(strayExchange, "fanout", nil),
+		stepQueue(broker.Undeliverable, quorumArguments(), declareQueue),
+		stepExchange(strayExchange, "fanout", nil, declareExchange),
 		stepBind(broker.Undeliverable, "", strayExchange),
-		stepExchange(deliverExchange, "topic", deliverArguments()),
+		stepExchange(deliverExchange, "topic", deliverArguments(), declareDeliver),
 	}
 }
 
@@ -126,8 +126,8 @@ func levelSteps() []step {
 	for level := lowestLevel; level <= highestLevel; level++ {
 		name := levelName(level)
 		steps = append(steps,
-			stepQueue(name, levelArguments(level)),
-			stepExchange(name, "topic", nil),
+			stepQueue(name, levelArguments(level), declareLevel),
+			stepExchange(name, "topic", nil, declareExchange),
 			stepBindExchange(below(level), levelPattern(level, "0"), name),
 			stepBind(name, levelPattern(level, "1"), name),
 		)
@@ -157,7 +157,10 @@ func (s *session) declareLevels(ctx context.Context) (*run, error) {
 		if _, err := s.declareBase(context.Background()); err != nil {
 			return err
 		}
-		return s.declareOrFind(levelSteps(), levelName(highestLevel))
+		if err := s.declareOrFind(levelSteps(), levelName(highestLevel)); err != nil {
+			return err
+		}
+		return s.publish.mayWriteLevels()
 	})
 }
 

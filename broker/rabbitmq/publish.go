@@ -205,6 +205,39 @@ func (p *publisher) prepare(ctx context.Context, m *broker.Message, digits int) 
 	return f, pub, nil
 }
 
+// mayWriteLevels finds out whether the user may publish to the levels, with messages that no queue takes. RabbitMQ answers with
+// the end of the channel if not, so it is another than that of all publishes: a worker without the right would lose its session
+// with each retry.
+func (p *publisher) mayWriteLevels() error {
+	if err := p.gate.pass(context.Background(), p.s.dead); err != nil {
+		return p.s.Err()
+	}
+	_, err := call(context.Background(), p.s, func() (struct{}, error) {
+		ch, err := p.conn.Channel()
+		if err != nil {
+			return struct{}{}, err
+		}
+		closes := ch.NotifyClose(make(chan *amqp.Error, 1))
+		var last *amqp.DeferredConfirmation
+		err = ch.Confirm(false)
+		for level := lowestLevel; level <= highestLevel && err == nil; level++ {
+			last, err = ch.PublishWithDeferredConfirm(levelName(level), "", false, false, amqp.Publishing{})
+		}
+		if err == nil {
+			<-last.Done()
+		}
+		if err != nil || !last.Acked() {
+			if e := <-closes; e != nil { // it says more than err
+				err = e
+			}
+			return struct{}{}, err
+		}
+		_ = ch.Close()
+		return struct{}{}, nil
+	}, nil)
+	return refused(writeExchange, err)
+}
+
 // unprepared is the outcome of a message that was not written since something for its delay could not be declared.
 func (p *publisher) unprepared(err error) error {
 	err = fmt.Errorf("prepare delays: %w", err)

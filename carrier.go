@@ -1,0 +1,193 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// maxCarriers bounds how many routing keys are served side by side, each with one entry in flight.
+const maxCarriers = 64
+
+// carry is a carrier: it sends one entry of one key, then one of the next in turn, so that no busy key holds up the others.
+func (c *courier) carry() {
+	for {
+		c.mu.Lock()
+		if len(c.ready) == 0 || c.stopped {
+			c.carriers--
+			c.signal()
+			c.mu.Unlock()
+			return
+		}
+		k := c.ready[0]
+		c.ready[0], c.ready = nil, c.ready[1:]
+		k.more = false // before the outbox is asked: what is added from now on may not be seen
+		c.mu.Unlock()
+
+		moved, empty := c.next(k.name)
+
+		c.mu.Lock()
+		k.busy = false
+		if !empty {
+			k.more = true
+		}
+		if moved {
+			c.moved++
+		}
+		if !moved && !empty { // nothing may be sent any more; or carriers would go round and round
+			c.stopped = true
+		}
+		c.wake(k)
+		c.signal()
+		c.mu.Unlock()
+	}
+}
+
+// next sends the oldest entry of a key, until it is confirmed or refused or nothing may be sent any more.
+func (c *courier) next(key string) (moved, empty bool) {
+	var e OutboxEntry
+	found := false
+	read := func(ctx context.Context) (err error) {
+		e, found, err = c.cfg.Outbox.Oldest(ctx, key)
+		return err
+	}
+	if !c.insist(c.sending, "read", key, read) {
+		return false, false
+	}
+	if !found {
+		return false, true
+	}
+	err, known := c.send(e)
+	if !known {
+		return false, false
+	}
+	settled := false
+	if err == nil {
+		c.stats.count(nil)
+		// Once it is confirmed it is not sent again, however long the outbox takes to forget it.
+		settled = c.insist(c.hard, "remove an entry", key, func(ctx context.Context) error { return c.cfg.Outbox.Remove(ctx, e) })
+	} else {
+		c.cfg.Logger.Errorf("outbox: task %q (%q) with key %q is refused and kept among the dead entries: %v",
+			excerpt(e.Name), excerpt(e.UUID), excerpt(e.RoutingKey), err)
+		e.Refused, e.RefusedAt = oneLine(err.Error()), time.Now()
+		if settled = c.insist(c.hard, "bury an entry", key, func(ctx context.Context) error { return c.cfg.Outbox.Bury(ctx, e) }); settled {
+			c.stats.outboxDead.Add(1)
+		}
+	}
+	event := PublishEvent{UUID: e.UUID, Name: e.Name, RoutingKey: e.RoutingKey, Err: err, Duration: time.Since(e.AcceptedAt)}
+	if hook := c.cfg.Hooks.Published; hook != nil {
+		fire(c.cfg.Logger, hook, event)
+	}
+	if hook := c.cfg.Hooks.OutboxRefused; hook != nil && err != nil && settled {
+		fire(c.cfg.Logger, hook, event)
+	}
+	return settled, false
+}
+
+// send sends one entry, through as many sessions as it takes to know what became of it. Not known: nothing may be sent any
+// more.
+func (c *courier) send(e OutboxEntry) (err error, known bool) {
+	var dead broker.Session
+	pauses := newBackOff(100*time.Millisecond, 30*time.Second, 0.5)
+	for unconfirmed := 0; ; {
+		session, err := c.sup.await(c.sending, dead)
+		if err != nil {
+			return err, false
+		}
+		err = c.sendOnce(session, e)
+		// What the broker cannot do, a delay for instance, it will not be able to do the next time.
+		if err == nil || errors.Is(err, ErrRejected) || errors.Is(err, errors.ErrUnsupported) {
+			return err, true
+		}
+		if c.sending.Err() != nil {
+			return err, false
+		}
+		c.cfg.Logger.Debugf("outbox: task %q (%q) with key %q is sent again: %v", excerpt(e.Name), excerpt(e.UUID), excerpt(e.RoutingKey), err)
+		lost := session.Err() != nil
+		if lost {
+			dead = session
+		}
+		if !errors.Is(err, ErrNotSent) {
+			unconfirmed++
+		}
+		// An entry that a session dies of, more than once, may be what it dies of: RabbitMQ closes the channel over a message that
+		// is too large for it. The others need time in between.
+		if !lost || unconfirmed > 1 {
+			if !sleep(c.sending, pauses.NextBackOff()) {
+				return err, false
+			}
+		}
+	}
+}
+
+// sendOnce publishes through one session and waits for the outcome as long as the session lives: asking it again sooner
+// would only make a second copy.
+func (c *courier) sendOnce(session broker.Session, e OutboxEntry) error {
+	outcome := make(chan error, 1)
+	session.Publish(c.sending, []broker.Message{e.message(c.cfg.Exchange)}, func(_ int, err error) {
+		select {
+		case outcome <- err:
+		default: // a second call, against the seam's rule
+		}
+	})
+	select {
+	case err := <-outcome:
+		return err
+	case <-session.Done():
+	case <-c.hard.Done():
+	}
+	select {
+	case err := <-outcome:
+		return err
+	default:
+		return ErrUnconfirmed
+	}
+}
+
+// insist calls the outbox until it succeeds or ctx ends, with growing pauses. False: it did not succeed.
+func (c *courier) insist(ctx context.Context, what, key string, call func(context.Context) error) bool {
+	err := call(ctx)
+	if err == nil {
+		return true
+	}
+	c.mu.Lock()
+	c.failing++
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		c.failing--
+		c.mu.Unlock()
+	}()
+	pauses := newBackOff(100*time.Millisecond, 30*time.Second, 0.5)
+	for err != nil {
+		err = fmt.Errorf("%s with key %q: %w", what, excerpt(key), err)
+		c.mu.Lock()
+		c.lastErr = err
+		c.mu.Unlock()
+		pause := pauses.NextBackOff()
+		c.cfg.Logger.Errorf("outbox: %v; next try in %v", err, pause.Round(time.Millisecond))
+		if !sleep(ctx, pause) {
+			return false
+		}
+		err = call(ctx)
+	}
+	return true
+}
+
+// entryOf is what the outbox keeps of a message.
+func entryOf(m *broker.Message) OutboxEntry {
+	return OutboxEntry{
+		RoutingKey: m.RoutingKey, UUID: m.ID, Name: m.Type, Body: m.Body, Headers: m.Headers, NotBefore: m.NotBefore, AcceptedAt: m.Timestamp,
+	}
+}
+
+// message is the same again.
+func (e *OutboxEntry) message(exchange string) broker.Message {
+	return broker.Message{
+		Exchange: exchange, RoutingKey: e.RoutingKey, ID: e.UUID, Type: e.Name, ContentType: contentType,
+		Body: e.Body, Headers: e.Headers, NotBefore: e.NotBefore, Timestamp: e.AcceptedAt,
+	}
+}
