@@ -196,7 +196,7 @@ func TestRabbitMQ_D5AnUnknownTaskIsNotRequeued(t *testing.T) {
 	t.Parallel()
 	r := newRabbit(t)
 	got := make(chan int, 1)
-	r.worker(tasks{"known": fn(func() { got <- 1 })}, limit(1))
+	r.worker(tasks{"known": fn(func() { got <- 1 })}, limit(1), func(c *dispatcher.WorkerConfig) { c.UnknownTaskMaxAge = -1 })
 	task := r.publish("unknown", 1)
 	if d := r.dead("unknown_task"); d.MessageId != task.UUID || d.Type != "unknown" {
 		t.Errorf("dead letter %q of type %q", d.MessageId, d.Type)

@@ -239,11 +239,11 @@ func (s *shift) claim(c *call) (v verdict, ours bool) {
 				return verdict{action: postpone, delay: heldDelay, outcome: outcomeOf(errStillRunning)}, false
 			}
 			select { // it follows at once
-			case <-other.ended:
+			case <-other.ended: // and then this one is next
 			case <-s.hard.Done():
 				return verdict{action: release}, false
 			}
-		case <-other.ended:
+		case <-other.ended: // without a verdict: it was not called
 		case <-s.taking.Done():
 			return verdict{action: release}, false
 		case <-c.delivery.Lost():
@@ -351,11 +351,11 @@ func (s *shift) conclude(c *call, o outcome, abandoned bool) {
 	c.end()
 }
 
-// settleUncalled settles what is not to be called.
+// settleUncalled settles what is not to be called. The task counts as under way until that is done: a copy that came back sooner and ended this
+// process would leave the original unsettled, and there would be two.
 func (s *shift) settleUncalled(c *call, v verdict) {
-	s.w.server.running.decide(&c.run, v, false)
-	s.w.server.running.end(&c.run)
 	s.settle(c, v)
+	s.w.server.running.end(&c.run)
 	c.end()
 }
 

@@ -41,6 +41,7 @@ type settlement struct {
 	tag     uint64
 	release bool
 	from    *subscription
+	written chan struct{} // closed when it was written; nil = nobody waits for that
 }
 
 // openLane opens a channel on the consuming connection, for so many subscriptions. The caller starts run, or closes the
@@ -247,6 +248,9 @@ func (l *lane) flush() {
 		for _, x := range batch {
 			if x.from != nil {
 				x.from.open--
+			}
+			if x.written != nil {
+				close(x.written)
 			}
 		}
 		l.mu.Unlock()

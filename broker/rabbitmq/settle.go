@@ -53,7 +53,7 @@ func (d *delivery) settle(release bool) error {
 	l.mu.Lock()
 	err := d.take()
 	if err == nil {
-		l.settle(settlement{d.tag, release, d.from})
+		l.settle(settlement{tag: d.tag, release: release, from: d.from})
 	}
 	l.mu.Unlock()
 	if err == nil {
@@ -95,6 +95,7 @@ func (d *delivery) forward(ctx context.Context, suffix string, m *broker.Message
 	if err == nil {
 		err = l.s.publish.confirm(ctx, m)
 	}
+	written := make(chan struct{})
 	l.mu.Lock()
 	switch {
 	case l.gone != nil && err == nil:
@@ -106,13 +107,20 @@ func (d *delivery) forward(ctx context.Context, suffix string, m *broker.Message
 	case err != nil:
 		d.settled = false
 	default:
-		l.settle(settlement{d.tag, false, d.from})
+		l.settle(settlement{tag: d.tag, from: d.from, written: written})
 	}
 	l.mu.Unlock()
-	if err == nil {
-		l.poke()
+	if err != nil {
+		return err
 	}
-	return err
+	l.poke()
+	// The copy may run at once, and may end this process: the ack should be on its way by then, or both would be there.
+	select {
+	case <-written:
+	case <-l.flushed:
+	case <-ctx.Done():
+	}
+	return nil
 }
 
 // allowRetry checks what a delayed retry needs beside its publish.
