@@ -265,6 +265,8 @@ func (a *arrivals) report(t *testing.T, what string, from, to time.Time) {
 		return
 	}
 	slices.Sort(late)
-	at := func(share float64) time.Duration { return late[int(share*float64(len(late)-1))].Round(100 * time.Microsecond) }
+	at := func(share float64) time.Duration {
+		return late[int(share*float64(len(late)-1))].Round(100 * time.Microsecond)
+	}
 	t.Logf("%s: %d tasks, late by min %v, p50 %v, p99 %v, max %v", what, len(late), at(0), at(0.5), at(0.99), at(1))
 }
