@@ -108,7 +108,14 @@ func TestADelayedTaskWithoutAnyWorkerIsUndeliverable(t *testing.T) {
 		s := v.server()
 		task := dispatcher.NewTask("n", 7)
 		task.Delay = 20 * time.Millisecond
-		v.publishTask(s, task)
+		// The first delay of a connection may take longer than itself: then the task is due already, and goes nowhere at once.
+		eventually(v.t, "it is confirmed", func() bool {
+			err := s.Publish(task)
+			if err != nil {
+				outcome(v.t, "publish", err, dispatcher.ErrUnroutable)
+			}
+			return err == nil
+		})
 		dead := s.DeadLetters(dispatcher.Undeliverable)
 		own := dispatcher.DeadLetterFilter{UUID: task.UUID} // those of others are there too
 		listed := func() bool {

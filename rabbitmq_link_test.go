@@ -333,6 +333,11 @@ func TestRabbitMQ_D16AMemoryAlarmBoundsPublishersAndLetsWorkersWork(t *testing.T
 		outcome(t, "publish", err, dispatcher.ErrNotSent)
 		says(t, "publish", err, "memory")
 	})
+	within(t, 10*time.Second, "the first delayed Publish, which needs the levels", func() {
+		task := dispatcher.NewTask("n", 6)
+		task.Delay = time.Millisecond
+		outcome(t, "delayed publish", r.server.Publish(task), dispatcher.ErrNotSent)
+	})
 	close(gate) // and the worker works and acks
 	eventually(t, "acknowledged", func() bool { return r.server.Stats().Succeeded == 5 })
 	within(t, bound, "another server's Close", func() {
@@ -345,10 +350,14 @@ func TestRabbitMQ_D16AMemoryAlarmBoundsPublishersAndLetsWorkersWork(t *testing.T
 	})
 	n.alarm(false)
 	eventually(t, "the unconfirmed one came after all", func() bool { return r.server.Stats().Succeeded == 6 })
-	if err := r.server.PublishContext(t.Context(), dispatcher.NewTask("n", 7)); err != nil {
-		t.Error(err)
+	delayed := dispatcher.NewTask("n", 8)
+	delayed.Delay = time.Second
+	for _, task := range []*dispatcher.Task{dispatcher.NewTask("n", 7), delayed} {
+		if err := r.server.PublishContext(t.Context(), task); err != nil {
+			t.Error(err)
+		}
 	}
-	eventually(t, "all ran", func() bool { return r.server.Stats().Succeeded == 7 })
+	eventually(t, "all ran", func() bool { return r.server.Stats().Succeeded == 8 })
 	if s := r.server.Stats(); s.Reconnects != 0 {
 		t.Errorf("%d reconnects", s.Reconnects)
 	}
