@@ -16,9 +16,9 @@ import (
 )
 
 // A delayed message waits in up to 31 queues, the levels: the one of level n holds it for 2^n ms and then passes it on to the
-// exchange of level n-1. Its routing key says at which levels it waits, one word of 0 or 1 each, the highest level first; the
-// last word says where it is going to. A queue has one time to live for all, so that what is due first is at its head: RabbitMQ
-// looks nowhere else (measured: a message of 200 ms behind one of 3 s took 3 s).
+// exchange of level n-1. The first word of its routing key says where it is going to, the others, of 0 or 1, at which levels it
+// waits, the lowest first. A queue has one time to live for all, so that what is due first is at its head: RabbitMQ looks nowhere
+// else (measured: a message of 200 ms behind one of 3 s took 3 s).
 const (
 	lowestLevel  = 4
 	highestLevel = 34
@@ -65,23 +65,25 @@ func levelName(level int) string { return delayPrefix + strconv.Itoa(level) }
 // firstLevel is the highest one where a message waits. It is published there, since the levels above are only a way.
 func firstLevel(ticks uint64) int { return lowestLevel + bits.Len64(ticks) - 1 }
 
-// delayKey is the routing key for so many ticks.
+// delayKey is the routing key for so many ticks. It has no word for the levels above the first one, since a topic exchange looks at every
+// word of a key (measured: a retry after 100 ms cost RabbitMQ 0.34 ms of processor time with 5 words, and 0.64 ms with 32).
 func delayKey(ticks uint64, word string) string {
-	key := make([]byte, 0, 2*levelCount+len(word))
-	for level := highestLevel; level >= lowestLevel; level-- {
-		key = append(key, '0'+byte(ticks>>(level-lowestLevel)&1), '.')
+	first := firstLevel(ticks)
+	key := make([]byte, 0, len(word)+2*(first-lowestLevel+1))
+	key = append(key, word...)
+	for level := lowestLevel; level <= first; level++ {
+		key = append(key, '.', '0'+byte(ticks>>(level-lowestLevel)&1))
 	}
-	return string(append(key, word...))
+	return string(key)
 }
 
-// levelPattern binds at a level what has that digit there. All patterns have as many words as the keys and no #, which also
-// stands for words that belong to others.
+// levelPattern binds at a level what has that digit there.
 func levelPattern(level int, digit string) string {
-	return strings.Repeat("*.", highestLevel-level) + digit + strings.Repeat(".*", level-lowestLevel+1)
+	return "*." + strings.Repeat("*.", level-lowestLevel) + digit + ".#"
 }
 
 // deliverPattern binds what is due to a queue.
-func deliverPattern(word string) string { return strings.Repeat("*.", levelCount) + word }
+func deliverPattern(word string) string { return word + ".#" }
 
 // target is where a delayed message goes when it is due. With an empty exchange it is a queue, as everywhere.
 type target struct{ exchange, key string }

@@ -92,9 +92,13 @@ func TestTicksAtTheEdges(t *testing.T) {
 	}
 }
 
-// matches is what a topic exchange does, without #.
+// matches is what a topic exchange does, with # at the end only.
 func matches(pattern, key string) bool {
 	p, k := strings.Split(pattern, "."), strings.Split(key, ".")
+	if last := len(p) - 1; p[last] == "#" {
+		p = p[:last]
+		k = k[:min(len(k), last)]
+	}
 	if len(p) != len(k) {
 		return false
 	}
