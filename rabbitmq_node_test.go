@@ -22,9 +22,8 @@ type node struct {
 // newNode starts a node, or skips the test.
 func newNode(t *testing.T) *node {
 	t.Helper()
-	amqpURL(t)
 	if os.Getenv("DISPATCHER_TEST_NODES") != "1" {
-		t.Skip("needs DISPATCHER_TEST_NODES=1, beside DISPATCHER_AMQP_CON, and starts a RabbitMQ of its own")
+		t.Skip("needs DISPATCHER_TEST_NODES=1, and starts a RabbitMQ of its own")
 	}
 	dir := t.TempDir()
 	n := &node{t: t, scripts: func(verb string) string {
