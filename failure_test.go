@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -578,6 +579,53 @@ func TestPublishRefusesAbsurdTimes(t *testing.T) {
 		}
 		if st := s.Stats(); st.Rejected != 8 || st.Published != 0 {
 			v.t.Errorf("stats %+v", st)
+		}
+	})
+}
+
+// A queue that somebody deletes under a worker is declared again; what waited for it is not lost.
+func TestAVerdictWaitsForAQueueThatWasDeleted(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server()
+		entered, gate := make(chan struct{}), make(chan struct{})
+		v.worker(s, "w", tasks{"fails": fn(func() error { entered <- struct{}{}; <-gate; return errors.New("no") })})
+		task := v.publish(s, "fails")
+		wait(v.t, entered, "call")
+		if err := v.session().Delete(v.t.Context(), v.name+".dead"); err != nil {
+			v.t.Fatal(err)
+		}
+		close(gate)
+		eventually(v.t, "dead letter", func() bool { return s.Stats().DeadLettered == 1 })
+		if d := v.dead("failed"); d.ID != task.UUID {
+			v.t.Errorf("got %s", d.ID)
+		}
+		v.empty(v.name)
+	})
+}
+
+// Bodies that are no tasks, and arguments that do not fit, are kept at once whatever the policy: no attempt would end better.
+func TestWhatCannotBeCalledIsKeptAtOnce(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server(func(c *dispatcher.ServerConfig) { c.Retry, c.MaxBodyBytes = fast(3), 1000 })
+		var calls atomic.Int32
+		v.worker(s, "w", tasks{"n": fn(func(int8) { calls.Add(1) })})
+		for _, c := range []struct{ body, reason string }{
+			{"", "malformed"},
+			{`{"name":`, "malformed"},
+			{`{"uuid":"u","name":"n","args":[{"type":"string","value":"` + strings.Repeat("x", 1000) + `"}]}`, "malformed"},
+			{`{"uuid":"u","name":"n","args":[{"type":"int64","value":128}]}`, "bad_arguments"},
+			{`{"uuid":"u","name":"n","args":[]}`, "bad_arguments"},
+			{`{"uuid":"u","name":"n","args":[{"type":"never heard of","value":1}]}`, "bad_arguments"},
+		} {
+			v.raw(v.name, broker.Message{ID: "u", Body: []byte(c.body)})
+			if d := v.dead(c.reason); d.Headers["x-dispatcher-attempt"] != int64(0) || string(d.Body) != c.body {
+				v.t.Errorf("dead letter %+v", d.Message)
+			}
+		}
+		if calls.Load() != 0 || s.Stats().Retried != 0 {
+			v.t.Errorf("%d calls", calls.Load())
 		}
 	})
 }
