@@ -50,7 +50,7 @@ func (s *shift) settle(c *call, v verdict) {
 // giveBack returns a delivery whose task was not run, or was interrupted by the shutdown, and is not to be charged for it. A broker
 // that cannot tell what was given back from what was lost gets a copy, which nobody has seen before.
 func (s *shift) giveBack(c *call) error {
-	if c.exact {
+	if c.at.exact {
 		return c.delivery.Release()
 	}
 	ctx, cancel := context.WithTimeout(s.hard, closeTimeout)

@@ -15,7 +15,7 @@ import (
 type call struct {
 	delivery broker.Delivery
 	history  history
-	exact    bool   // its broker counts losses exactly
+	losses   int    // since the history was written
 	at       *feed  // where its slot reads, and a replacement goes on
 	name     string // of the task; what the message says until the body is decoded
 	uuid     string
@@ -33,7 +33,11 @@ type call struct {
 }
 
 func newCall(d broker.Delivery, at *feed) *call {
-	return &call{delivery: d, history: readHistory(d.Headers), exact: at.exact, at: at, name: d.Type, uuid: d.ID, index: -1}
+	c := &call{delivery: d, history: readHistory(d.Headers), losses: d.Losses, at: at, name: d.Type, uuid: d.ID, index: -1}
+	if !at.exact && d.Redelivered && (c.suspect() || at.believes()) {
+		c.losses = 1
+	}
+	return c
 }
 
 // suspect reports whether the task is one that may end its worker.
@@ -115,6 +119,9 @@ func (s *shift) next(at *feed) (c *call, more bool) {
 		if !s.accept(&d, at) {
 			return nil, true
 		}
+		if !d.Redelivered {
+			at.streak.Store(0)
+		}
 		return newCall(d, at), true
 	case o := <-s.offers:
 		return s.takeSuspect(at, o), true
@@ -190,11 +197,7 @@ func (s *shift) prepare(c *call) verdict {
 	if v, ours := s.claim(c); !ours {
 		return v
 	}
-	losses := d.Losses
-	if !c.exact && d.Redelivered {
-		losses = 1
-	}
-	if v, run := judgeLosses(c.history, losses, c.suspect()); !run {
+	if v, run := judgeLosses(c.history, c.losses, c.suspect()); !run {
 		return v
 	}
 	now := time.Now()
