@@ -342,6 +342,42 @@ func TestATaskThatRunsIsNotRunAgainWhenItsLinkIsLost(t *testing.T) {
 	})
 }
 
+// Whoever publishes two tasks under one uuid gets two calls, one after the other; different names have nothing to do with each other.
+func TestTasksThatShareAUUIDAreNotTakenForOne(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server()
+		var now, most, calls atomic.Int32
+		other, gate := make(chan struct{}), make(chan struct{})
+		v.worker(s, "w", tasks{
+			"n": fn(func(int) {
+				if n := now.Add(1); n > most.Load() {
+					most.Store(n)
+				}
+				<-gate
+				now.Add(-1)
+				calls.Add(1)
+			}),
+			"other": fn(func() { close(other) }),
+		}, limit(5))
+		for _, n := range []int{1, 1, 2} {
+			task := dispatcher.NewTask("n", n)
+			task.UUID = "order 7"
+			v.publishTask(s, task)
+		}
+		eventually(v.t, "all three are taken", func() bool { return s.Stats().Received == 3 })
+		task := dispatcher.NewTask("other")
+		task.UUID = "order 7"
+		v.publishTask(s, task)
+		wait(v.t, other, "task of another name") // while the others wait
+		close(gate)
+		eventually(v.t, "three calls", func() bool { return calls.Load() == 3 && s.Stats().Succeeded == 4 })
+		if most.Load() != 1 {
+			v.t.Errorf("%d of one uuid at once", most.Load())
+		}
+	})
+}
+
 func message(name, uuid string, headers map[string]any) broker.Message {
 	return broker.Message{ID: uuid, Body: fmt.Appendf(nil, `{"uuid":%q,"name":%q,"args":null}`, uuid, name), Headers: headers}
 }

@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"bytes"
 	"container/list"
 	"context"
 	"fmt"
@@ -223,15 +224,18 @@ func (s *shift) prepare(c *call) verdict {
 const heldDelay = 10 * time.Second
 
 // claim makes sure that the task does not run twice at once in this server. If it runs, the delivery is held until that call ends.
-// The same attempt, delivered again since its link was lost, then takes that call's verdict; another one runs after it.
+// The same attempt, delivered again since its link was lost, then takes that call's verdict. Anything else runs after it: another
+// attempt, a replay, and also a task that was published twice with one uuid, since to drop that would be to lose it.
 func (s *shift) claim(c *call) (v verdict, ours bool) {
-	c.run.key, c.run.attempts = taskKey{broker.Owner(c.delivery.Queue), c.uuid}, c.history.attempts
+	c.run.key = taskKey{broker.Owner(c.delivery.Queue), c.name, c.uuid}
+	c.run.attempts, c.run.body = c.history.attempts, c.delivery.Body
 	for {
 		other := s.w.server.running.begin(&c.run)
 		if other == nil {
 			return verdict{}, true
 		}
-		same := other.attempts == c.run.attempts
+		again := c.delivery.Redelivered || c.history.losses > 0
+		same := again && other.attempts == c.run.attempts && bytes.Equal(other.body, c.run.body)
 		select {
 		case <-other.decided:
 			v, _, abandoned := s.w.server.running.decisionOf(other)
