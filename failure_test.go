@@ -460,6 +460,31 @@ func TestASuspectThatFailsIsRehabilitated(t *testing.T) {
 	})
 }
 
+// A suspect that only some workers know must not get out of its line by being missed, or it would end those for ever.
+func TestASuspectThatNobodyKnowsStaysOne(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server()
+		old := v.newWorker(s, "old", tasks{"other": fn(func() {})})
+		v.raw(v.name+".suspects", message("n", "u", map[string]any{"x-dispatcher-losses": int64(4)}))
+		start(v.t, old, s)
+		eventually(v.t, "missed", func() bool { return s.Stats().Postponed == 1 })
+		old.Close()
+		if d := v.take(v.name+".suspects", 1)[0]; d.Headers["x-dispatcher-losses"] != int64(4) || d.Headers["x-dispatcher-misses"] != int64(1) {
+			v.t.Errorf("headers %v", d.Headers)
+		}
+		v.raw(v.name+".suspects", message("n", "u", map[string]any{"x-dispatcher-losses": int64(4), "x-dispatcher-misses": int64(1)}))
+		ran := make(chan dispatcher.TaskInfo, 1)
+		v.worker(s, "new", tasks{"n": fn(func(ctx context.Context) { info, _ := dispatcher.TaskFromContext(ctx); ran <- info })})
+		if info := wait(v.t, ran, "call"); info.UUID != "u" {
+			v.t.Errorf("got %+v", info)
+		}
+		if st := s.Stats(); st.Suspected != 0 || st.Postponed != 1 {
+			v.t.Errorf("stats %+v", st)
+		}
+	})
+}
+
 func TestSuspectsRunOneAtATime(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {

@@ -9,7 +9,8 @@ import (
 // Hooks are called when something has happened: for metrics, logs and tests. Every field may be nil, and costs nothing then.
 //
 // They run on the goroutine that does the work, many at once, so they must be quick and safe for concurrent use; a task or a
-// publish waits for its hook. A hook that panics is logged and harms nobody. New fields may be added at any time: write
+// publish waits for its hook. A hook that panics is logged and harms nobody; one that ends its goroutine (runtime.Goexit, FailNow of a
+// test) takes a slot of its worker with it. New fields may be added at any time: write
 // literals with names.
 type Hooks struct {
 	Published     func(PublishEvent)    // a publish has its outcome; also of what leaves the outbox

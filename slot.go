@@ -24,8 +24,8 @@ type call struct {
 	bound    boundCall
 	run      run
 	started  time.Time
-	due      time.Time // started + timeout + grace; zero without a timeout
-	over     func()    // of a suspect: lets the next one run; otherwise nil
+	due      time.Time         // started + timeout + grace; zero without a timeout
+	over     func(offerAnswer) // of a suspect: lets the next one run; otherwise nil
 
 	// Guarded by shift.mu.
 	state   callState
@@ -207,7 +207,7 @@ func (s *shift) prepare(c *call) verdict {
 	}
 	plan := s.w.tasks[task.Name]
 	if plan == nil {
-		return judgeUnknown(c.history, now, s.w.cfg.UnknownTaskMaxAge,
+		return judgeUnknown(c.history, c.suspect(), now, s.w.cfg.UnknownTaskMaxAge,
 			outcomeOf(fmt.Errorf("%w: worker %q has no function %q", ErrUnknownTask, s.w.cfg.Name, excerpt(task.Name))))
 	}
 	if c.bound, err = plan.bind(task.Args); err != nil {
@@ -261,10 +261,10 @@ func (s *shift) claim(c *call) (v verdict, ours bool) {
 
 // invoke calls the function and returns how it ended; a panic is an error with its stack.
 func (s *shift) invoke(c *call) (o outcome) {
+	s.callBegins(c)
 	if hook := s.w.server.cfg.Hooks.Started; hook != nil {
 		fire(s.w.log, hook, StartEvent{*c.info(s.w.cfg.Name)})
 	}
-	s.callBegins(c)
 	defer func() {
 		if v := recover(); v != nil {
 			o = outcomeOf(&PanicError{Value: v, Stack: debug.Stack()})
@@ -354,8 +354,8 @@ func (s *shift) conclude(c *call, o outcome, abandoned bool) {
 	if hook := s.w.server.cfg.Hooks.Finished; hook != nil {
 		fire(s.w.log, hook, FinishEvent{*c.info(s.w.cfg.Name), v.action.verdict(), o.err, now.Sub(c.started)})
 	}
+	c.end(oneSuspect)
 	s.settle(c, v)
-	c.end()
 }
 
 // settleUncalled settles what is not to be called. The task counts as under way until that is done: a copy that came back sooner and ended this
@@ -363,13 +363,17 @@ func (s *shift) conclude(c *call, o outcome, abandoned bool) {
 func (s *shift) settleUncalled(c *call, v verdict) {
 	s.settle(c, v)
 	s.w.server.running.end(&c.run)
-	c.end()
+	if v.missed { // it is to be found by somebody else, so do not look again at once
+		c.end(noSuspect)
+	} else {
+		c.end(oneSuspect)
+	}
 }
 
-// end comes last.
-func (c *call) end() {
+// end lets the next suspect run, if it was one.
+func (c *call) end(a offerAnswer) {
 	if c.over != nil {
-		c.over()
+		c.over(a)
 	}
 }
 
