@@ -68,7 +68,10 @@ func (c *call) forwarded(v verdict, worker string, now time.Time) broker.Message
 
 // slimDown takes out of the headers of a copy what can be done without.
 func slimDown(headers map[string]any) {
-	delete(headers, headerLog)
+	if log := attemptLog(headers); len(log) > 0 { // when it began must stay known: MaxAge counts from there
+		log[0].Error = ""
+		writeAttemptLog(headers, log[:1])
+	}
 	if text, ok := headers[headerError].(string); ok {
 		headers[headerError] = cutText(text, maxLoggedError)
 	}

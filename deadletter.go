@@ -13,6 +13,7 @@ import (
 // Why a task became a dead letter: DeadLetter.Reason. There may be others some day.
 const (
 	ReasonFailed        = "failed"        // its function returned an error or panicked, and no attempt was left
+	ReasonPermanent     = "permanent"     // its function said Permanent
 	ReasonTimeout       = "timeout"       // its function was late, or never returned
 	ReasonExpired       = "expired"       // it was too old when a worker could have run it
 	ReasonUnknownTask   = "unknown_task"  // no function of its name was registered

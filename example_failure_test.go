@@ -69,7 +69,7 @@ func ExamplePermanent() {
 	publish(server, dispatcher.NewTask("send", "nobody@example.org"))
 	e := <-dead
 	fmt.Printf("%s at attempt %d: %v\n", e.Reason, e.Task.Attempt, e.Err)
-	// Output: failed at attempt 1: no such mailbox: nobody@example.org
+	// Output: permanent at attempt 1: no such mailbox: nobody@example.org
 }
 
 // A task that is of no use any more is neither tried again nor kept.

@@ -49,7 +49,7 @@ func TestAFailedTaskIsTriedAgainAndThenKept(t *testing.T) {
 			var before time.Time
 			for i := range 3 {
 				r := wait(v.t, runs, "attempt")
-				if r.info.Attempt != i+1 || r.info.UUID != task.UUID || r.info.RoutingKey != v.name || r.info.Queue != v.name || r.info.Headers["tenant"] != "blue" {
+				if r.info.Attempt != i+1 || r.info.UUID != task.UUID || r.info.RoutingKey != v.name || r.info.Queue != v.name || len(r.info.Headers) != 1 || r.info.Headers["tenant"] != "blue" {
 					v.t.Errorf("attempt %d: %+v", i+1, r.info)
 				}
 				if least := pause << i / 2; i > 0 && r.at.Sub(before) < least {
@@ -131,7 +131,7 @@ func TestTheFunctionHasTheLastWord(t *testing.T) {
 		})
 		for how := range results {
 			v.publish(s, "fails", how)
-			if d := v.dead("failed"); d.Headers["x-dispatcher-attempt"] != int64(1) {
+			if d := v.dead("permanent"); d.Headers["x-dispatcher-attempt"] != int64(1) {
 				v.t.Errorf("%s: attempt %v", how, d.Headers["x-dispatcher-attempt"])
 			}
 		}
@@ -444,13 +444,12 @@ func start(t *testing.T, w *dispatcher.Worker, s *dispatcher.Server) {
 func TestASuspectThatFailsIsRehabilitated(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
-		s := v.server(func(c *dispatcher.ServerConfig) { c.Retry = fast(2) })
 		ran := make(chan dispatcher.TaskInfo, 10)
-		w := v.newWorker(s, "w", tasks{"n": fn(func(ctx context.Context) error {
-			info, _ := dispatcher.TaskFromContext(ctx)
-			ran <- info
-			return errors.New("no")
-		})})
+		s := v.server(func(c *dispatcher.ServerConfig) {
+			c.Retry = fast(2)
+			c.Hooks.Started = func(e dispatcher.StartEvent) { ran <- e.Task }
+		})
+		w := v.newWorker(s, "w", tasks{"n": fn(func() error { return errors.New("no") })})
 		v.raw(v.name+".suspects", message("n", "u", map[string]any{"x-dispatcher-losses": int64(4)}))
 		start(v.t, w, s)
 		if a, b := wait(v.t, ran, "call"), wait(v.t, ran, "call"); a.Attempt != 1 || b.Attempt != 2 || b.Redelivered || b.Headers["x-dispatcher-losses"] != nil {
@@ -515,12 +514,10 @@ func TestSuspectsRunOneAtATime(t *testing.T) {
 func TestAGracefulReleaseIsNeverCharged(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
-		s := v.server()
 		entered := make(chan dispatcher.TaskInfo, 10)
+		s := v.server(func(c *dispatcher.ServerConfig) { c.Hooks.Started = func(e dispatcher.StartEvent) { entered <- e.Task } })
 		var finish atomic.Bool
 		w := v.newWorker(s, "w", tasks{"n": fn(func(ctx context.Context) error {
-			info, _ := dispatcher.TaskFromContext(ctx)
-			entered <- info
 			if finish.Load() {
 				return nil
 			}

@@ -182,7 +182,7 @@ func judge(a attempt, p *RetryPolicy) verdict {
 	case a.shutdown && !a.late:
 		return verdict{action: release, outcome: o}
 	case a.wish.kind == wishPermanent:
-		return deadLetter(reason, o)
+		return deadLetter(ReasonPermanent, o)
 	case a.wish.kind == wishDiscard:
 		return verdict{action: discard, outcome: o}
 	case p == nil && a.wish.kind != wishRetryAfter:

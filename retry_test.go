@@ -147,7 +147,7 @@ func TestJudge(t *testing.T) {
 		"abandoned":                   {attempt{outcome: outcomeOf(errAbandoned), number: 1, late: true, abandoned: true}, three, toDeadLetters, "timeout", 0},
 		"while stopping":              {attempt{outcome: no, number: 1, shutdown: true}, three, release, "", 0},
 		"late while stopping":         {attempt{outcome: no, number: 1, shutdown: true, late: true}, three, retryLater, "", time.Minute},
-		"permanent":                   {attempt{outcome: outcomeOf(Permanent(no.err)), number: 1}, three, toDeadLetters, "failed", 0},
+		"permanent":                   {attempt{outcome: outcomeOf(Permanent(no.err)), number: 1}, three, toDeadLetters, "permanent", 0},
 		"discard":                     {attempt{outcome: outcomeOf(Discard(no.err)), number: 1}, nil, discard, "", 0},
 		"discard, late":               {attempt{outcome: outcomeOf(Discard(no.err)), number: 1, late: true}, three, discard, "", 0},
 		"after":                       {attempt{outcome: outcomeOf(RetryAfter(time.Hour, no.err)), number: 1}, three, retryLater, "", time.Hour},
@@ -159,7 +159,7 @@ func TestJudge(t *testing.T) {
 		"too old":                     {attempt{outcome: no, number: 2, first: now.Add(-60 * time.Minute)}, endless, toDeadLetters, "failed", 0},
 		"would expire":                {attempt{outcome: no, number: 1, expires: now.Add(time.Minute)}, three, toDeadLetters, "expired", 0},
 		"would not expire":            {attempt{outcome: no, number: 1, expires: now.Add(time.Minute + 1)}, three, retryLater, "", time.Minute},
-		"a panic of a permanent kind": {attempt{outcome: outcomeOf(&PanicError{Value: Permanent(no.err)}), number: 1}, three, toDeadLetters, "failed", 0},
+		"a panic of a permanent kind": {attempt{outcome: outcomeOf(&PanicError{Value: Permanent(no.err)}), number: 1}, three, toDeadLetters, "permanent", 0},
 	} {
 		if c.a.now = now; c.a.first.IsZero() {
 			c.a.first = now

@@ -94,12 +94,11 @@ func (s *story) tell(ctx context.Context, url string) (err error) {
 	}
 	s.out.Print("\nA missing page will not come back: deleted. The broken one is repaired: what failed is replayed.")
 	site.repaired.Store(true)
+	if _, err := dead.Delete(ctx, dispatcher.DeadLetterFilter{Reason: dispatcher.ReasonPermanent}); err != nil {
+		return err
+	}
 	for _, letter := range letters {
-		if letter.Headers["page"] == "/missing" {
-			if _, err := dead.Delete(ctx, dispatcher.DeadLetterFilter{UUID: letter.UUID}); err != nil {
-				return err
-			}
-		} else if letter.Reason == dispatcher.ReasonFailed {
+		if letter.Reason == dispatcher.ReasonFailed {
 			open[letter.UUID] = true
 		}
 	}
