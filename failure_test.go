@@ -515,7 +515,9 @@ func TestAGracefulReleaseIsNeverCharged(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
 		entered := make(chan dispatcher.TaskInfo, 10)
-		s := v.server(func(c *dispatcher.ServerConfig) { c.Hooks.Started = func(e dispatcher.StartEvent) { entered <- e.Task } })
+		s := v.server(func(c *dispatcher.ServerConfig) {
+			c.Hooks.Started = func(e dispatcher.StartEvent) { entered <- e.Task }
+		})
 		var finish atomic.Bool
 		w := v.newWorker(s, "w", tasks{"n": fn(func(ctx context.Context) error {
 			if finish.Load() {
