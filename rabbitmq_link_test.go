@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
-	"net/url"
 	"os"
 	"os/exec"
 	"strings"
@@ -314,34 +313,8 @@ func TestRabbitMQ_TheSameUUIDTwiceInFlightEachGetsItsOutcome(t *testing.T) {
 
 // A node that is out of memory stops publishers and nothing else. Not parallel, and on a node of its own: an alarm is for all.
 func TestRabbitMQ_D16AMemoryAlarmBoundsPublishersAndLetsWorkersWork(t *testing.T) {
-	amqpURL(t)
-	if os.Getenv("DISPATCHER_TEST_NODES") != "1" {
-		t.Skip("needs DISPATCHER_TEST_NODES=1, beside DISPATCHER_AMQP_CON, and starts a RabbitMQ of its own")
-	}
-	dir := t.TempDir()
-	brokers := func(verb string) string {
-		cmd := exec.Command("scripts/brokers.sh", verb, dir)
-		cmd.Env = append(os.Environ(), "DISPATCHER_AMQP_CON=")
-		out, err := cmd.Output()
-		if err != nil {
-			t.Fatalf("brokers.sh %s: %v", verb, err)
-		}
-		return string(out)
-	}
-	t.Cleanup(func() { brokers("stop") })
-	env := map[string]string{}
-	for line := range strings.Lines(brokers("start")) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
-		env[name] = value
-	}
-	u, err := url.Parse(env["DISPATCHER_AMQP_CON"])
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := placeOn(t, u)
-	alarm := func(on bool) {
-		control(t, env["DISPATCHER_RABBITMQCTL"], "set_vm_memory_high_watermark", map[bool]string{true: "0.00001", false: "0.4"}[on])
-	}
+	n := newNode(t)
+	r := placeOn(t, n.url)
 	r.serve(func(c *dispatcher.ServerConfig) { c.PublishTimeout = 500 * time.Millisecond })
 	began, gate := make(chan int, 20), make(chan struct{})
 	r.worker(tasks{"n": fn(func(n int) { began <- n; <-gate })}, limit(1))
@@ -349,8 +322,8 @@ func TestRabbitMQ_D16AMemoryAlarmBoundsPublishersAndLetsWorkersWork(t *testing.T
 		r.publish("n", i)
 	}
 	wait(t, began, "first task")
-	alarm(true)
-	t.Cleanup(func() { alarm(false) })
+	n.alarm(true)
+	t.Cleanup(func() { n.alarm(false) })
 	// The broker tells a connection only after that has published something; that one is written and not confirmed.
 	within(t, 10*time.Second, "the first Publish", func() {
 		outcome(t, "first publish", r.server.Publish(dispatcher.NewTask("n", 5)), dispatcher.ErrUnconfirmed)
@@ -359,6 +332,11 @@ func TestRabbitMQ_D16AMemoryAlarmBoundsPublishersAndLetsWorkersWork(t *testing.T
 		err := r.server.Publish(dispatcher.NewTask("n", 6))
 		outcome(t, "publish", err, dispatcher.ErrNotSent)
 		says(t, "publish", err, "memory")
+	})
+	within(t, 10*time.Second, "the first delayed Publish, which needs the levels", func() {
+		task := dispatcher.NewTask("n", 6)
+		task.Delay = time.Millisecond
+		outcome(t, "delayed publish", r.server.Publish(task), dispatcher.ErrNotSent)
 	})
 	close(gate) // and the worker works and acks
 	eventually(t, "acknowledged", func() bool { return r.server.Stats().Succeeded == 5 })
@@ -370,12 +348,16 @@ func TestRabbitMQ_D16AMemoryAlarmBoundsPublishersAndLetsWorkersWork(t *testing.T
 		}
 		server.Close()
 	})
-	alarm(false)
+	n.alarm(false)
 	eventually(t, "the unconfirmed one came after all", func() bool { return r.server.Stats().Succeeded == 6 })
-	if err := r.server.PublishContext(t.Context(), dispatcher.NewTask("n", 7)); err != nil {
-		t.Error(err)
+	delayed := dispatcher.NewTask("n", 8)
+	delayed.Delay = time.Second
+	for _, task := range []*dispatcher.Task{dispatcher.NewTask("n", 7), delayed} {
+		if err := r.server.PublishContext(t.Context(), task); err != nil {
+			t.Error(err)
+		}
 	}
-	eventually(t, "all ran", func() bool { return r.server.Stats().Succeeded == 7 })
+	eventually(t, "all ran", func() bool { return r.server.Stats().Succeeded == 8 })
 	if s := r.server.Stats(); s.Reconnects != 0 {
 		t.Errorf("%d reconnects", s.Reconnects)
 	}

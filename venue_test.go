@@ -21,6 +21,7 @@ type venue struct {
 	config dispatcher.ServerConfig // of a server there
 	broker broker.Broker           // past whatever the servers go through
 	kill   func()                  // cuts the links of all servers
+	sweep  func(name string)       // deletes the exchange and the family of queues of that name when the test ends
 }
 
 // everywhere runs a test on the embedded broker and on RabbitMQ. Without DISPATCHER_AMQP_CON the latter is skipped.
@@ -38,7 +39,7 @@ func everywhere(t *testing.T, f func(v *venue)) {
 // memoryVenue is on the embedded broker itself, which counts losses exactly.
 func memoryVenue(t *testing.T) *venue {
 	mem := memory.New()
-	v := &venue{t: t, name: "jobs", log: &recorder{}, broker: mem, kill: func() { mem.KillSessions() }}
+	v := &venue{t: t, name: "jobs", log: &recorder{}, broker: mem, kill: func() { mem.KillSessions() }, sweep: func(string) {}}
 	v.config = dispatcher.ServerConfig{Broker: mem}
 	return v.ready()
 }
@@ -50,19 +51,22 @@ func rabbitVenue(t *testing.T) *venue {
 		t.Fatal(err)
 	}
 	v := &venue{t: t, name: "test." + rand.Text()[:16], log: &recorder{}, broker: direct}
-	t.Cleanup(func() {
-		r := &rabbit{t: t, url: u}
-		conn, ch := r.dial()
-		defer conn.Close()
-		for _, suffix := range []string{"", ".dead", ".suspects"} {
-			if _, err := ch.QueueDelete(v.name+suffix, false, false, false); err != nil {
-				t.Errorf("delete queue: %v", err)
+	v.sweep = func(name string) {
+		t.Cleanup(func() {
+			r := &rabbit{t: t, url: u}
+			conn, ch := r.dial()
+			defer conn.Close()
+			for _, suffix := range []string{"", ".dead", ".suspects"} {
+				if _, err := ch.QueueDelete(name+suffix, false, false, false); err != nil {
+					t.Errorf("delete queue: %v", err)
+				}
 			}
-		}
-		if err := ch.ExchangeDelete(v.name, false, false); err != nil {
-			t.Errorf("delete exchange: %v", err)
-		}
-	})
+			if err := ch.ExchangeDelete(name, false, false); err != nil {
+				t.Errorf("delete exchange: %v", err)
+			}
+		})
+	}
+	v.sweep(v.name)
 	proxy := brokertest.NewProxy(t, u.Host)
 	through := *u
 	through.Host = proxy.Addr()

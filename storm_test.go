@@ -1,0 +1,123 @@
+package dispatcher_test
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher"
+)
+
+// RabbitMQ makes 1,200 to 2,100 attempts of the storm a second on two cores, where each is on average written to three queues on disk: ten
+// thousand tasks take it a minute, and show the same.
+var rabbitStorm = flag.Int64("storm.tasks", 2000, "tasks of TestARetryStormLeavesNothingBehind on RabbitMQ")
+
+const (
+	memoryStorm   = 10_000
+	stormAttempts = 6 // of which all but the last one fail
+	// stormMemory bounds what the heap may grow by, however many tasks wait in the broker.
+	stormMemory = 64 << 20
+)
+
+// A storm of retries ends, and leaves nothing behind: no message in any queue, and no memory. Not parallel: the heap is everybody's.
+func TestARetryStormLeavesNothingBehind(t *testing.T) {
+	t.Run("memory", func(t *testing.T) { storm(memoryVenue(t), memoryStorm, true) })
+	t.Run("rabbitmq", func(t *testing.T) { storm(rabbitVenue(t), *rabbitStorm, false) })
+}
+
+// storm makes one of so many tasks. inside says that the broker is in this process, and what waits there is on the heap.
+func storm(v *venue, count int64, inside bool) {
+	s := v.server(func(c *dispatcher.ServerConfig) {
+		c.Logger = errorsOnly{v.log}
+		c.Retry = policy(dispatcher.RetryPolicy{MaxAttempts: stormAttempts, InitialInterval: 100 * time.Millisecond, Multiplier: 1})
+	})
+	calls := count * stormAttempts
+	var called, succeeded, early atomic.Int64
+	half, all := make(chan struct{}), make(chan struct{})
+	ended := make([]atomic.Int64, count) // when the last call of each task ended, in nanoseconds
+	v.worker(s, "w", tasks{"fails": fn(func(ctx context.Context, n int) error {
+		info, _ := dispatcher.TaskFromContext(ctx)
+		// The shortest pause is 100 ms less a fifth.
+		if info.Attempt > 1 && time.Now().UnixNano()-ended[n].Load() < int64(80*time.Millisecond) {
+			early.Add(1)
+		}
+		defer func() { ended[n].Store(time.Now().UnixNano()) }()
+		if called.Add(1) == calls/2 {
+			close(half)
+		}
+		if info.Attempt < stormAttempts {
+			return errors.New("not yet")
+		}
+		if succeeded.Add(1) == count {
+			close(all)
+		}
+		return nil
+	})}, limit(100))
+	within := func(ch <-chan struct{}, what string) {
+		select {
+		case <-ch:
+		case <-time.After(chaosBound):
+			v.t.Fatalf("not %s within %v; stats %+v", what, chaosBound, s.Stats())
+		}
+	}
+	before := heap()
+	began := time.Now()
+	publishMany(v, s, int(count), func(n int) *dispatcher.Task { return dispatcher.NewTask("fails", n) })
+	published := time.Since(began)
+	within(half, "half of the calls")
+	midway := heap() - before
+	within(all, "all calls")
+	took := time.Since(began)
+	eventually(v.t, "all is counted", func() bool {
+		st := s.Stats()
+		return st.Succeeded == count && st.Retried == calls-count
+	})
+	for _, suffix := range []string{"", ".dead", ".suspects"} {
+		v.empty(v.name + suffix)
+	}
+	left := heap() - before
+	if left > stormMemory || midway > stormMemory && !inside {
+		v.t.Errorf("the heap has grown by %d MiB midway and %d MiB in the end", midway>>20, left>>20)
+	}
+	if n := early.Load(); n > 0 {
+		v.t.Errorf("%d attempts were early", n)
+	}
+	if st := s.Stats(); called.Load() != calls || st.Received != calls || st.DeadLettered+st.Lost+st.Suspected != 0 {
+		v.t.Errorf("%d calls, want %d; stats %+v", called.Load(), calls, st)
+	}
+	v.t.Logf("%d tasks published in %.1f s, %d calls in %.1f s: %.0f a second; heap %+d KiB midway, %+d KiB in the end",
+		count, published.Seconds(), calls, took.Seconds(), float64(calls)/took.Seconds(), midway>>10, left>>10)
+}
+
+// heap is how much is in use on the heap.
+func heap() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// publishMany publishes n tasks in batches.
+func publishMany(v *venue, s *dispatcher.Server, n int, task func(int) *dispatcher.Task) {
+	v.t.Helper()
+	const size = 500
+	for from := 0; from < n; from += size {
+		batch := make([]*dispatcher.Task, min(size, n-from))
+		for i := range batch {
+			batch[i] = task(from + i)
+		}
+		if errs := s.PublishBatch(v.t.Context(), batch); errs != nil {
+			v.t.Fatal(errors.Join(errs...))
+		}
+	}
+}
+
+// errorsOnly leaves out what happens thousands of times.
+type errorsOnly struct{ *recorder }
+
+func (errorsOnly) Info(...interface{})          {}
+func (errorsOnly) Infof(string, ...interface{}) {}
