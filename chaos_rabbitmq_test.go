@@ -309,6 +309,16 @@ func (c *runCount) ran(i int) {
 
 func (c *runCount) missing() int64 { return c.left.Load() }
 
+// idle are the tasks that have not run.
+func (c *runCount) idle() (idle []int) {
+	for i := range c.runs {
+		if c.runs[i].Load() == 0 {
+			idle = append(idle, i)
+		}
+	}
+	return idle
+}
+
 func (c *runCount) count() (executions, twice int) {
 	for i := range c.runs {
 		n := int(c.runs[i].Load())

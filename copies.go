@@ -43,17 +43,16 @@ func (c *call) forwarded(v verdict, worker string, now time.Time) broker.Message
 		h[headerAttempt] = int64(v.made.Number)
 		writeAttemptLog(h, append(attemptLog(h), v.made))
 	}
+	if v.missed && v.action != toDeadLetters {
+		h[headerMisses] = int64(c.history.misses + 1)
+		h[headerMissedSince] = writeInstant(c.history.missedSince(now))
+	}
 	switch v.action {
 	case retryLater:
 		// It has ended an attempt, and was known.
 		delete(h, headerLosses)
 		delete(h, headerMisses)
 		delete(h, headerMissedSince)
-	case postpone:
-		if v.missed {
-			h[headerMisses] = int64(c.history.misses + 1)
-			h[headerMissedSince] = writeInstant(c.history.missedSince(now))
-		}
 	case toBack, toSuspects:
 		h[headerLosses] = int64(v.losses)
 	case toDeadLetters:
@@ -69,7 +68,10 @@ func (c *call) forwarded(v verdict, worker string, now time.Time) broker.Message
 
 // slimDown takes out of the headers of a copy what can be done without.
 func slimDown(headers map[string]any) {
-	delete(headers, headerLog)
+	if log := attemptLog(headers); len(log) > 0 { // when it began must stay known: MaxAge counts from there
+		log[0].Error = ""
+		writeAttemptLog(headers, log[:1])
+	}
 	if text, ok := headers[headerError].(string); ok {
 		headers[headerError] = cutText(text, maxLoggedError)
 	}

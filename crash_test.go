@@ -85,8 +85,8 @@ func TestTasksOutliveWorkersThatAreKilled(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), chaosBound)
 	defer cancel()
 
-	const total = 1500
-	r.newWorker(nil) // declares the queues
+	const total = 3500 // enough to keep the workers busy until the last kill
+	r.newWorker(nil)   // declares the queues
 	killer := r.publish("kills")
 	var batch []*dispatcher.Task
 	for n := range total {
@@ -131,7 +131,7 @@ func TestTasksOutliveWorkersThatAreKilled(t *testing.T) {
 		select {
 		case <-w.ended:
 		case <-ctx.Done():
-			t.Fatalf("%d of %d tasks have not run", runs.missing(), total)
+			t.Fatalf("%d of %d tasks have not run: %v; %s", runs.missing(), total, runs.idle(), r.whereabouts())
 		case <-runs.all:
 			if n, _ := r.count(r.name + ".dead"); n == 0 {
 				<-w.ended
@@ -162,6 +162,21 @@ func TestTasksOutliveWorkersThatAreKilled(t *testing.T) {
 	executions, twice := runs.count()
 	t.Logf("%d processes killed in %.1f s, %d ended by the task itself: %d tasks, %d executions, %d run more than once",
 		kills, killed.Seconds(), suicides.Load(), total, executions, twice)
+}
+
+// whereabouts tells what is left where.
+func (r *rabbit) whereabouts() string {
+	text := ""
+	for _, q := range []string{r.name, r.name + ".suspects", r.name + ".dead", dispatcher.Undeliverable} {
+		ready, consumers := r.count(q)
+		text += fmt.Sprintf("%s: %d ready, %d consumers; ", q, ready, consumers)
+	}
+	if n, _ := r.count(r.name + ".dead"); n > 0 {
+		for _, d := range r.take(r.name+".dead", n) {
+			text += fmt.Sprintf("dead letter %s %v; ", d.Body, d.Headers)
+		}
+	}
+	return text
 }
 
 // crashWorker is the worker process.

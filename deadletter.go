@@ -13,6 +13,7 @@ import (
 // Why a task became a dead letter: DeadLetter.Reason. There may be others some day.
 const (
 	ReasonFailed        = "failed"        // its function returned an error or panicked, and no attempt was left
+	ReasonPermanent     = "permanent"     // its function said Permanent
 	ReasonTimeout       = "timeout"       // its function was late, or never returned
 	ReasonExpired       = "expired"       // it was too old when a worker could have run it
 	ReasonUnknownTask   = "unknown_task"  // no function of its name was registered
@@ -73,19 +74,19 @@ func (d *DeadLetters) identify(m *broker.Message) identity {
 			who.uuid = wire.UUID
 		}
 	}
-	if h := letterHeaders(m.Headers); !d.undeliverable() {
-		who.reason, who.diedAt = h.text(headerReason), h.time(headerDiedAt)
+	if !d.undeliverable() {
+		who.reason, who.diedAt = text(m.Headers[headerReason]), instant(m.Headers[headerDiedAt])
 	}
 	return who
 }
 
 // letter makes a dead letter that shares nothing with its message, which the broker may hand out again.
 func (d *DeadLetters) letter(m *broker.Message) DeadLetter {
-	who, h := d.identify(m), letterHeaders(m.Headers)
+	who, h := d.identify(m), m.Headers
 	l := DeadLetter{
-		UUID: who.uuid, Name: who.name, Queue: d.queue, RoutingKey: h.text(headerRoutingKey), Reason: who.reason,
-		Error: h.text(headerError), Attempts: h.count(headerAttempt), Log: attemptLog(m.Headers), DiedAt: who.diedAt,
-		Worker: h.text(headerWorker), PublishedAt: m.Timestamp, Body: bytes.Clone(m.Body),
+		UUID: who.uuid, Name: who.name, Queue: d.queue, RoutingKey: text(h[headerRoutingKey]), Reason: who.reason,
+		Error: text(h[headerError]), Attempts: count(h[headerAttempt]), Log: attemptLog(h), DiedAt: who.diedAt,
+		Worker: text(h[headerWorker]), PublishedAt: m.Timestamp, Body: bytes.Clone(m.Body),
 	}
 	if len(l.Log) > maxLogged { // it was not written by this library
 		l.Log = slices.Clone(l.Log[:maxLogged])
@@ -108,30 +109,6 @@ func (d *DeadLetters) letter(m *broker.Message) DeadLetter {
 		}
 	}
 	return l
-}
-
-// letterHeaders reads what the library has written, if that is what it is.
-type letterHeaders map[string]any
-
-func (h letterHeaders) text(name string) string {
-	s, _ := h[name].(string)
-	return s
-}
-
-func (h letterHeaders) count(name string) int {
-	n, _ := h[name].(int64)
-	if n < 0 || n > 1<<31-1 {
-		return 0
-	}
-	return int(n)
-}
-
-func (h letterHeaders) time(name string) time.Time {
-	at, err := time.Parse(time.RFC3339Nano, h.text(name))
-	if err != nil {
-		return time.Time{}
-	}
-	return at
 }
 
 // copyHeader copies a value of a header with all that it refers to.

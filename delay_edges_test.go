@@ -230,7 +230,7 @@ func TestAThousandRetriesAtOnce(t *testing.T) {
 			return dispatcher.RetryAfter(0, errors.New("again"))
 		})})
 		v.publish(s, "n")
-		d := v.dead("failed")
+		d := v.dead("permanent")
 		if log, _ := d.Headers["x-dispatcher-log"].(string); d.Headers["x-dispatcher-attempt"] != int64(attempts) || len(log) > 6<<10 {
 			v.t.Errorf("after attempt %v the log has %d bytes", d.Headers["x-dispatcher-attempt"], len(log))
 		}

@@ -26,15 +26,15 @@ func newExampleWithDeadLetters(addresses ...string) (server *dispatcher.Server, 
 		if err := server.Publish(dispatcher.NewTask("send", to)); err != nil {
 			panic(err)
 		}
-		waitForDeadLetters(server, i+1)
+		waitForDeadLetters(server, "mail", i+1)
 	}
 	return server, func() { close(broken) }
 }
 
-// waitForDeadLetters waits until the queue "mail" has so many.
-func waitForDeadLetters(server *dispatcher.Server, n int) {
+// waitForDeadLetters waits until a queue has so many.
+func waitForDeadLetters(server *dispatcher.Server, queue string, n int) {
 	for {
-		count, err := server.DeadLetters("mail").Count(context.Background())
+		count, err := server.DeadLetters(queue).Count(context.Background())
 		if err != nil {
 			panic(err)
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -48,7 +49,7 @@ func TestAFailedTaskIsTriedAgainAndThenKept(t *testing.T) {
 			var before time.Time
 			for i := range 3 {
 				r := wait(v.t, runs, "attempt")
-				if r.info.Attempt != i+1 || r.info.UUID != task.UUID || r.info.RoutingKey != v.name || r.info.Queue != v.name || r.info.Headers["tenant"] != "blue" {
+				if r.info.Attempt != i+1 || r.info.UUID != task.UUID || r.info.RoutingKey != v.name || r.info.Queue != v.name || len(r.info.Headers) != 1 || r.info.Headers["tenant"] != "blue" {
 					v.t.Errorf("attempt %d: %+v", i+1, r.info)
 				}
 				if least := pause << i / 2; i > 0 && r.at.Sub(before) < least {
@@ -130,7 +131,7 @@ func TestTheFunctionHasTheLastWord(t *testing.T) {
 		})
 		for how := range results {
 			v.publish(s, "fails", how)
-			if d := v.dead("failed"); d.Headers["x-dispatcher-attempt"] != int64(1) {
+			if d := v.dead("permanent"); d.Headers["x-dispatcher-attempt"] != int64(1) {
 				v.t.Errorf("%s: attempt %v", how, d.Headers["x-dispatcher-attempt"])
 			}
 		}
@@ -313,212 +314,6 @@ func TestATimedOutTaskIsTriedAgainOnlyIfItHasReturned(t *testing.T) {
 	})
 }
 
-// A task whose link is lost while it runs comes again at once, to the process that still runs it.
-func TestATaskThatRunsIsNotRunAgainWhenItsLinkIsLost(t *testing.T) {
-	t.Parallel()
-	everywhere(t, func(v *venue) {
-		s := v.server(func(c *dispatcher.ServerConfig) { c.Retry = fast(2) })
-		entered, gate := make(chan int, 10), make(chan error)
-		v.worker(s, "w", tasks{"n": fn(func(ctx context.Context) error {
-			info, _ := dispatcher.TaskFromContext(ctx)
-			entered <- info.Attempt
-			return <-gate
-		})}, limit(2))
-		v.publish(s, "n")
-		wait(v.t, entered, "call")
-		v.kill()
-		eventually(v.t, "delivered again", func() bool { return s.Stats().Received == 2 })
-		gate <- errors.New("no") // its verdict, a retry, is taken by the delivery that is held
-		if n := wait(v.t, entered, "second attempt"); n != 2 {
-			v.t.Errorf("attempt %d, want 2", n)
-		}
-		gate <- nil
-		eventually(v.t, "done", func() bool { return s.Stats().Succeeded == 1 })
-		if st := s.Stats(); st.Retried != 1 || len(entered) != 0 {
-			v.t.Errorf("stats %+v", st)
-		}
-		v.empty(v.name)
-	})
-}
-
-func message(name, uuid string, headers map[string]any) broker.Message {
-	return broker.Message{ID: uuid, Body: fmt.Appendf(nil, `{"uuid":%q,"name":%q,"args":null}`, uuid, name), Headers: headers}
-}
-
-func TestLossesAreCounted(t *testing.T) {
-	t.Parallel()
-	everywhere(t, func(v *venue) {
-		s := v.server()
-		ran := make(chan dispatcher.TaskInfo, 10)
-		w := v.newWorker(s, "w", tasks{"n": fn(func(ctx context.Context) { info, _ := dispatcher.TaskFromContext(ctx); ran <- info })}, limit(1))
-
-		// The first: to the back of the queue.
-		v.raw(v.name, message("n", "lost once", nil))
-		v.lose(v.name)
-		v.raw(v.name, message("n", "innocent", nil))
-		start(v.t, w, s)
-		if a, b := wait(v.t, ran, "call"), wait(v.t, ran, "call"); a.UUID != "innocent" || b.UUID != "lost once" || !b.Redelivered || b.Attempt != 1 {
-			v.t.Errorf("ran %+v, then %+v", a, b)
-		}
-		w.Close()
-		if st := s.Stats(); st.Suspected != 0 || st.Succeeded != 2 {
-			v.t.Errorf("after one loss: %+v", st)
-		}
-
-		// The second: it runs alone.
-		v.raw(v.name, message("n", "lost twice", map[string]any{"x-dispatcher-losses": int64(1)}))
-		v.lose(v.name)
-		start(v.t, w, s)
-		if a := wait(v.t, ran, "call"); a.UUID != "lost twice" || !a.Redelivered || a.Queue != v.name {
-			v.t.Errorf("ran %+v", a)
-		}
-		w.Close()
-		if st := s.Stats(); st.Suspected != 1 || st.Succeeded != 3 {
-			v.t.Errorf("after two losses: %+v", st)
-		}
-
-		// Two more there are borne, the third is not.
-		v.raw(v.name+".suspects", message("n", "unlucky", map[string]any{"x-dispatcher-losses": int64(3)}))
-		v.lose(v.name + ".suspects")
-		start(v.t, w, s)
-		if a := wait(v.t, ran, "call"); a.UUID != "unlucky" {
-			v.t.Errorf("ran %+v", a)
-		}
-		w.Close()
-		v.raw(v.name+".suspects", message("n", "killer", map[string]any{"x-dispatcher-losses": int64(4)}))
-		v.lose(v.name + ".suspects")
-		start(v.t, w, s)
-		if d := v.dead("crash_loop"); d.ID != "killer" || d.Headers["x-dispatcher-queue"] != v.name {
-			v.t.Errorf("dead letter %+v", d.Message)
-		}
-		v.empty(v.name)
-		v.empty(v.name + ".suspects")
-	})
-}
-
-func start(t *testing.T, w *dispatcher.Worker, s *dispatcher.Server) {
-	t.Helper()
-	if err := w.Start(s); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// A suspect that fails like any other task has not killed its worker: it is tried again in its own queue.
-func TestASuspectThatFailsIsRehabilitated(t *testing.T) {
-	t.Parallel()
-	everywhere(t, func(v *venue) {
-		s := v.server(func(c *dispatcher.ServerConfig) { c.Retry = fast(2) })
-		ran := make(chan dispatcher.TaskInfo, 10)
-		w := v.newWorker(s, "w", tasks{"n": fn(func(ctx context.Context) error {
-			info, _ := dispatcher.TaskFromContext(ctx)
-			ran <- info
-			return errors.New("no")
-		})})
-		v.raw(v.name+".suspects", message("n", "u", map[string]any{"x-dispatcher-losses": int64(4)}))
-		start(v.t, w, s)
-		if a, b := wait(v.t, ran, "call"), wait(v.t, ran, "call"); a.Attempt != 1 || b.Attempt != 2 || b.Redelivered || b.Headers["x-dispatcher-losses"] != nil {
-			v.t.Errorf("ran %+v, then %+v", a, b)
-		}
-		v.dead("failed")
-	})
-}
-
-func TestSuspectsRunOneAtATime(t *testing.T) {
-	t.Parallel()
-	everywhere(t, func(v *venue) {
-		s := v.server()
-		var now, most, all atomic.Int32
-		set := tasks{"n": fn(func() {
-			if n := now.Add(1); n > most.Load() {
-				most.Store(n)
-			}
-			<-time.After(5 * time.Millisecond)
-			now.Add(-1)
-			all.Add(1)
-		})}
-		a, b := v.newWorker(s, "a", set), v.newWorker(s, "b", set)
-		for i := range 10 {
-			v.raw(v.name+".suspects", message("n", fmt.Sprint(i), map[string]any{"x-dispatcher-losses": int64(2)}))
-		}
-		start(v.t, a, s)
-		start(v.t, b, s)
-		eventually(v.t, "all run", func() bool { return all.Load() == 10 })
-		if most.Load() != 1 {
-			v.t.Errorf("%d at once", most.Load())
-		}
-	})
-}
-
-// What a worker gives back when it stops is not charged, however often that happens.
-func TestAGracefulReleaseIsNeverCharged(t *testing.T) {
-	t.Parallel()
-	everywhere(t, func(v *venue) {
-		s := v.server()
-		entered := make(chan dispatcher.TaskInfo, 10)
-		var finish atomic.Bool
-		w := v.newWorker(s, "w", tasks{"n": fn(func(ctx context.Context) error {
-			info, _ := dispatcher.TaskFromContext(ctx)
-			entered <- info
-			if finish.Load() {
-				return nil
-			}
-			<-ctx.Done()
-			return ctx.Err()
-		})}, limit(1))
-		ended, cancel := context.WithCancel(context.Background())
-		cancel()
-		suspect := message("n", "suspect", map[string]any{"x-dispatcher-losses": int64(4)})
-		for _, queue := range []string{v.name, v.name + ".suspects"} {
-			m := message("n", "innocent", nil)
-			if queue != v.name {
-				m = suspect
-			}
-			finish.Store(false)
-			v.raw(queue, m)
-			for range 6 {
-				start(v.t, w, s)
-				wait(v.t, entered, "call")
-				if err := w.Shutdown(ended); err != nil {
-					v.t.Fatal(err)
-				}
-			}
-			finish.Store(true)
-			start(v.t, w, s)
-			if info := wait(v.t, entered, "last call"); info.Attempt != 1 || info.Headers["x-dispatcher-losses"] != m.Headers["x-dispatcher-losses"] {
-				v.t.Errorf("%s: %+v", m.ID, info)
-			}
-			w.Close()
-		}
-		if st := s.Stats(); st.Suspected != 0 || st.DeadLettered != 0 || st.Lost != 0 || st.Released < 12 || st.Succeeded != 2 {
-			v.t.Errorf("stats %+v", st)
-		}
-	})
-}
-
-// A replay, or a second publish with the same uuid, while an abandoned call of the task still runs.
-func TestATaskIsNotRunAgainWhileItsAbandonedCallRuns(t *testing.T) {
-	t.Parallel()
-	everywhere(t, func(v *venue) {
-		s := v.server()
-		var calls atomic.Int32
-		gate := make(chan struct{})
-		v.worker(s, "w", tasks{"n": {Timeout: 20 * time.Millisecond, Function: func() { calls.Add(1); <-gate }}}, limit(1))
-		task := v.publish(s, "n")
-		v.dead("timeout")
-		again := message("n", task.UUID, map[string]any{"x-dispatcher-attempt": int64(7)})
-		v.raw(v.name, again)
-		eventually(v.t, "put off", func() bool { return s.Stats().Postponed == 1 })
-		if calls.Load() != 1 {
-			v.t.Errorf("%d calls", calls.Load())
-		}
-		close(gate)
-		eventually(v.t, "run in the end", func() bool { return s.Stats().Succeeded == 1 })
-		if calls.Load() != 2 {
-			v.t.Errorf("%d calls", calls.Load())
-		}
-	})
-}
-
 func TestARetryThatCannotBeWrittenKeepsItsTaskOpen(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(c *dispatcher.ServerConfig) { c.Retry = fast(2) })
@@ -578,6 +373,53 @@ func TestPublishRefusesAbsurdTimes(t *testing.T) {
 		}
 		if st := s.Stats(); st.Rejected != 8 || st.Published != 0 {
 			v.t.Errorf("stats %+v", st)
+		}
+	})
+}
+
+// A queue that somebody deletes under a worker is declared again; what waited for it is not lost.
+func TestAVerdictWaitsForAQueueThatWasDeleted(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server()
+		entered, gate := make(chan struct{}), make(chan struct{})
+		v.worker(s, "w", tasks{"fails": fn(func() error { entered <- struct{}{}; <-gate; return errors.New("no") })})
+		task := v.publish(s, "fails")
+		wait(v.t, entered, "call")
+		if err := v.session().Delete(v.t.Context(), v.name+".dead"); err != nil {
+			v.t.Fatal(err)
+		}
+		close(gate)
+		eventually(v.t, "dead letter", func() bool { return s.Stats().DeadLettered == 1 })
+		if d := v.dead("failed"); d.ID != task.UUID {
+			v.t.Errorf("got %s", d.ID)
+		}
+		v.empty(v.name)
+	})
+}
+
+// Bodies that are no tasks, and arguments that do not fit, are kept at once whatever the policy: no attempt would end better.
+func TestWhatCannotBeCalledIsKeptAtOnce(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server(func(c *dispatcher.ServerConfig) { c.Retry, c.MaxBodyBytes = fast(3), 1000 })
+		var calls atomic.Int32
+		v.worker(s, "w", tasks{"n": fn(func(int8) { calls.Add(1) })})
+		for _, c := range []struct{ body, reason string }{
+			{"", "malformed"},
+			{`{"name":`, "malformed"},
+			{`{"uuid":"u","name":"n","args":[{"type":"string","value":"` + strings.Repeat("x", 1000) + `"}]}`, "malformed"},
+			{`{"uuid":"u","name":"n","args":[{"type":"int64","value":128}]}`, "bad_arguments"},
+			{`{"uuid":"u","name":"n","args":[]}`, "bad_arguments"},
+			{`{"uuid":"u","name":"n","args":[{"type":"never heard of","value":1}]}`, "bad_arguments"},
+		} {
+			v.raw(v.name, broker.Message{ID: "u", Body: []byte(c.body)})
+			if d := v.dead(c.reason); d.Headers["x-dispatcher-attempt"] != int64(0) || string(d.Body) != c.body {
+				v.t.Errorf("dead letter %+v", d.Message)
+			}
+		}
+		if calls.Load() != 0 || s.Stats().Retried != 0 {
+			v.t.Errorf("%d calls", calls.Load())
 		}
 	})
 }

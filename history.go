@@ -1,8 +1,6 @@
 package dispatcher
 
-import (
-	"time"
-)
+import "time"
 
 // history is what a message says of its own past, in the headers of ADR 0007. It came over the wire and proves nothing: what is
 // of the wrong type or out of range is absent.
@@ -33,6 +31,11 @@ func readHistory(headers map[string]any) (h history) {
 	return h
 }
 
+func text(v any) string {
+	s, _ := v.(string)
+	return s
+}
+
 func count(v any) int {
 	if n, ok := v.(int64); ok && n > 0 && n <= maxCount {
 		return int(n)
@@ -41,11 +44,11 @@ func count(v any) int {
 }
 
 func instant(v any) time.Time {
-	text, _ := v.(string)
-	if text == "" || len(text) > 64 {
+	s := text(v)
+	if s == "" || len(s) > 64 {
 		return time.Time{}
 	}
-	at, err := time.Parse(time.RFC3339Nano, text)
+	at, err := time.Parse(time.RFC3339Nano, s)
 	if err != nil {
 		return time.Time{}
 	}

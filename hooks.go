@@ -8,8 +8,14 @@ import (
 
 // Hooks are called when something has happened: for metrics, logs and tests. Every field may be nil, and costs nothing then.
 //
+// Arguments are not told, since they may be secrets: what a hook should know of a task goes into Task.Headers.
+//
+// Finished is told before the verdict is carried out, Retried and DeadLettered after the broker has confirmed it; so the next attempt may begin
+// before Retried is told. Task.Headers of events are those of the message, the library's x-dispatcher-… among them.
+//
 // They run on the goroutine that does the work, many at once, so they must be quick and safe for concurrent use; a task or a
-// publish waits for its hook. A hook that panics is logged and harms nobody. New fields may be added at any time: write
+// publish waits for its hook. A hook that panics is logged and harms nobody; one that ends its goroutine (runtime.Goexit, FailNow of a
+// test) takes a slot of its worker with it. New fields may be added at any time: write
 // literals with names.
 type Hooks struct {
 	Published     func(PublishEvent)    // a publish has its outcome; also of what leaves the outbox

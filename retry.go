@@ -120,7 +120,7 @@ type verdict struct {
 	reason string        // of a dead letter
 	delay  time.Duration // of a retry or postponement
 	losses int           // what the copy's header says, of toBack and toSuspects
-	missed bool          // of a postponement: no function has the task's name
+	missed bool          // of postpone and toSuspects: no function has the task's name
 	made   Attempt       // what the copy's log gets; Number 0 = no attempt was made
 	outcome
 }
@@ -182,7 +182,7 @@ func judge(a attempt, p *RetryPolicy) verdict {
 	case a.shutdown && !a.late:
 		return verdict{action: release, outcome: o}
 	case a.wish.kind == wishPermanent:
-		return deadLetter(reason, o)
+		return deadLetter(ReasonPermanent, o)
 	case a.wish.kind == wishDiscard:
 		return verdict{action: discard, outcome: o}
 	case p == nil && a.wish.kind != wishRetryAfter:
@@ -215,9 +215,15 @@ const (
 
 // judgeUnknown is the verdict on a task that this worker does not know. In a rolling deployment another one does, or will: it is
 // put off, and kept for a person once maxAge has passed since it was first missed. Negative: at once.
-func judgeUnknown(h history, now time.Time, maxAge time.Duration, o outcome) verdict {
+//
+// A suspect goes to the end of its line, uncharged. In the queue of all others a worker that knows it would run it beside them, and if it
+// ends that one too, it would begin anew as a suspect, for ever.
+func judgeUnknown(h history, suspect bool, now time.Time, maxAge time.Duration, o outcome) verdict {
 	if maxAge < 0 || now.Sub(h.missedSince(now)) >= maxAge {
 		return deadLetter(ReasonUnknownTask, o)
+	}
+	if suspect {
+		return verdict{action: toSuspects, missed: true, losses: h.losses, outcome: o}
 	}
 	delay := maxUnknownDelay
 	if h.misses < 16 { // beyond, the shift could overflow

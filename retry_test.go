@@ -147,7 +147,7 @@ func TestJudge(t *testing.T) {
 		"abandoned":                   {attempt{outcome: outcomeOf(errAbandoned), number: 1, late: true, abandoned: true}, three, toDeadLetters, "timeout", 0},
 		"while stopping":              {attempt{outcome: no, number: 1, shutdown: true}, three, release, "", 0},
 		"late while stopping":         {attempt{outcome: no, number: 1, shutdown: true, late: true}, three, retryLater, "", time.Minute},
-		"permanent":                   {attempt{outcome: outcomeOf(Permanent(no.err)), number: 1}, three, toDeadLetters, "failed", 0},
+		"permanent":                   {attempt{outcome: outcomeOf(Permanent(no.err)), number: 1}, three, toDeadLetters, "permanent", 0},
 		"discard":                     {attempt{outcome: outcomeOf(Discard(no.err)), number: 1}, nil, discard, "", 0},
 		"discard, late":               {attempt{outcome: outcomeOf(Discard(no.err)), number: 1, late: true}, three, discard, "", 0},
 		"after":                       {attempt{outcome: outcomeOf(RetryAfter(time.Hour, no.err)), number: 1}, three, retryLater, "", time.Hour},
@@ -159,7 +159,7 @@ func TestJudge(t *testing.T) {
 		"too old":                     {attempt{outcome: no, number: 2, first: now.Add(-60 * time.Minute)}, endless, toDeadLetters, "failed", 0},
 		"would expire":                {attempt{outcome: no, number: 1, expires: now.Add(time.Minute)}, three, toDeadLetters, "expired", 0},
 		"would not expire":            {attempt{outcome: no, number: 1, expires: now.Add(time.Minute + 1)}, three, retryLater, "", time.Minute},
-		"a panic of a permanent kind": {attempt{outcome: outcomeOf(&PanicError{Value: Permanent(no.err)}), number: 1}, three, toDeadLetters, "failed", 0},
+		"a panic of a permanent kind": {attempt{outcome: outcomeOf(&PanicError{Value: Permanent(no.err)}), number: 1}, three, toDeadLetters, "permanent", 0},
 	} {
 		if c.a.now = now; c.a.first.IsZero() {
 			c.a.first = now
@@ -218,20 +218,23 @@ func TestJudgeUnknown(t *testing.T) {
 	now := time.Now()
 	o := outcomeOf(ErrUnknownTask)
 	for misses, want := range map[int]time.Duration{0: 100 * time.Millisecond, 1: 200 * time.Millisecond, 8: 25600 * time.Millisecond, 9: 30 * time.Second, 1 << 30: 30 * time.Second} {
-		if v := judgeUnknown(history{misses: misses}, now, time.Hour, o); v.action != postpone || v.delay != want || !v.missed {
+		if v := judgeUnknown(history{misses: misses}, false, now, time.Hour, o); v.action != postpone || v.delay != want || !v.missed {
 			t.Errorf("missed %d times: %s after %v, want %v", misses, v.action, v.delay, want)
 		}
 	}
 	for name, v := range map[string]verdict{
-		"old enough": judgeUnknown(history{misses: 3, missed: now.Add(-time.Hour)}, now, time.Hour, o),
-		"never":      judgeUnknown(history{}, now, -1, o),
+		"old enough": judgeUnknown(history{misses: 3, missed: now.Add(-time.Hour)}, true, now, time.Hour, o),
+		"never":      judgeUnknown(history{}, false, now, -1, o),
 	} {
 		if v.action != toDeadLetters || v.reason != "unknown_task" {
 			t.Errorf("%s: %s %q", name, v.action, v.reason)
 		}
 	}
+	if v := judgeUnknown(history{losses: 4, misses: 3}, true, now, time.Hour, o); v.action != toSuspects || v.losses != 4 || !v.missed {
+		t.Errorf("a suspect: %s with %d losses", v.action, v.losses)
+	}
 	// A clock that is ahead, or a forged header, must not keep it for ever.
-	if v := judgeUnknown(history{missed: now.Add(100 * time.Hour)}, now, time.Hour, o); v.action != postpone {
+	if v := judgeUnknown(history{missed: now.Add(100 * time.Hour)}, false, now, time.Hour, o); v.action != postpone {
 		t.Errorf("missed in the future: %s", v.action)
 	}
 }

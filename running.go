@@ -9,13 +9,15 @@ type running struct {
 	tasks map[taskKey]*run
 }
 
-// taskKey: a task that is routed to two queues is two tasks.
-type taskKey struct{ queue, uuid string }
+// taskKey: a task that is routed to two queues is two tasks, and a uuid that a program uses for tasks of several names, say an order
+// number, is that of several tasks.
+type taskKey struct{ queue, name, uuid string }
 
 // run is one task under way. Guarded by running.mu.
 type run struct {
 	key      taskKey
-	attempts int // made before this one
+	attempts int    // made before this one
+	body     []byte // of the message; read only
 
 	isDecided bool
 	decision  verdict

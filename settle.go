@@ -50,7 +50,7 @@ func (s *shift) settle(c *call, v verdict) {
 // giveBack returns a delivery whose task was not run, or was interrupted by the shutdown, and is not to be charged for it. A broker
 // that cannot tell what was given back from what was lost gets a copy, which nobody has seen before.
 func (s *shift) giveBack(c *call) error {
-	if c.exact {
+	if c.at.exact {
 		return c.delivery.Release()
 	}
 	ctx, cancel := context.WithTimeout(s.hard, closeTimeout)
@@ -122,6 +122,13 @@ func (s *shift) forwardOnce(c *call, v verdict, msg broker.Message) error {
 func (s *shift) forwardDone(c *call, v verdict) {
 	stats, hooks, log := &s.w.server.stats, &s.w.server.cfg.Hooks, s.w.log
 	worker, name, uuid := s.w.cfg.Name, excerpt(c.name), excerpt(c.uuid)
+	if v.action == postpone || v.action == toSuspects && v.missed {
+		stats.postponed.Add(1)
+		if c.history.misses == 0 {
+			log.Infof("worker %q: task %q (%q) is put off: %s", worker, name, uuid, logText(v))
+		}
+		return
+	}
 	switch v.action {
 	case toDeadLetters:
 		stats.deadLettered.Add(1)
@@ -134,11 +141,6 @@ func (s *shift) forwardDone(c *call, v verdict) {
 		log.Infof("worker %q: task %q (%q): attempt %d failed, next in %v: %s", worker, name, uuid, v.made.Number, v.delay, logText(v))
 		if hooks.Retried != nil {
 			fire(log, hooks.Retried, RetryEvent{*c.info(worker), v.delay, v.err})
-		}
-	case postpone:
-		stats.postponed.Add(1)
-		if c.history.misses == 0 {
-			log.Infof("worker %q: task %q (%q) is put off: %s", worker, name, uuid, logText(v))
 		}
 	case toBack:
 		log.Infof("worker %q: task %q (%q) was lost with its connection or worker before: moved to the back of the queue", worker, name, uuid)

@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"bytes"
 	"container/list"
 	"context"
 	"fmt"
@@ -15,7 +16,7 @@ import (
 type call struct {
 	delivery broker.Delivery
 	history  history
-	exact    bool   // its broker counts losses exactly
+	losses   int    // since the history was written
 	at       *feed  // where its slot reads, and a replacement goes on
 	name     string // of the task; what the message says until the body is decoded
 	uuid     string
@@ -23,8 +24,8 @@ type call struct {
 	bound    boundCall
 	run      run
 	started  time.Time
-	due      time.Time // started + timeout + grace; zero without a timeout
-	over     func()    // of a suspect: lets the next one run; otherwise nil
+	due      time.Time         // started + timeout + grace; zero without a timeout
+	over     func(offerAnswer) // of a suspect: lets the next one run; otherwise nil
 
 	// Guarded by shift.mu.
 	state   callState
@@ -33,7 +34,11 @@ type call struct {
 }
 
 func newCall(d broker.Delivery, at *feed) *call {
-	return &call{delivery: d, history: readHistory(d.Headers), exact: at.exact, at: at, name: d.Type, uuid: d.ID, index: -1}
+	c := &call{delivery: d, history: readHistory(d.Headers), losses: d.Losses, at: at, name: d.Type, uuid: d.ID, index: -1}
+	if !at.exact && d.Redelivered && (c.suspect() || at.believes()) {
+		c.losses = 1
+	}
+	return c
 }
 
 // suspect reports whether the task is one that may end its worker.
@@ -115,6 +120,9 @@ func (s *shift) next(at *feed) (c *call, more bool) {
 		if !s.accept(&d, at) {
 			return nil, true
 		}
+		if !d.Redelivered {
+			at.streak.Store(0)
+		}
 		return newCall(d, at), true
 	case o := <-s.offers:
 		return s.takeSuspect(at, o), true
@@ -190,11 +198,7 @@ func (s *shift) prepare(c *call) verdict {
 	if v, ours := s.claim(c); !ours {
 		return v
 	}
-	losses := d.Losses
-	if !c.exact && d.Redelivered {
-		losses = 1
-	}
-	if v, run := judgeLosses(c.history, losses, c.suspect()); !run {
+	if v, run := judgeLosses(c.history, c.losses, c.suspect()); !run {
 		return v
 	}
 	now := time.Now()
@@ -203,7 +207,7 @@ func (s *shift) prepare(c *call) verdict {
 	}
 	plan := s.w.tasks[task.Name]
 	if plan == nil {
-		return judgeUnknown(c.history, now, s.w.cfg.UnknownTaskMaxAge,
+		return judgeUnknown(c.history, c.suspect(), now, s.w.cfg.UnknownTaskMaxAge,
 			outcomeOf(fmt.Errorf("%w: worker %q has no function %q", ErrUnknownTask, s.w.cfg.Name, excerpt(task.Name))))
 	}
 	if c.bound, err = plan.bind(task.Args); err != nil {
@@ -220,15 +224,18 @@ func (s *shift) prepare(c *call) verdict {
 const heldDelay = 10 * time.Second
 
 // claim makes sure that the task does not run twice at once in this server. If it runs, the delivery is held until that call ends.
-// The same attempt, delivered again since its link was lost, then takes that call's verdict; another one runs after it.
+// The same attempt, delivered again since its link was lost, then takes that call's verdict. Anything else runs after it: another
+// attempt, a replay, and also a task that was published twice with one uuid, since to drop that would be to lose it.
 func (s *shift) claim(c *call) (v verdict, ours bool) {
-	c.run.key, c.run.attempts = taskKey{broker.Owner(c.delivery.Queue), c.uuid}, c.history.attempts
+	c.run.key = taskKey{broker.Owner(c.delivery.Queue), c.name, c.uuid}
+	c.run.attempts, c.run.body = c.history.attempts, c.delivery.Body
 	for {
 		other := s.w.server.running.begin(&c.run)
 		if other == nil {
 			return verdict{}, true
 		}
-		same := other.attempts == c.run.attempts
+		again := c.delivery.Redelivered || c.history.losses > 0
+		same := again && other.attempts == c.run.attempts && bytes.Equal(other.body, c.run.body)
 		select {
 		case <-other.decided:
 			v, _, abandoned := s.w.server.running.decisionOf(other)
@@ -254,10 +261,10 @@ func (s *shift) claim(c *call) (v verdict, ours bool) {
 
 // invoke calls the function and returns how it ended; a panic is an error with its stack.
 func (s *shift) invoke(c *call) (o outcome) {
+	s.callBegins(c)
 	if hook := s.w.server.cfg.Hooks.Started; hook != nil {
 		fire(s.w.log, hook, StartEvent{*c.info(s.w.cfg.Name)})
 	}
-	s.callBegins(c)
 	defer func() {
 		if v := recover(); v != nil {
 			o = outcomeOf(&PanicError{Value: v, Stack: debug.Stack()})
@@ -347,8 +354,8 @@ func (s *shift) conclude(c *call, o outcome, abandoned bool) {
 	if hook := s.w.server.cfg.Hooks.Finished; hook != nil {
 		fire(s.w.log, hook, FinishEvent{*c.info(s.w.cfg.Name), v.action.verdict(), o.err, now.Sub(c.started)})
 	}
+	c.end(oneSuspect)
 	s.settle(c, v)
-	c.end()
 }
 
 // settleUncalled settles what is not to be called. The task counts as under way until that is done: a copy that came back sooner and ended this
@@ -356,13 +363,17 @@ func (s *shift) conclude(c *call, o outcome, abandoned bool) {
 func (s *shift) settleUncalled(c *call, v verdict) {
 	s.settle(c, v)
 	s.w.server.running.end(&c.run)
-	c.end()
+	if v.missed { // it is to be found by somebody else, so do not look again at once
+		c.end(noSuspect)
+	} else {
+		c.end(oneSuspect)
+	}
 }
 
-// end comes last.
-func (c *call) end() {
+// end lets the next suspect run, if it was one.
+func (c *call) end(a offerAnswer) {
 	if c.over != nil {
-		c.over()
+		c.over(a)
 	}
 }
 

@@ -22,8 +22,8 @@ type offer struct{ answer chan<- offerAnswer }
 type offerAnswer int
 
 const (
-	noSuspect   offerAnswer = iota // there is none, or it cannot be told
-	oneSuspect                     // one was run
+	noSuspect   offerAnswer = iota // there is none for this worker, or it cannot be told
+	oneSuspect                     // one was run, or moved on
 	anotherRuns                    // one of another worker of this server
 )
 
@@ -88,9 +88,9 @@ func (s *shift) takeSuspect(at *feed, o offer) *call {
 	}
 	s.w.server.stats.received.Add(1)
 	c := newCall(*d, at)
-	c.over = func() {
+	c.over = func(a offerAnswer) {
 		<-alone
-		o.answer <- oneSuspect
+		o.answer <- a
 	}
 	return c
 }

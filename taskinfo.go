@@ -2,7 +2,7 @@ package dispatcher
 
 import (
 	"context"
-	"maps"
+	"strings"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
@@ -16,7 +16,7 @@ type TaskInfo struct {
 	Queue       string         // the worker's queue
 	RoutingKey  string         // the key it was published with
 	Worker      string         // name of the worker
-	Headers     map[string]any // of the message; slices and maps inside are read only. Integers are int64.
+	Headers     map[string]any // the publisher's own; slices and maps inside are read only. nil = none. Integers are int64.
 	Attempt     int            // number of this attempt, from 1
 	PublishedAt time.Time      // by the publisher's clock, whole seconds on RabbitMQ; zero if unknown
 	Redelivered bool           // the task was handed out before, to this worker or another, and may have run
@@ -31,7 +31,15 @@ func TaskFromContext(ctx context.Context) (TaskInfo, bool) {
 		return TaskInfo{}, false
 	}
 	out := *info
-	out.Headers = maps.Clone(info.Headers) // the broker's own map, which it may hand out again
+	out.Headers = nil // a copy: it is the broker's own map, which it may hand out again
+	for name, v := range info.Headers {
+		if !strings.HasPrefix(name, headerPrefix) {
+			if out.Headers == nil {
+				out.Headers = make(map[string]any, len(info.Headers))
+			}
+			out.Headers[name] = v
+		}
+	}
 	return out, true
 }
 

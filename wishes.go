@@ -13,8 +13,8 @@ import (
 // What a task function can say about its failure. All are found in wrapped and joined errors, too. If an error says
 // several things, Permanent counts before RetryAfter, and RetryAfter before Discard: what keeps the task comes first.
 
-// Permanent marks an error that trying again cannot cure: the task becomes a dead letter at once, whatever its policy. nil
-// stays nil. It is backoff's own mark, so backoff.Permanent of cenkalti/backoff/v4 does the same.
+// Permanent marks an error that trying again cannot cure: the task becomes a dead letter at once, whatever its policy, with
+// [ReasonPermanent]. nil stays nil. It is backoff's own mark, so backoff.Permanent of cenkalti/backoff/v4 does the same.
 func Permanent(err error) error { return backoff.Permanent(err) }
 
 // Discard marks an error after which the task is of no use to anybody: it is acknowledged, counted in Stats.Discarded and logged,

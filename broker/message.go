@@ -115,7 +115,7 @@ type Settler interface {
 // The queues that belong to a queue, by what is appended to its name.
 const (
 	DeadSuffix     = ".dead"     // its dead letters
-	SuspectsSuffix = ".suspects" // messages whose consumer was lost more than once
+	SuspectsSuffix = ".suspects" // messages whose consumer was lost more than once; Delivery.Redelivered must not say so of others there
 )
 
 // Owner is the queue that a queue belongs to: <queue> for <queue>.suspects, any other is its own.

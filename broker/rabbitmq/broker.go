@@ -15,9 +15,10 @@
 //     delayed message of a session declares the rest, 0.4 s where it does not exist yet. Needs RabbitMQ, 3.10 or later, by its
 //     own words: other servers have no Capabilities.Delay. Times are kept to 16 ms, and the delay of a Retry may be an
 //     eighth longer.
-//   - So a delayed message finds queues and bindings that were declared with this package. Others, ephemeral queues and dead letter
-//     queues it finds only as a Retry, which binds its queue. A key of a fanout exchange does not matter to
-//     sessions that have declared the exchange; for others it must be one that a queue was bound with.
+//   - So a delayed message finds queues and bindings that were declared with this package. Others, ephemeral queues and dead
+//     letter queues it finds only as a Retry, which binds its queue; if that is deleted, it is seen when the message is due. The
+//     key does not matter with a fanout exchange for sessions that have declared the exchange; for others it must be one that
+//     a queue was bound with.
 //   - Delivery.Losses is always 0: a redelivered message may have been given back, or lost, or never looked at.
 //   - Of quorum queues: what is released goes to the end of the queue unless it has a delivery limit, and counts against that
 //     before RabbitMQ 4.3; closing a consumer may lose some of the last acks, and those messages come again.

@@ -3,14 +3,10 @@ package rabbitmq
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
-	"fmt"
 	"math/bits"
 	"strconv"
 	"strings"
 	"time"
-
-	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/seed-416683c9/dispatcher/broker"
 )
@@ -118,62 +114,4 @@ func arrived(m *broker.Message) {
 	if len(m.Headers) == 0 {
 		m.Headers = nil
 	}
-}
-
-// deathSize is more than what RabbitMQ adds to the headers of a message at each level, as x-death.
-const deathSize = 320
-
-// delay is what is known of a message that has to wait. Its flight has it.
-type delay struct {
-	due    time.Time
-	digits int
-	target target
-	word   string
-	levels *run // the declaration that it relies on
-	held   bool // it was written to a level
-}
-
-// newDelay checks a message that is not due yet.
-func (s *session) newDelay(m *broker.Message, digits int) (*delay, error) {
-	d := &delay{due: m.NotBefore, digits: digits, target: target{m.Exchange, m.RoutingKey}}
-	if !s.can.Delay {
-		return nil, fmt.Errorf("with a delay: %w: %w", broker.ErrRejected, errors.ErrUnsupported)
-	}
-	if err := checkDelay(time.Until(d.due)); err != nil {
-		return nil, err
-	}
-	if strings.Contains(m.Exchange, "\x00") {
-		return nil, fmt.Errorf("with a delay to exchange %q: a name with a zero byte: %w", m.Exchange, broker.ErrRejected)
-	}
-	d.word = s.delays.target(m.Exchange, m.RoutingKey).word()
-	return d, nil
-}
-
-func checkDelay(d time.Duration) error {
-	if d > broker.MaxDelay {
-		return fmt.Errorf("due in %v, at most %v: %w", d.Round(time.Second), broker.MaxDelay, broker.ErrRejected)
-	}
-	return nil
-}
-
-// room is how many bytes of a frame the message's headers must leave free.
-func (d *delay) room() int {
-	return len(targetHeader) + len(d.target.header()) + 16 + (d.digits+2)*deathSize
-}
-
-// aim says where the message is to be written, right before that: what it waited for until then must not make it late. If it
-// has become due meanwhile, it goes where all others go.
-func (d *delay) aim(f *flight, pub *amqp.Publishing) {
-	left := time.Until(d.due)
-	if d.held = left > 0; !d.held {
-		f.exchange, f.key = d.target.exchange, d.target.key
-		delete(pub.Headers, targetHeader)
-		return
-	}
-	n := ticks(left, d.digits)
-	f.exchange, f.key = levelName(firstLevel(n)), delayKey(n, d.word)
-	if pub.Headers == nil {
-		pub.Headers = amqp.Table{}
-	}
-	pub.Headers[targetHeader] = d.target.header()
 }

@@ -18,6 +18,8 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"github.com/seed-416683c9/dispatcher/broker"
 )
 
 // The test binary is also the program, for the tests that need a process.
@@ -51,6 +53,28 @@ func TestItRunsOnRabbitMQ(t *testing.T) {
 	sum.Dir, sum.Stdin = folder, &manifest
 	if out, err := sum.CombinedOutput(); err != nil {
 		t.Errorf("sha256sum: %v\n%s", err, out)
+	}
+}
+
+func TestItsQueuesAreGoneAtTheEnd(t *testing.T) {
+	t.Parallel()
+	url := os.Getenv("DISPATCHER_AMQP_CON")
+	if url == "" {
+		t.Skip("DISPATCHER_AMQP_CON is not set")
+	}
+	r, err := newRoute(url)
+	check(t, err)
+	var stdout, stderr bytes.Buffer
+	if code := sumAll(t.Context(), nil, r, only(), &stdout, &stderr); code != 0 {
+		t.Fatalf("exit code %d\n%s", code, stderr.String())
+	}
+	session, err := r.broker.Open(t.Context())
+	check(t, err)
+	defer session.Close(t.Context())
+	for _, suffix := range []string{"", broker.DeadSuffix, broker.SuspectsSuffix} {
+		if _, err := session.Inspect(t.Context(), r.queue+suffix); !errors.Is(err, broker.ErrQueueGone) {
+			t.Errorf("%s: %v", r.queue+suffix, err)
+		}
 	}
 }
 

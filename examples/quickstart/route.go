@@ -39,5 +39,8 @@ func (r route) remove() error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(session.Delete(ctx, r.queue), session.Delete(ctx, r.queue+broker.DeadSuffix), session.Close(ctx))
+	for _, suffix := range []string{"", broker.DeadSuffix, broker.SuspectsSuffix} {
+		err = errors.Join(err, session.Delete(ctx, r.queue+suffix))
+	}
+	return errors.Join(err, session.Close(ctx))
 }

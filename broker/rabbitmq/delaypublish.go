@@ -1,0 +1,135 @@
+package rabbitmq
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// deathSize is more than what RabbitMQ adds to the headers of a message at each level, as x-death.
+const deathSize = 320
+
+// delay is what is known of a message that has to wait. Its flight has it.
+type delay struct {
+	due    time.Time
+	digits int
+	target target
+	word   string
+	levels *run // the declaration that it relies on
+	held   bool // it was written to a level
+}
+
+// newDelay checks a message that is not due yet.
+func (s *session) newDelay(m *broker.Message, digits int) (*delay, error) {
+	d := &delay{due: m.NotBefore, digits: digits, target: target{m.Exchange, m.RoutingKey}}
+	if !s.can.Delay {
+		return nil, fmt.Errorf("with a delay: %w: %w", broker.ErrRejected, errors.ErrUnsupported)
+	}
+	if err := checkDelay(time.Until(d.due)); err != nil {
+		return nil, err
+	}
+	if strings.Contains(m.Exchange, "\x00") {
+		return nil, fmt.Errorf("with a delay to exchange %q: a name with a zero byte: %w", m.Exchange, broker.ErrRejected)
+	}
+	d.word = s.delays.target(m.Exchange, m.RoutingKey).word()
+	return d, nil
+}
+
+func checkDelay(d time.Duration) error {
+	if d > broker.MaxDelay {
+		return fmt.Errorf("due in %v, at most %v: %w", d.Round(time.Second), broker.MaxDelay, broker.ErrRejected)
+	}
+	return nil
+}
+
+// room is how many bytes of a frame the message's headers must leave free.
+func (d *delay) room() int {
+	return len(targetHeader) + len(d.target.header()) + 16 + (d.digits+2)*deathSize
+}
+
+// aim says where the message is to be written, right before that: what it waited for until then must not make it late. If it
+// has become due meanwhile, it goes where all others go.
+func (d *delay) aim(f *flight, pub *amqp.Publishing) {
+	left := time.Until(d.due)
+	if d.held = left > 0; !d.held {
+		f.exchange, f.key = d.target.exchange, d.target.key
+		delete(pub.Headers, targetHeader)
+		return
+	}
+	n := ticks(left, d.digits)
+	f.exchange, f.key = levelName(firstLevel(n)), delayKey(n, d.word)
+	if pub.Headers == nil {
+		pub.Headers = amqp.Table{}
+	}
+	pub.Headers[targetHeader] = d.target.header()
+}
+
+// mayWriteLevels finds out whether the user may publish to the levels, with messages that no queue takes. RabbitMQ answers with
+// the end of the channel if not, so it is another than that of all publishes: a worker without the right would lose its session
+// with each retry.
+func (p *publisher) mayWriteLevels() error {
+	if err := p.gate.pass(context.Background(), p.s.dead); err != nil {
+		return p.s.Err()
+	}
+	_, err := call(context.Background(), p.s, func() (struct{}, error) {
+		ch, err := p.conn.Channel()
+		if err != nil {
+			return struct{}{}, err
+		}
+		closes := ch.NotifyClose(make(chan *amqp.Error, 1))
+		var last *amqp.DeferredConfirmation
+		err = ch.Confirm(false)
+		for level := lowestLevel; level <= highestLevel && err == nil; level++ {
+			last, err = ch.PublishWithDeferredConfirm(levelName(level), "", false, false, amqp.Publishing{})
+		}
+		if err == nil {
+			<-last.Done()
+		}
+		if err != nil || !last.Acked() {
+			if e := <-closes; e != nil { // it says more than err
+				err = e
+			}
+			return struct{}{}, err
+		}
+		_ = ch.Close()
+		return struct{}{}, nil
+	}, nil)
+	return refused(writeExchange, err)
+}
+
+// unprepared is the outcome of a message that was not written since something for its delay could not be declared.
+func (p *publisher) unprepared(err error) error {
+	err = fmt.Errorf("prepare delays: %w", err)
+	if errors.Is(err, broker.ErrRejected) {
+		return err
+	}
+	return p.notSent(err)
+}
+
+// rewrite writes a message again that a level has returned, once: somebody has deleted the level's queue. This duplicates
+// nothing, since the broker has said that no queue has the message.
+func (p *publisher) rewrite(f *flight, pub *amqp.Publishing, returned error) error {
+	ctx := context.Background() // ends with the session
+	p.s.delays.levels.forget(f.delay.levels)
+	if _, err := p.s.declareLevels(ctx); err != nil {
+		return fmt.Errorf("%w; and to declare it again: %v", returned, err)
+	}
+	if err := p.board(ctx); err != nil {
+		return returned
+	}
+	p.mu.Lock()
+	f.returned = ""
+	p.mu.Unlock()
+	confirmation, err := p.write(f, pub)
+	p.writing.give()
+	if err != nil {
+		return err
+	}
+	return p.outcome(f, confirmation)
+}
