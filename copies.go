@@ -53,7 +53,7 @@ func (c *call) forwarded(v verdict, worker string, now time.Time) broker.Message
 		delete(h, headerLosses)
 		delete(h, headerMisses)
 		delete(h, headerMissedSince)
-	case toBack, toSuspects:
+	case toBack, toSuspects, putOff:
 		h[headerLosses] = int64(v.losses)
 	case toDeadLetters:
 		h[headerReason] = v.reason

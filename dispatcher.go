@@ -193,6 +193,10 @@ func (c *ServerConfig) withDefaults() ServerConfig {
 	for i := range out.InitQueues {
 		out.InitQueues[i].BindingKeys = slices.Clone(out.InitQueues[i].BindingKeys)
 	}
+	if c.Retry != nil { // NewWorker reads it later; its defaults are filled in then, since filling them twice would change Jitter
+		policy := *c.Retry
+		out.Retry = &policy
+	}
 	if out.PublishTimeout == 0 {
 		out.PublishTimeout = defaultPublishTimeout
 	}

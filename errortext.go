@@ -36,11 +36,13 @@ func errorText(err error) (text string) {
 // logText is what the log says of a dead letter. The values of arguments are left to its header, and a panic's stack, which a
 // header could not hold, is told here.
 func logText(v verdict) string {
-	if bad, ok := errors.AsType[*ArgumentError](v.err); ok && v.reason == ReasonBadArguments {
-		if bad.Position < 0 {
-			return "want " + bad.Want
+	if v.reason == ReasonBadArguments { // otherwise the error is of the user's making, whose methods may panic
+		if bad, ok := errors.AsType[*ArgumentError](v.err); ok {
+			if bad.Position < 0 {
+				return "want " + bad.Want
+			}
+			return fmt.Sprintf("argument %d: want %s", bad.Position, bad.Want)
 		}
-		return fmt.Sprintf("argument %d: want %s", bad.Position, bad.Want)
 	}
 	if p, ok := v.err.(*PanicError); ok {
 		return oneLine(v.text) + "\n" + string(p.Stack)

@@ -226,19 +226,20 @@ func (s *supervisor) stop(ctx context.Context) error {
 	s.cancel()
 	late := time.NewTimer(closeTimeout)
 	defer late.Stop()
+	var err error
 	select {
 	case <-s.ended: // Open returns soon after its ctx ended: the seam's rule
 	case <-late.C:
-		// A broker that breaks that rule. Whatever it opens yet, run discards.
-		return errors.New("close: the broker does not return from Open")
+		// A broker that breaks that rule, or a hook: perhaps the one that has called Close. Whatever is opened yet, run discards.
+		err = errors.New("close: the broker does not return from Open, or a hook not from its call")
 	}
 	s.mu.Lock()
-	session := s.last
+	session := s.last // the last of all, since set takes none any more
 	s.mu.Unlock()
-	if err := session.Close(ctx); err != nil {
-		return fmt.Errorf("close session: %w", err)
+	if e := session.Close(ctx); e != nil {
+		err = errors.Join(err, fmt.Errorf("close session: %w", e))
 	}
-	return nil
+	return err
 }
 
 // set changes the link and wakes everyone who waits for that. The last problem is kept until there is a new one. Closed is

@@ -108,7 +108,8 @@ const (
 	discard       action = "discard"
 	release       action = "release"
 	retryLater    action = "retry"
-	postpone      action = "postponement" // like a retry, but no attempt was made
+	postpone      action = "postponement"           // like a retry, but no attempt was made
+	putOff        action = "return to the suspects" // as a postponement, of a suspect
 	toBack        action = "move to the back of the queue"
 	toSuspects    action = "move to the suspects"
 	toDeadLetters action = "dead letter"
@@ -119,8 +120,8 @@ type verdict struct {
 	action action
 	reason string        // of a dead letter
 	delay  time.Duration // of a retry or postponement
-	losses int           // what the copy's header says, of toBack and toSuspects
-	missed bool          // of postpone and toSuspects: no function has the task's name
+	losses int           // what the copy's header says, of toBack, toSuspects and putOff
+	missed bool          // of postpone and putOff: no function has the task's name
 	made   Attempt       // what the copy's log gets; Number 0 = no attempt was made
 	outcome
 }
@@ -223,7 +224,7 @@ func judgeUnknown(h history, suspect bool, now time.Time, maxAge time.Duration, 
 		return deadLetter(ReasonUnknownTask, o)
 	}
 	if suspect {
-		return verdict{action: toSuspects, missed: true, losses: h.losses, outcome: o}
+		return verdict{action: putOff, missed: true, losses: h.losses, outcome: o}
 	}
 	delay := maxUnknownDelay
 	if h.misses < 16 { // beyond, the shift could overflow

@@ -230,7 +230,7 @@ func TestJudgeUnknown(t *testing.T) {
 			t.Errorf("%s: %s %q", name, v.action, v.reason)
 		}
 	}
-	if v := judgeUnknown(history{losses: 4, misses: 3}, true, now, time.Hour, o); v.action != toSuspects || v.losses != 4 || !v.missed {
+	if v := judgeUnknown(history{losses: 4, misses: 3}, true, now, time.Hour, o); v.action != putOff || v.losses != 4 || !v.missed {
 		t.Errorf("a suspect: %s with %d losses", v.action, v.losses)
 	}
 	// A clock that is ahead, or a forged header, must not keep it for ever.

@@ -1,6 +1,11 @@
 package dispatcher
 
-import "sync"
+import (
+	"bytes"
+	"sync"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
 
 // running knows the tasks whose functions run in this server, so that none runs twice in parallel here: a task is delivered
 // again while it runs when its link was lost, and a person may replay one whose abandoned call goes on.
@@ -16,9 +21,10 @@ type taskKey struct{ queue, name, uuid string }
 // run is one task under way. Guarded by running.mu.
 type run struct {
 	key      taskKey
-	attempts int    // made before this one
-	body     []byte // of the message; read only
+	attempts int  // made before this one
+	again    bool // the message was handed out before
 
+	delivery  *broker.Delivery // the latest of the message; nil = it is settled. Read only.
 	isDecided bool
 	decision  verdict
 	abandoned bool          // decided while the function runs on
@@ -65,11 +71,34 @@ func (t *running) decide(r *run, v verdict, abandoned bool) {
 	}
 }
 
-// decisionOf is what was decided, if anything was.
-func (t *running) decisionOf(r *run) (v verdict, decided, abandoned bool) {
+// take has r take the verdict on other, which is decided, if its message is that of other, delivered again: then other's delivery is
+// lost, and r is what holds the message now. What looks the same beside it is another message; to acknowledge that too would lose a
+// task of a program that publishes one task again and again, with one uuid. Otherwise it tells whether other was abandoned.
+func (t *running) take(r, other *run) (v verdict, taken, abandoned bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return r.decision, r.isDecided, r.abandoned
+	if r.again && other.delivery != nil && isLost(other.delivery) && other.attempts == r.attempts &&
+		other.delivery.Timestamp.Equal(r.delivery.Timestamp) && bytes.Equal(other.delivery.Body, r.delivery.Body) {
+		other.delivery = r.delivery
+		return other.decision, true, other.abandoned
+	}
+	return verdict{}, false, other.abandoned
+}
+
+// settled notes that the message of r is settled: nothing that comes is it.
+func (t *running) settled(r *run) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r.delivery = nil
+}
+
+func isLost(d *broker.Delivery) bool {
+	select {
+	case <-d.Lost():
+		return true
+	default:
+		return false
+	}
 }
 
 // end lets the task run again: its function has returned.

@@ -11,8 +11,8 @@ import (
 // Carrying out verdicts.
 
 // settle ends a delivery as the verdict says. What cannot be settled because its connection is gone is delivered again by
-// the broker.
-func (s *shift) settle(c *call, v verdict) {
+// the broker. It reports whether the delivery is settled.
+func (s *shift) settle(c *call, v verdict) bool {
 	stats := &s.w.server.stats
 	var err error
 	switch v.action {
@@ -33,7 +33,7 @@ func (s *shift) settle(c *call, v verdict) {
 		err = s.forward(c, v)
 	}
 	if err == nil {
-		return
+		return true
 	}
 	what := "the broker delivers it again"
 	switch {
@@ -45,6 +45,7 @@ func (s *shift) settle(c *call, v verdict) {
 		stats.lost.Add(1)
 	}
 	s.w.log.Errorf("worker %q: %s of task %q (%q): %v; %s", s.w.cfg.Name, v.action, excerpt(c.name), excerpt(c.uuid), err, what)
+	return false
 }
 
 // giveBack returns a delivery whose task was not run, or was interrupted by the shutdown, and is not to be charged for it. A broker
@@ -111,7 +112,7 @@ func (s *shift) forwardOnce(c *call, v verdict, msg broker.Message) error {
 	switch v.action {
 	case toDeadLetters:
 		return c.delivery.DeadLetter(ctx, msg)
-	case toSuspects:
+	case toSuspects, putOff:
 		return c.delivery.Suspect(ctx, msg)
 	default:
 		return c.delivery.Retry(ctx, msg, v.delay)
@@ -122,7 +123,7 @@ func (s *shift) forwardOnce(c *call, v verdict, msg broker.Message) error {
 func (s *shift) forwardDone(c *call, v verdict) {
 	stats, hooks, log := &s.w.server.stats, &s.w.server.cfg.Hooks, s.w.log
 	worker, name, uuid := s.w.cfg.Name, excerpt(c.name), excerpt(c.uuid)
-	if v.action == postpone || v.action == toSuspects && v.missed {
+	if v.action == postpone || v.action == putOff {
 		stats.postponed.Add(1)
 		if c.history.misses == 0 {
 			log.Infof("worker %q: task %q (%q) is put off: %s", worker, name, uuid, logText(v))

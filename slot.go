@@ -1,11 +1,11 @@
 package dispatcher
 
 import (
-	"bytes"
 	"container/list"
 	"context"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -228,20 +228,20 @@ const heldDelay = 10 * time.Second
 // attempt, a replay, and also a task that was published twice with one uuid, since to drop that would be to lose it.
 func (s *shift) claim(c *call) (v verdict, ours bool) {
 	c.run.key = taskKey{broker.Owner(c.delivery.Queue), c.name, c.uuid}
-	c.run.attempts, c.run.body = c.history.attempts, c.delivery.Body
+	c.run.attempts, c.run.again, c.run.delivery = c.history.attempts, c.delivery.Redelivered || c.history.losses > 0, &c.delivery
 	for {
 		other := s.w.server.running.begin(&c.run)
 		if other == nil {
 			return verdict{}, true
 		}
-		again := c.delivery.Redelivered || c.history.losses > 0
-		same := again && other.attempts == c.run.attempts && bytes.Equal(other.body, c.run.body)
 		select {
 		case <-other.decided:
-			v, _, abandoned := s.w.server.running.decisionOf(other)
+			v, taken, abandoned := s.w.server.running.take(&c.run, other)
 			switch {
-			case same:
+			case taken:
 				return v, false
+			case abandoned && c.suspect(): // beside the others it would not run alone
+				return verdict{action: putOff, losses: c.history.losses, outcome: outcomeOf(errStillRunning)}, false
 			case abandoned:
 				return verdict{action: postpone, delay: heldDelay, outcome: outcomeOf(errStillRunning)}, false
 			}
@@ -273,7 +273,10 @@ func (s *shift) invoke(c *call) (o outcome) {
 	ctx, cancel := s.taskContext(c)
 	defer cancel()
 	if len(c.plan.middleware) > 0 {
-		return outcomeOf(wrap(c.plan.middleware, func(ctx context.Context) error { return c.plan.call(ctx, c.uuid, c.bound) })(ctx))
+		next := func(ctx context.Context) error {
+			return c.plan.call(ctx, c.uuid, boundCall{slices.Clone(c.bound.in)}) // middleware may call it several times, also at once
+		}
+		return outcomeOf(wrap(c.plan.middleware, next)(ctx))
 	}
 	return outcomeOf(c.plan.call(ctx, c.uuid, c.bound))
 }
@@ -355,7 +358,9 @@ func (s *shift) conclude(c *call, o outcome, abandoned bool) {
 		fire(s.w.log, hook, FinishEvent{*c.info(s.w.cfg.Name), v.action.verdict(), o.err, now.Sub(c.started)})
 	}
 	c.end(oneSuspect)
-	s.settle(c, v)
+	if s.settle(c, v) {
+		s.w.server.running.settled(&c.run)
+	}
 }
 
 // settleUncalled settles what is not to be called. The task counts as under way until that is done: a copy that came back sooner and ended this
@@ -363,7 +368,7 @@ func (s *shift) conclude(c *call, o outcome, abandoned bool) {
 func (s *shift) settleUncalled(c *call, v verdict) {
 	s.settle(c, v)
 	s.w.server.running.end(&c.run)
-	if v.missed { // it is to be found by somebody else, so do not look again at once
+	if v.action == putOff { // it would be found again at once
 		c.end(noSuspect)
 	} else {
 		c.end(oneSuspect)

@@ -80,24 +80,34 @@ func (s *shift) takeSuspect(at *feed, o offer) *call {
 		o.answer <- anotherRuns
 		return nil
 	}
-	d, err := s.fetchSuspect(at)
-	if err != nil || d == nil {
-		<-alone
-		o.answer <- noSuspect
-		return nil
-	}
-	s.w.server.stats.received.Add(1)
-	c := newCall(*d, at)
-	c.over = func(a offerAnswer) {
+	over := func(a offerAnswer) {
 		<-alone
 		o.answer <- a
 	}
+	if s.taking.Err() != nil { // patrol has offered once more than it should
+		over(noSuspect)
+		return nil
+	}
+	d, err := s.fetchSuspect(at)
+	if err != nil || d == nil {
+		over(noSuspect)
+		return nil
+	}
+	c := newCall(*d, at)
+	if s.taking.Err() != nil { // stopped meanwhile
+		s.settle(c, verdict{action: release})
+		over(noSuspect)
+		return nil
+	}
+	s.w.server.stats.received.Add(1)
+	c.over = over
 	return c
 }
 
 // fetchSuspect takes one message from the queue of suspects, through the session of the feed.
 func (s *shift) fetchSuspect(at *feed) (*broker.Delivery, error) {
-	ctx, cancel := context.WithTimeout(s.taking, closeTimeout)
+	// Not for as long as tasks are taken: a fetch that is broken off may have got one, and the broker would charge it with a loss.
+	ctx, cancel := context.WithTimeout(s.hard, closeTimeout)
 	defer cancel()
 	queue := s.w.cfg.Queue + broker.SuspectsSuffix
 	ds, err := at.session.TryGet(ctx, queue, 1)

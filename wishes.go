@@ -66,24 +66,30 @@ const (
 	wishDiscard
 )
 
-// wishOf reads it from an error of the user's. It runs the error's own methods As, Is and Unwrap, and contains their panics.
-func wishOf(err error) (w wish) {
+// wishOf reads it from an error of the user's.
+func wishOf(err error) wish {
 	if err == nil {
 		return wish{}
 	}
-	defer func() {
-		if recover() != nil {
-			w = wish{}
-		}
-	}()
-	if _, ok := errors.AsType[*backoff.PermanentError](err); ok {
+	if _, ok := find[*backoff.PermanentError](err); ok {
 		return wish{kind: wishPermanent}
 	}
-	if e, ok := errors.AsType[*retryAfterError](err); ok {
+	if e, ok := find[*retryAfterError](err); ok {
 		return wish{wishRetryAfter, e.after}
 	}
-	if _, ok := errors.AsType[*discardError](err); ok {
+	if _, ok := find[*discardError](err); ok {
 		return wish{kind: wishDiscard}
 	}
 	return wish{}
+}
+
+// find is errors.AsType for an error of the user's: it contains the panics of the error's own As and Unwrap. Each search by itself,
+// since what is wrapped in a wish may be broken, and only the search for that wish ends before it.
+func find[E error](err error) (e E, found bool) {
+	defer func() {
+		if recover() != nil {
+			found = false
+		}
+	}()
+	return errors.AsType[E](err)
 }
