@@ -62,53 +62,6 @@ func TestAWishAroundABrokenErrorCounts(t *testing.T) {
 	eventually(t, "second attempt", func() bool { return r.server.Stats().Succeeded == 1 })
 }
 
-// A program that publishes one Task again and again gives all of them its uuid.
-func TestATaskWithTheUUIDOfOneThatRanIsNotTakenForItsRedelivery(t *testing.T) {
-	t.Parallel()
-	everywhere(t, func(v *venue) {
-		s := v.server()
-		var calls atomic.Int32
-		gate, entered := make(chan struct{}), make(chan struct{}, 9)
-		v.worker(s, "w", tasks{"ping": fn(func() { calls.Add(1); entered <- struct{}{}; <-gate })}, limit(3))
-		task := dispatcher.NewTask("ping")
-		for range 3 {
-			v.publishTask(s, task)
-		}
-		wait(v.t, entered, "call")
-		eventually(v.t, "the others are held", func() bool { return s.Stats().Received == 3 })
-		v.kill()
-		eventually(v.t, "two are delivered again", func() bool { return s.Stats().Received >= 5 })
-		close(gate)
-		eventually(v.t, "all are done", func() bool { return s.Stats().Succeeded == 3 })
-		if calls.Load() < 3 {
-			v.t.Errorf("%d calls of 3 tasks", calls.Load())
-		}
-	})
-}
-
-// The same with a link that stays: another worker's loss marks a task that has nothing to do with the call.
-func TestOnlyALostCallGivesItsVerdictAway(t *testing.T) {
-	t.Parallel()
-	everywhere(t, func(v *venue) {
-		s := v.server()
-		var calls atomic.Int32
-		gate, entered := make(chan struct{}), make(chan struct{}, 9)
-		w := v.newWorker(s, "w", tasks{"ping": fn(func() { calls.Add(1); entered <- struct{}{}; <-gate })}, limit(3))
-		task := dispatcher.NewTask("ping")
-		v.publishTask(s, task)
-		start(v.t, w, s)
-		wait(v.t, entered, "call")
-		m := message("ping", task.UUID, map[string]any{"x-dispatcher-losses": int64(1)})
-		v.raw(v.name, m)
-		eventually(v.t, "held", func() bool { return s.Stats().Received == 2 })
-		close(gate)
-		eventually(v.t, "both are done", func() bool { return s.Stats().Succeeded == 2 })
-		if calls.Load() != 2 {
-			v.t.Errorf("%d calls of 2 tasks", calls.Load())
-		}
-	})
-}
-
 func TestTheServersPolicyIsCopied(t *testing.T) {
 	t.Parallel()
 	p := fast(2)
