@@ -74,6 +74,8 @@ func TestTheServersPolicyIsCopied(t *testing.T) {
 	}
 }
 
+type hedged struct{}
+
 // A hedge calls the function twice at once.
 func TestMiddlewareMayCallNextTwiceAtOnce(t *testing.T) {
 	t.Parallel()
@@ -82,15 +84,15 @@ func TestMiddlewareMayCallNextTwiceAtOnce(t *testing.T) {
 	hedge := func(next dispatcher.TaskFunc) dispatcher.TaskFunc {
 		return func(ctx context.Context) error {
 			first := make(chan error, 1)
-			go func() { first <- next(context.WithValue(ctx, "k", 1)) }()
-			return errors.Join(next(context.WithValue(ctx, "k", 2)), <-first)
+			go func() { first <- next(context.WithValue(ctx, hedged{}, 1)) }()
+			return errors.Join(next(context.WithValue(ctx, hedged{}, 2)), <-first)
 		}
 	}
 	r.worker("w", tasks{"n": {Middleware: []dispatcher.Middleware{hedge}, TaskUUIDAsFirstArg: true, Function: func(ctx context.Context, uuid string, n int) error {
 		if n != 7 || uuid == "" {
 			return fmt.Errorf("got %q, %d", uuid, n)
 		}
-		calls.Add(int32(ctx.Value("k").(int)))
+		calls.Add(int32(ctx.Value(hedged{}).(int)))
 		return nil
 	}}})
 	r.publish("n", 7)
