@@ -62,53 +62,6 @@ func TestAWishAroundABrokenErrorCounts(t *testing.T) {
 	eventually(t, "second attempt", func() bool { return r.server.Stats().Succeeded == 1 })
 }
 
-// A program that publishes one Task again and again gives all of them its uuid.
-func TestATaskWithTheUUIDOfOneThatRanIsNotTakenForItsRedelivery(t *testing.T) {
-	t.Parallel()
-	everywhere(t, func(v *venue) {
-		s := v.server()
-		var calls atomic.Int32
-		gate, entered := make(chan struct{}), make(chan struct{}, 9)
-		v.worker(s, "w", tasks{"ping": fn(func() { calls.Add(1); entered <- struct{}{}; <-gate })}, limit(3))
-		task := dispatcher.NewTask("ping")
-		for range 3 {
-			v.publishTask(s, task)
-		}
-		wait(v.t, entered, "call")
-		eventually(v.t, "the others are held", func() bool { return s.Stats().Received == 3 })
-		v.kill()
-		eventually(v.t, "two are delivered again", func() bool { return s.Stats().Received >= 5 })
-		close(gate)
-		eventually(v.t, "all are done", func() bool { return s.Stats().Succeeded == 3 })
-		if calls.Load() < 3 {
-			v.t.Errorf("%d calls of 3 tasks", calls.Load())
-		}
-	})
-}
-
-// The same with a link that stays: another worker's loss marks a task that has nothing to do with the call.
-func TestOnlyALostCallGivesItsVerdictAway(t *testing.T) {
-	t.Parallel()
-	everywhere(t, func(v *venue) {
-		s := v.server()
-		var calls atomic.Int32
-		gate, entered := make(chan struct{}), make(chan struct{}, 9)
-		w := v.newWorker(s, "w", tasks{"ping": fn(func() { calls.Add(1); entered <- struct{}{}; <-gate })}, limit(3))
-		task := dispatcher.NewTask("ping")
-		v.publishTask(s, task)
-		start(v.t, w, s)
-		wait(v.t, entered, "call")
-		m := message("ping", task.UUID, map[string]any{"x-dispatcher-losses": int64(1)})
-		v.raw(v.name, m)
-		eventually(v.t, "held", func() bool { return s.Stats().Received == 2 })
-		close(gate)
-		eventually(v.t, "both are done", func() bool { return s.Stats().Succeeded == 2 })
-		if calls.Load() != 2 {
-			v.t.Errorf("%d calls of 2 tasks", calls.Load())
-		}
-	})
-}
-
 func TestTheServersPolicyIsCopied(t *testing.T) {
 	t.Parallel()
 	p := fast(2)
@@ -121,6 +74,8 @@ func TestTheServersPolicyIsCopied(t *testing.T) {
 	}
 }
 
+type hedged struct{}
+
 // A hedge calls the function twice at once.
 func TestMiddlewareMayCallNextTwiceAtOnce(t *testing.T) {
 	t.Parallel()
@@ -129,15 +84,15 @@ func TestMiddlewareMayCallNextTwiceAtOnce(t *testing.T) {
 	hedge := func(next dispatcher.TaskFunc) dispatcher.TaskFunc {
 		return func(ctx context.Context) error {
 			first := make(chan error, 1)
-			go func() { first <- next(context.WithValue(ctx, "k", 1)) }()
-			return errors.Join(next(context.WithValue(ctx, "k", 2)), <-first)
+			go func() { first <- next(context.WithValue(ctx, hedged{}, 1)) }()
+			return errors.Join(next(context.WithValue(ctx, hedged{}, 2)), <-first)
 		}
 	}
 	r.worker("w", tasks{"n": {Middleware: []dispatcher.Middleware{hedge}, TaskUUIDAsFirstArg: true, Function: func(ctx context.Context, uuid string, n int) error {
 		if n != 7 || uuid == "" {
 			return fmt.Errorf("got %q, %d", uuid, n)
 		}
-		calls.Add(int32(ctx.Value("k").(int)))
+		calls.Add(int32(ctx.Value(hedged{}).(int)))
 		return nil
 	}}})
 	r.publish("n", 7)

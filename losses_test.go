@@ -279,3 +279,144 @@ func TestATaskIsNotRunAgainWhileItsAbandonedCallRuns(t *testing.T) {
 		}
 	})
 }
+
+// A program that publishes one Task again and again gives all of them its uuid.
+func TestATaskWithTheUUIDOfOneThatRanIsNotTakenForItsRedelivery(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server()
+		var calls atomic.Int32
+		gate, entered := make(chan struct{}), make(chan struct{}, 9)
+		v.worker(s, "w", tasks{"ping": fn(func() { calls.Add(1); entered <- struct{}{}; <-gate })}, limit(3))
+		task := dispatcher.NewTask("ping")
+		for range 3 {
+			v.publishTask(s, task)
+		}
+		wait(v.t, entered, "call")
+		eventually(v.t, "the others are held", func() bool { return s.Stats().Received == 3 })
+		v.kill()
+		eventually(v.t, "two are delivered again", func() bool { return s.Stats().Received >= 5 })
+		close(gate)
+		eventually(v.t, "all are done", func() bool { return s.Stats().Succeeded == 3 })
+		if calls.Load() < 3 {
+			v.t.Errorf("%d calls of 3 tasks", calls.Load())
+		}
+	})
+}
+
+// The same with a link that stays: another worker's loss marks a task that has nothing to do with the call.
+func TestOnlyALostCallGivesItsVerdictAway(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server()
+		var calls atomic.Int32
+		gate, entered := make(chan struct{}), make(chan struct{}, 9)
+		w := v.newWorker(s, "w", tasks{"ping": fn(func() { calls.Add(1); entered <- struct{}{}; <-gate })}, limit(3))
+		task := dispatcher.NewTask("ping")
+		v.publishTask(s, task)
+		start(v.t, w, s)
+		wait(v.t, entered, "call")
+		m := message("ping", task.UUID, map[string]any{"x-dispatcher-losses": int64(1)})
+		v.raw(v.name, m)
+		eventually(v.t, "held", func() bool { return s.Stats().Received == 2 })
+		close(gate)
+		eventually(v.t, "both are done", func() bool { return s.Stats().Succeeded == 2 })
+		if calls.Load() != 2 {
+			v.t.Errorf("%d calls of 2 tasks", calls.Load())
+		}
+	})
+}
+
+// Beside the others it would not run alone, and if it ended its worker its losses would be counted anew.
+func TestASuspectThatIsPutOffStaysOne(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server()
+		gate := make(chan struct{})
+		v.worker(s, "stuck", tasks{"n": {Timeout: 20 * time.Millisecond, Function: func() { <-gate }}})
+		task := v.publish(s, "n")
+		v.dead("timeout")
+		w := v.newWorker(s, "w", tasks{"n": fn(func() {})})
+		v.raw(v.name+".suspects", message("n", task.UUID, map[string]any{"x-dispatcher-losses": int64(4)}))
+		start(v.t, w, s)
+		eventually(v.t, "put off", func() bool { return s.Stats().Postponed == 1 })
+		w.Close()
+		if d := v.take(v.name+".suspects", 1)[0]; d.Headers["x-dispatcher-losses"] != int64(4) {
+			v.t.Errorf("headers %v", d.Headers)
+		}
+		close(gate)
+	})
+}
+
+// They wait in one line for their turn. When each looked for itself, fifty kept each other from it for minutes, at full load.
+func TestManyWorkersRunTheirSuspects(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	const workers, each = 50, 10
+	ran := make(chan struct{}, workers*each)
+	for i := range workers {
+		queue := fmt.Sprint("jobs-", i)
+		w, err := r.server.NewWorker(&dispatcher.WorkerConfig{Name: queue, Queue: queue}, tasks{"n": fn(func() { ran <- struct{}{} })})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n := range each {
+			r.publishRaw(queue+".suspects", message("n", fmt.Sprint(n), map[string]any{"x-dispatcher-losses": int64(2)}))
+		}
+		start(t, w, r.server)
+	}
+	for range workers * each {
+		wait(t, ran, "call")
+	}
+}
+
+// slowGet is a broker whose TryGet takes until the gate opens.
+type slowGet struct {
+	broker.Broker
+	entered, gate chan struct{}
+	broken        atomic.Bool // it did not get so far
+}
+
+func (b *slowGet) Open(ctx context.Context) (broker.Session, error) {
+	s, err := b.Broker.Open(ctx)
+	return slowSession{s, b}, err
+}
+
+type slowSession struct {
+	broker.Session
+	*slowGet
+}
+
+func (s slowSession) TryGet(ctx context.Context, queue string, n int) ([]broker.Delivery, error) {
+	s.entered <- struct{}{}
+	select {
+	case <-s.gate:
+	case <-ctx.Done():
+		s.broken.Store(true) // RabbitMQ may have handed it out by now, and counts that as a loss
+		return nil, ctx.Err()
+	}
+	return s.Session.TryGet(ctx, queue, n)
+}
+
+// A worker that stops while it fetches a suspect returns it uncharged.
+func TestStoppingDoesNotBreakOffTheFetchOfASuspect(t *testing.T) {
+	t.Parallel()
+	b := &slowGet{entered: make(chan struct{}, 9), gate: make(chan struct{})}
+	r := newRig(t, func(c *dispatcher.ServerConfig) { b.Broker, c.Broker = c.Broker, b })
+	w, err := r.server.NewWorker(&dispatcher.WorkerConfig{Name: "w", Queue: "jobs"}, tasks{"n": fn(func() { t.Error("called") })})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.publishRaw("jobs.suspects", message("n", "u", nil))
+	start(t, w, r.server)
+	wait(t, b.entered, "fetch")
+	done := make(chan struct{})
+	go func() { w.Close(); close(done) }()
+	eventually(t, "the worker has stopped consuming", func() bool { return r.inspect("jobs").Consumers == 0 })
+	close(b.gate)
+	wait(t, done, "end of Close")
+	ds, err := r.session().TryGet(t.Context(), "jobs.suspects", 1)
+	if err != nil || len(ds) != 1 || ds[0].Losses != 0 || b.broken.Load() {
+		t.Errorf("%v, %v, broken off %v", ds, err, b.broken.Load())
+	}
+}

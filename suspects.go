@@ -17,7 +17,10 @@ import (
 const suspectsEvery = 15 * time.Second
 
 // offer asks a free slot to run a suspect.
-type offer struct{ answer chan<- offerAnswer }
+type offer struct {
+	answer chan<- offerAnswer
+	turn   bool // Server.suspect is held for it already
+}
 
 type offerAnswer int
 
@@ -30,12 +33,23 @@ const (
 // patrol offers the slots a suspect now and then, and at once after one was found or made here.
 func (s *shift) patrol() {
 	defer close(s.patrolled)
+	turn := false
 	for {
 		answer := make(chan offerAnswer, 1)
-		select {
-		case s.offers <- offer{answer}:
-		case <-s.taking.Done():
-			return
+		if turn {
+			turn = false
+			select {
+			case s.offers <- offer{answer, true}:
+			default: // no slot is free: nobody is to wait for that
+				<-s.w.server.suspect
+				continue
+			}
+		} else {
+			select {
+			case s.offers <- offer{answer, false}:
+			case <-s.taking.Done():
+				return
+			}
 		}
 		// The slot that took the offer answers at the latest when its call ends or is abandoned.
 		select {
@@ -43,7 +57,7 @@ func (s *shift) patrol() {
 			if a == oneSuspect {
 				continue
 			}
-			if a == anotherRuns && s.awaitSuspect() {
+			if turn = a == anotherRuns && s.awaitTurn(); turn {
 				continue
 			}
 		case <-s.taking.Done():
@@ -59,12 +73,11 @@ func (s *shift) patrol() {
 	}
 }
 
-// awaitSuspect waits until no suspect runs in this server.
-func (s *shift) awaitSuspect() bool {
-	alone := s.w.server.suspect
+// awaitTurn waits until no suspect runs in this server, and lets none run then: many workers that only looked, and began anew when
+// another one was looking, would keep each other from it.
+func (s *shift) awaitTurn() bool {
 	select {
-	case alone <- struct{}{}:
-		<-alone
+	case s.w.server.suspect <- struct{}{}:
 		return true
 	case <-s.taking.Done():
 		return false
@@ -74,11 +87,13 @@ func (s *shift) awaitSuspect() bool {
 // takeSuspect fetches a suspect if none runs in this server; nil: there is none.
 func (s *shift) takeSuspect(at *feed, o offer) *call {
 	alone := s.w.server.suspect
-	select {
-	case alone <- struct{}{}:
-	default:
-		o.answer <- anotherRuns
-		return nil
+	if !o.turn {
+		select {
+		case alone <- struct{}{}:
+		default:
+			o.answer <- anotherRuns
+			return nil
+		}
 	}
 	over := func(a offerAnswer) {
 		<-alone
