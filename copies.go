@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -75,4 +76,15 @@ func slimDown(headers map[string]any) {
 	if text, ok := headers[headerError].(string); ok {
 		headers[headerError] = cutText(text, maxLoggedError)
 	}
+}
+
+// bareHeaders leaves only the library's own, and says so.
+func bareHeaders(headers map[string]any) {
+	slimDown(headers)
+	for name := range headers {
+		if !strings.HasPrefix(name, headerPrefix) {
+			delete(headers, name)
+		}
+	}
+	headers[headerError] = text(headers[headerError]) + " (the publisher's headers were dropped: the broker cannot carry them beside these)"
 }

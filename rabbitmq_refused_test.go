@@ -1,6 +1,7 @@
 package dispatcher_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -296,4 +297,22 @@ func TestRabbitMQ_MissingPermissionsAreNamed(t *testing.T) {
 			t.Errorf("%d reconnects", s.Reconnects)
 		}
 	})
+}
+
+// Headers that fill the whole frame leave no room for ours. As many such messages as a worker has slots must not stop it.
+func TestRabbitMQ_HeadersThatFillTheFrameDoNotHoldASlot(t *testing.T) {
+	t.Parallel()
+	r := newRabbit(t, func(c *dispatcher.ServerConfig) { c.Retry = fast(3) })
+	ran := make(chan int, 1)
+	r.worker(tasks{"known": fn(func() { ran <- 1 }), "fails": fn(func() error { return errors.New("no") })}, limit(1))
+	for _, c := range []struct{ name, reason string }{{"fails", "malformed"}, {"unknown", "malformed"}, {"", "malformed"}} {
+		body := fmt.Sprintf(`{"uuid":"u","name":%q,"args":null}`, c.name)
+		r.send(amqp.Publishing{DeliveryMode: 2, MessageId: "u", Body: []byte(body), Headers: amqp.Table{"huge": strings.Repeat("x", 130_800)}})
+		d := r.dead(c.reason)
+		if text, _ := d.Headers["x-dispatcher-error"].(string); string(d.Body) != body || d.Headers["huge"] != nil || !strings.Contains(text, "headers were dropped") {
+			t.Errorf("dead letter %s: %v", d.Body, d.Headers)
+		}
+	}
+	r.publish("known")
+	wait(t, ran, "task")
 }

@@ -3,6 +3,7 @@ package dispatcher
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
@@ -74,7 +75,7 @@ func (s *shift) giveBack(c *call) error {
 func (s *shift) forward(c *call, v verdict) error {
 	msg := c.forwarded(v, s.w.cfg.Name, time.Now())
 	pauses := newBackOff(100*time.Millisecond, 30*time.Second, 0.5)
-	slim := false
+	slim, bare := false, false
 	for {
 		err := s.forwardOnce(c, v, msg)
 		switch {
@@ -91,6 +92,16 @@ func (s *shift) forward(c *call, v verdict) error {
 		case errors.Is(err, broker.ErrRejected) && !errors.Is(err, broker.ErrUnroutable) && !slim:
 			slim = true // its own headers may have made it too large
 			slimDown(msg.Headers)
+			continue
+		// They came so large that there is no room for ours. To wait with it would hold a slot for ever, and as many such messages as
+		// there are slots would stop the worker. A dead letter needs less room than what is sent through delays.
+		case errors.Is(err, broker.ErrHeadersTooLarge) && v.action != toDeadLetters:
+			v = deadLetter(ReasonMalformed, outcomeOf(fmt.Errorf("%w: %w; %s: %s", ErrMalformed, broker.ErrHeadersTooLarge, v.action, v.text)))
+			msg, slim = c.forwarded(v, s.w.cfg.Name, time.Now()), false
+			continue
+		case errors.Is(err, broker.ErrHeadersTooLarge) && !bare:
+			bare = true
+			bareHeaders(msg.Headers)
 			continue
 		}
 		s.w.log.Errorf("worker %q: %s of task %q (%q): %v; trying again", s.w.cfg.Name, v.action, excerpt(c.name), excerpt(c.uuid), err)

@@ -48,7 +48,7 @@ func encode(m *broker.Message, frameSize int) (amqp.Publishing, error) {
 	}
 	// Properties and headers are one frame, which cannot be split as the body can.
 	if size += n; frameSize > 0 && size > frameSize {
-		return amqp.Publishing{}, fmt.Errorf("headers of %d bytes, at most %d with the properties: %w", n, frameSize, broker.ErrRejected)
+		return amqp.Publishing{}, fmt.Errorf("headers of %d bytes, at most %d with the properties: %w", n, frameSize, broker.ErrHeadersTooLarge)
 	}
 	return amqp.Publishing{
 		DeliveryMode:  amqp.Persistent,
