@@ -174,7 +174,7 @@ func (p *place) purge() error {
 
 func (p *place) close() error {
 	var errs []error
-	for _, q := range []string{p.name, p.name + ".dead"} {
+	for _, q := range []string{p.name, p.name + ".dead", p.name + ".suspects"} {
 		_, err := p.ch.QueueDelete(q, false, false, false)
 		errs = append(errs, err)
 	}
