@@ -85,9 +85,8 @@ func TestAFailedTaskIsTriedAgainAndThenKept(t *testing.T) {
 				v.t.Errorf("%d attempts in the log, want 3", len(log))
 			}
 		}
-		if st := s.Stats(); st.Retried != 4 || st.DeadLettered != 2 || st.Lost != 0 {
-			v.t.Errorf("stats %+v", st)
-		}
+		// A dead letter may be seen before it is counted.
+		eventually(v.t, "all is counted", func() bool { st := s.Stats(); return st.Retried == 4 && st.DeadLettered == 2 && st.Lost == 0 })
 		v.empty(v.name)
 	})
 }
@@ -137,8 +136,8 @@ func TestTheFunctionHasTheLastWord(t *testing.T) {
 		}
 		v.publish(s, "discard")
 		v.publish(s, "nothing")
-		eventually(v.t, "discarded and done", func() bool { st := s.Stats(); return st.Discarded == 1 && st.Succeeded == 1 })
-		if st := s.Stats(); st.Retried != 0 || st.DeadLettered != 4 || calls.Load() != 5 {
+		eventually(v.t, "all is counted", func() bool { st := s.Stats(); return st.Discarded == 1 && st.Succeeded == 1 && st.DeadLettered == 4 })
+		if st := s.Stats(); st.Retried != 0 || calls.Load() != 5 {
 			v.t.Errorf("%d calls, stats %+v", calls.Load(), st)
 		}
 	})

@@ -27,9 +27,7 @@ func (s *shift) settle(c *call, v verdict) bool {
 			s.w.log.Errorf("worker %q: task %q (%q) is discarded: %s", s.w.cfg.Name, excerpt(c.name), excerpt(c.uuid), logText(v))
 		}
 	case release:
-		if err = s.giveBack(c); err == nil {
-			stats.released.Add(1)
-		}
+		err = s.giveBack(c)
 	default:
 		err = s.forward(c, v)
 	}
@@ -51,13 +49,17 @@ func (s *shift) settle(c *call, v verdict) bool {
 
 // giveBack returns a delivery whose task was not run, or was interrupted by the shutdown, and is not to be charged for it. A broker
 // that cannot tell what was given back from what was lost gets a copy, which nobody has seen before.
-func (s *shift) giveBack(c *call) error {
+func (s *shift) giveBack(c *call) (err error) {
+	defer func() {
+		if err == nil {
+			s.w.server.stats.released.Add(1)
+		}
+	}()
 	if c.at.exact {
 		return c.delivery.Release()
 	}
 	ctx, cancel := context.WithTimeout(s.hard, closeTimeout)
 	defer cancel()
-	var err error
 	if msg := c.copy(); c.suspect() {
 		err = c.delivery.Suspect(ctx, msg)
 	} else {
