@@ -223,8 +223,10 @@ func TestRabbitMQ_TLSComesBackAfterACut(t *testing.T) {
 	r.worker(tasks{"n": fn(func(n int) { got <- n })})
 	for i := range 2 {
 		r.publish("n", i)
-		if n := wait(t, got, "task"); n != i {
-			t.Errorf("got %d, want %d", n, i)
+		for n := wait(t, got, "task"); n != i; n = wait(t, got, "task") { // an ack may be lost with the link, and its task comes again
+			if n > i {
+				t.Fatalf("got %d, want %d", n, i)
+			}
 		}
 		r.cut()
 		r.back()
