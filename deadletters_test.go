@@ -348,7 +348,7 @@ func TestDeadLettersWaitForAConnectionAsLongAsTheirContext(t *testing.T) {
 func TestUndeliverableTasksAreListedAndReplayed(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	soon := time.Now().Add(time.Millisecond)
+	soon := time.Now().Add(500 * time.Millisecond) // or what is published slowly would be due at once
 	late := func(id, exchange, key string) broker.Message {
 		return broker.Message{ID: id, Type: "n", Exchange: exchange, RoutingKey: key, NotBefore: soon,
 			Headers: map[string]any{"x-dispatcher-attempt": int64(2)}, Body: []byte(`{"uuid":"` + id + `","name":"n"}`)}

@@ -121,7 +121,7 @@ func ExampleTask_delay() {
 	run(server, map[string]dispatcher.TaskConfig{"send": {Function: func(to string) { sent <- to }}})
 
 	later := dispatcher.NewTask("send", "ann, a moment later")
-	later.Delay = 200 * time.Millisecond
+	later.Delay = 500 * time.Millisecond
 	begin := time.Now()
 	publish(server, later)
 	publish(server, dispatcher.NewTask("send", "bob, at once"))
@@ -234,7 +234,7 @@ func ExampleServer_DeadLetters_undeliverable() {
 	server := newExample()
 	defer server.Close()
 	task := dispatcher.NewTask("send", "ann@example.org")
-	task.Delay = time.Millisecond
+	task.Delay = 300 * time.Millisecond
 	publish(server, task) // nil although there is no queue: the broker has stored it
 	waitForDeadLetters(server, dispatcher.Undeliverable, 1)
 
