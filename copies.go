@@ -1,7 +1,6 @@
 package dispatcher
 
 import (
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -72,17 +71,21 @@ func slimDown(headers map[string]any) {
 	if log := attemptLog(headers); len(log) > 0 { // when it began must stay known: MaxAge counts from there
 		log[0].Error = ""
 		writeAttemptLog(headers, log[:1])
+	} else {
+		delete(headers, headerLog) // somebody else's, of whatever size
 	}
 	if text, ok := headers[headerError].(string); ok {
 		headers[headerError] = cutText(text, maxLoggedError)
 	}
 }
 
-// bareHeaders leaves only the library's own, and says so.
+// bareHeaders leaves only what forwarded writes into a dead letter, and says so. A name that begins like ours proves nothing.
 func bareHeaders(headers map[string]any) {
 	slimDown(headers)
 	for name := range headers {
-		if !strings.HasPrefix(name, headerPrefix) {
+		switch name {
+		case headerAttempt, headerLog, headerRoutingKey, headerReason, headerError, headerQueue, headerDiedAt, headerWorker:
+		default:
 			delete(headers, name)
 		}
 	}

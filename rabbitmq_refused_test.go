@@ -307,10 +307,15 @@ func TestRabbitMQ_HeadersThatFillTheFrameDoNotHoldASlot(t *testing.T) {
 	r.worker(tasks{"known": fn(func() { ran <- 1 }), "fails": fn(func() error { return errors.New("no") })}, limit(1))
 	for _, c := range []struct{ name, reason string }{{"fails", "malformed"}, {"unknown", "malformed"}, {"", "malformed"}} {
 		body := fmt.Sprintf(`{"uuid":"u","name":%q,"args":null}`, c.name)
-		r.send(amqp.Publishing{DeliveryMode: 2, MessageId: "u", Body: []byte(body), Headers: amqp.Table{"huge": strings.Repeat("x", 130_800)}})
-		d := r.dead(c.reason)
-		if text, _ := d.Headers["x-dispatcher-error"].(string); string(d.Body) != body || d.Headers["huge"] != nil || !strings.Contains(text, "headers were dropped") {
-			t.Errorf("dead letter %s: %v", d.Body, d.Headers)
+		for _, huge := range []string{"huge", "x-dispatcher-huge", "x-dispatcher-expires-at"} { // a name that begins like ours is no better
+			r.send(amqp.Publishing{DeliveryMode: 2, MessageId: "u", Body: []byte(body), Headers: amqp.Table{huge: strings.Repeat("x", 130_780)}})
+			d := r.dead(c.reason)
+			if text, _ := d.Headers["x-dispatcher-error"].(string); string(d.Body) != body || d.Headers[huge] != nil || !strings.Contains(text, "headers were dropped") {
+				t.Errorf("dead letter %s: %v", d.Body, d.Headers)
+			}
+			if c.name == "fails" && d.Headers["x-dispatcher-attempt"] != int64(1) {
+				t.Errorf("attempt %v, want the one that was made", d.Headers["x-dispatcher-attempt"])
+			}
 		}
 	}
 	r.publish("known")

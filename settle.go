@@ -98,7 +98,9 @@ func (s *shift) forward(c *call, v verdict) error {
 		// They came so large that there is no room for ours. To wait with it would hold a slot for ever, and as many such messages as
 		// there are slots would stop the worker. A dead letter needs less room than what is sent through delays.
 		case errors.Is(err, broker.ErrHeadersTooLarge) && v.action != toDeadLetters:
+			made := v.made
 			v = deadLetter(ReasonMalformed, outcomeOf(fmt.Errorf("%w: %w; %s: %s", ErrMalformed, broker.ErrHeadersTooLarge, v.action, v.text)))
+			v.made = made
 			msg, slim = c.forwarded(v, s.w.cfg.Name, time.Now()), false
 			continue
 		case errors.Is(err, broker.ErrHeadersTooLarge) && !bare:

@@ -6,7 +6,7 @@
 //     or disk, and acks on it would be held up too. The death of either is the death of the session. While the broker blocks
 //     publishers, nothing is published and consuming goes on.
 //   - All publishes share one channel with publisher confirms and the mandatory flag. At most 1,000 are unconfirmed at a
-//     time; 64 of these places are kept for Retry and DeadLetter, so that settling goes on beside busy publishers.
+//     time; 64 of these places are kept for Retry, Suspect and DeadLetter, so that settling goes on beside busy publishers.
 //   - RabbitMQ answers a publish to an exchange that does not exist, or that the user may not write to, by closing that
 //     channel. That ends the session, and everything in flight is [broker.ErrUnconfirmed].
 //   - Retry, Suspect and DeadLetter publish a copy through the default exchange and then ack.
