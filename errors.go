@@ -28,6 +28,11 @@ var (
 var (
 	// ErrUnroutable: no queue is bound to the routing key. Is ErrRejected.
 	ErrUnroutable = broker.ErrUnroutable
+	// ErrNacked: the broker refused responsibility, as it does when a queue is full or its node is away. Is ErrUnconfirmed: the task
+	// may be in another queue of the same routing key.
+	ErrNacked = broker.ErrNacked
+	// ErrUnavailable: the queue exists, and its node is away. From Publish it Is ErrNotSent.
+	ErrUnavailable = broker.ErrUnavailable
 	// ErrTooLarge: the encoded task is larger than ServerConfig.MaxBodyBytes. Is ErrRejected.
 	ErrTooLarge error = &sentinel{"task is too large", ErrRejected}
 	// ErrTaskName: Task.Name is empty. Is ErrRejected.

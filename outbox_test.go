@@ -330,6 +330,7 @@ func (s scriptedSession) Publish(ctx context.Context, msgs []broker.Message, don
 }
 
 func (s scriptedSession) Blocked() (string, bool) { return "", false }
+func (s scriptedSession) Status() broker.Status   { return broker.Status{} }
 
 // script puts answer in front of the rig's broker.
 func script(answer func(broker.Message) error) func(*dispatcher.ServerConfig) {

@@ -57,7 +57,8 @@ type Session interface {
 	//   - Is [ErrNotSent]: nothing of it was written, publishing again cannot duplicate;
 	//   - Is [ErrRejected]: the broker refused it, [ErrUnroutable] among them; also an exchange that does not exist, unless
 	//     the broker ends the session over it, which is ErrUnconfirmed;
-	//   - Is [ErrUnconfirmed]: written, and the session died before the broker answered.
+	//   - Is [ErrUnconfirmed]: written, and the session died before the broker answered; or the broker answered without saying
+	//     whether a queue has the message ([ErrNacked]).
 	//
 	// The end of ctx after the write changes nothing: the message is in flight, done still runs (at the latest when the
 	// session dies), and a caller that waits no longer has to call it unconfirmed itself.
@@ -89,6 +90,9 @@ type Session interface {
 	// Blocked reports whether the broker blocks publishers now, and why in its words. Publishing waits meanwhile; all else goes
 	// on. It never blocks itself.
 	Blocked() (reason string, blocked bool)
+
+	// Status reports what the session knows of itself, for people. It never blocks.
+	Status() Status
 
 	// Done is closed when the session is dead and every done function has run; Err answers, and consumers end, before that.
 	Done() <-chan struct{}
@@ -155,6 +159,17 @@ type Capabilities struct {
 	// is at most the number of losses, and what was prefetched and never looked at may be charged as well, since the broker
 	// cannot know.
 	ExactLosses bool
+}
+
+// Status is what a session reports of itself. The zero value: nothing is wrong.
+type Status struct {
+	// Unanswered is how many publishes the broker owes an answer to although nobody waits for it any more.
+	Unanswered int
+	// Unreadable counts, by queue, the messages that came in a form the client cannot read and that were handed out without their
+	// headers. Nil if there were none.
+	Unreadable map[string]int
+	// Delays says why delayed messages may be late; "" if nothing is known to hold them up.
+	Delays string
 }
 
 // QueueInfo is what Inspect knows of a queue. A number that the broker does not tell is -1.

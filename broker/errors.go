@@ -12,8 +12,13 @@ var (
 	// ErrRejected: the broker, or a check before it, refused. Publishing the same again will be refused again until
 	// something changes.
 	ErrRejected = errors.New("rejected")
-	// ErrUnconfirmed: written, and no answer came. The message may be in its queue or not; publishing again may duplicate.
+	// ErrUnconfirmed: written, and no answer came, or one that proves nothing. The message may be in its queue or not; publishing
+	// again may duplicate.
 	ErrUnconfirmed = errors.New("unconfirmed")
+
+	// ErrNacked: the broker refused responsibility for the message, as it does when a queue is full or its node is away. Is
+	// ErrUnconfirmed: another queue that is bound to the same key may have the message, and so may a queue that failed after it took it.
+	ErrNacked = fmt.Errorf("refused by a queue, which may be full or away: %w", ErrUnconfirmed)
 
 	// ErrUnroutable: no queue is bound to the routing key. Is ErrRejected.
 	ErrUnroutable = fmt.Errorf("unroutable: no queue takes this routing key: %w", ErrRejected)
@@ -37,6 +42,9 @@ var (
 	ErrQueueGone = errors.New("queue does not exist")
 	// ErrConsumerLost: the broker ended the consumer; its session lives on.
 	ErrConsumerLost = errors.New("consumer lost")
+	// ErrUnavailable: the queue exists, and cannot be used until its node is back. From Declare, Consume, Inspect, TryGet, Purge and
+	// Delete. Publish reports a message that no queue took because its queue is away as ErrNotSent, which then also Is ErrUnavailable.
+	ErrUnavailable = errors.New("queue is not available now")
 	// ErrLocked: another session holds the ephemeral queue.
 	ErrLocked = errors.New("locked by another session")
 )

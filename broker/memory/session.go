@@ -115,6 +115,9 @@ func (s *session) Delete(ctx context.Context, name string) error {
 // Blocked implements [broker.Session]. It never does.
 func (s *session) Blocked() (reason string, blocked bool) { return "", false }
 
+// Status implements [broker.Session]: nothing goes wrong here.
+func (s *session) Status() broker.Status { return broker.Status{} }
+
 // Done implements [broker.Session].
 func (s *session) Done() <-chan struct{} { return s.done }
 

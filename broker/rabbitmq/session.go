@@ -79,6 +79,9 @@ func (s *session) Blocked() (reason string, ok bool) {
 	return "", false
 }
 
+// Status implements [broker.Session].
+func (s *session) Status() broker.Status { return broker.Status{} }
+
 // Done implements [broker.Session].
 func (s *session) Done() <-chan struct{} { return s.done }
 
