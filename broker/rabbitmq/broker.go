@@ -182,9 +182,11 @@ func (b *Broker) open(ctx context.Context, a address) (*session, error) {
 
 // address is one parsed URL.
 type address struct {
-	raw    string // with credentials: never printed
+	clear  string   // for the client, which need not know of TLS: with credentials, never printed
+	uri    amqp.URI // has them too
 	scheme string
 	host   string
+	vhost  string
 	place  string // scheme, host and vhost, for people
 }
 
@@ -209,6 +211,8 @@ func parseURL(raw string) (address, error) {
 	if uri.Port < 1 || uri.Port > 65535 {
 		return address{}, errors.New("its port is not in 1 to 65535")
 	}
-	place := url.URL{Scheme: uri.Scheme, Host: net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)), Path: "/" + strings.TrimPrefix(uri.Vhost, "/")}
-	return address{raw: raw, scheme: uri.Scheme, host: uri.Host, place: place.String()}, nil
+	host := net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port))
+	place := url.URL{Scheme: uri.Scheme, Host: host, Path: "/" + strings.TrimPrefix(uri.Vhost, "/")}
+	u.Scheme, u.Opaque, u.Host, u.Path, u.RawPath = "amqp", "", host, "/", ""
+	return address{clear: u.String(), uri: uri, scheme: uri.Scheme, host: uri.Host, vhost: uri.Vhost, place: place.String()}, nil
 }
