@@ -3,6 +3,7 @@ package rabbitmq_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"maps"
 	"math"
 	"net"
@@ -185,4 +186,51 @@ func TestIntegersOfOtherClientsAreReadable(t *testing.T) {
 		t.Fatalf("%v, %v, session: %v", got, err, s.Err())
 	}
 	_ = got[0].Ack()
+}
+
+// RabbitMQ takes the first three, and nobody could read them. It ends the connection over the others.
+func TestPublishRefusesHeadersThatNobodyCouldRead(t *testing.T) {
+	t.Parallel()
+	s := open(t, newBroker(t, rabbitmq.Config{URLs: []string{amqpURL(t).String()}}))
+	q := newQueue(t, s)
+	publish := func(id string, headers map[string]any) error {
+		done := make(chan error, 1)
+		s.Publish(testContext(t), []broker.Message{{RoutingKey: q, ID: id, Headers: headers}}, func(_ int, err error) { done <- err })
+		return <-done
+	}
+	for name, c := range map[string]struct {
+		headers map[string]any
+		want    string
+		is      error
+	}{
+		"depth":           {nested(33), "nested deeper than 32", broker.ErrHeadersTooLarge},
+		"depth of arrays": {map[string]any{"a": []any{nested(32)}}, "nested deeper than 32", broker.ErrHeadersTooLarge},
+		"elements":        {map[string]any{"a": make([]any, 8193)}, "8193 entries, at most 8192", broker.ErrHeadersTooLarge},
+		"entries":         {unreadableHeaders()["entries"], "8193 entries, at most 8192", broker.ErrHeadersTooLarge},
+		"frame":           {map[string]any{"a": strings.Repeat("x", 127_000)}, "at most 126976", broker.ErrHeadersTooLarge},
+		"not a number":    {map[string]any{"a": math.NaN()}, "NaN", broker.ErrRejected},
+		"infinite":        {map[string]any{"a": []any{float32(math.Inf(1))}}, "+Inf", broker.ErrRejected},
+	} {
+		if err := publish(name, c.headers); !errors.Is(err, c.is) || !errors.Is(err, broker.ErrRejected) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+	most := map[string]map[string]any{
+		"depth 32": nested(32), "8,192 elements": {"a": make([]any, 8192)}, "most of a frame": {"a": strings.Repeat("x", 126_700)},
+	}
+	for name, headers := range most {
+		if err := publish(name, headers); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	got, err := s.TryGet(testContext(t), q, 10)
+	if err != nil || len(got) != len(most) {
+		t.Fatalf("%d came, %v", len(got), err)
+	}
+	for _, d := range got {
+		if d.Unreadable != "" {
+			t.Errorf("%s: %s", d.ID, d.Unreadable)
+		}
+		_ = d.Ack()
+	}
 }
