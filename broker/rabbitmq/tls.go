@@ -13,13 +13,12 @@ import (
 
 // secure speaks TLS over s, if a asks for it. The client could do so itself, but then it would decrypt what it reads, and
 // nobody could look at the frames before it does.
-func (b *Broker) secure(ctx context.Context, s *socket, a address) (net.Conn, error) {
+func (b *Broker) secure(ctx context.Context, s *socket, a address) (secured net.Conn, err error) {
 	if a.scheme != "amqps" {
 		return s, nil
 	}
 	cfg := b.cfg.TLS.Clone()
 	if cfg == nil {
-		var err error
 		if cfg, err = tlsOf(a.uri); err != nil {
 			return nil, fmt.Errorf("create TLS config from URI: %w", err)
 		}
@@ -28,6 +27,11 @@ func (b *Broker) secure(ctx context.Context, s *socket, a address) (net.Conn, er
 	if cfg.ServerName == "" {
 		cfg.ServerName = a.host
 	}
+	defer func() { // the configuration may have functions of the user's
+		if p := recover(); p != nil {
+			err = fmt.Errorf("TLS configuration panicked: %v", p)
+		}
+	}()
 	c := tls.Client(s, cfg)
 	if err := c.HandshakeContext(ctx); err != nil {
 		return nil, err
