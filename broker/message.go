@@ -20,7 +20,7 @@ type Message struct {
 	ReplyTo       string
 	Timestamp     time.Time // zero = none; brokers keep whole seconds
 
-	// Headers is read only once published or received: deliveries of the same message may share it. It carries string, bool, int64, float64, []byte, time.Time, nil, and []any and map[string]any of these. A
+	// Headers is read only once published or received: deliveries of the same message may share it. It carries string, bool, int64, finite float64, []byte, time.Time, nil, and []any and map[string]any of these. A
 	// received message may hold other types, left as the broker's client made them.
 	Headers map[string]any
 

@@ -19,6 +19,8 @@
 //     letter queues it finds only as a Retry, which binds its queue; if that is deleted, it is seen when the message is due. The
 //     key does not matter with a fanout exchange for sessions that have declared the exchange; for others it must be one that
 //     a queue was bound with.
+//   - The client ends the connection over headers that it cannot read. They are replaced before it reads them, and the message has
+//     Message.Unreadable. Publishing such headers is [broker.ErrHeadersTooLarge].
 //   - Delivery.Losses is always 0: a redelivered message may have been given back, or lost, or never looked at.
 //   - Of quorum queues: what is released goes to the end of the queue unless it has a delivery limit, and counts against that
 //     before RabbitMQ 4.3; closing a consumer may lose some of the last acks, and those messages come again.
