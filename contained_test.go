@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher"
+	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/broker/memory"
 )
 
@@ -178,6 +179,48 @@ func TestALogThatPanicsHarmsNobody(t *testing.T) {
 		within(t, patience, "Close", r.server.Close)
 		if log.calls.Load() < 8 {
 			t.Errorf("the log was called %d times", log.calls.Load())
+		}
+	})
+}
+
+func TestHooksThatExitHarmNobody(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var calls atomic.Int64
+		exit := func() { calls.Add(1); runtime.Goexit() }
+		r := newRig(t, withQueue, plainOutbox, script(func(m broker.Message) error {
+			if m.ID == "bad" {
+				return broker.ErrRejected
+			}
+			return nil
+		}), func(c *dispatcher.ServerConfig) {
+			c.Hooks = dispatcher.Hooks{
+				Disconnected:  func(dispatcher.ConnectionEvent) { exit() },
+				Reconnected:   func(dispatcher.ConnectionEvent) { exit() },
+				WorkerStarted: func(dispatcher.WorkerEvent) { exit() },
+				WorkerStopped: func(dispatcher.WorkerEvent) { exit() },
+				OutboxRefused: func(dispatcher.PublishEvent) { exit() },
+				Published: func(e dispatcher.PublishEvent) {
+					if !errors.Is(e.Err, dispatcher.ErrInOutbox) { // that is on the goroutine of this test
+						exit()
+					}
+				},
+			}
+		})
+		for range 2 {
+			down(r, true)
+			kept(t, "publish", r.server.Publish(named("bad", "jobs")))
+			kept(t, "publish", r.server.Publish(named("good", "jobs")))
+			up(r)
+			drained(t, r)
+		}
+		if ids := r.ids("jobs"); len(ids) != 2 {
+			t.Errorf("sent %v", ids)
+		}
+		r.worker("w", tasks{"n": fn(func() {})})
+		within(t, patience, "Close", r.server.Close)
+		if n := calls.Load(); n != 2*(2+2+1)+2 {
+			t.Errorf("%d calls of hooks", n)
 		}
 	})
 }
