@@ -17,6 +17,10 @@ type Health struct {
 	Blocked   string         // why the broker blocks publishers, in its words; "" = it does not
 	Outbox    OutboxHealth   // zero without ServerConfig.Outbox
 	Workers   []WorkerHealth // sorted by name
+
+	// Unreadable counts, by queue, the messages that came over the present connection with headers that cannot be read. A worker
+	// makes each a dead letter with the reason malformed. Nil if there were none.
+	Unreadable map[string]int
 }
 
 // OK reports whether the connection stands, publishing is not blocked, the outbox does not fail, and every started worker takes
@@ -61,6 +65,7 @@ func (s *Server) Health(ctx context.Context) Health {
 		if reason, blocked := l.session.Blocked(); blocked {
 			h.Blocked = cmp.Or(reason, "no reason given")
 		}
+		h.Unreadable = l.session.Status().Unreadable
 	}
 	s.mu.Lock()
 	for _, w := range s.workers {

@@ -63,6 +63,7 @@ func NewServerContext(ctx context.Context, cfg *ServerConfig) (*Server, chan str
 		workers: map[string]*Worker{},
 		suspect: make(chan struct{}, 1),
 	}
+	s.cfg.contain()
 	s.log = s.cfg.Logger
 	s.sup = newSupervisor(&s.cfg, s.declare)
 	s.publisher = &publisher{cfg: &s.cfg, sup: s.sup}

@@ -194,6 +194,9 @@ func (s *shift) prepare(c *call) verdict {
 	if task.UUID != "" {
 		c.uuid = task.UUID
 	}
+	if d.Unreadable != "" { // its attempts, its expiry and what else its headers tell are not known
+		return deadLetter(ReasonMalformed, outcomeOf(fmt.Errorf("%w: its headers cannot be read: %s", ErrMalformed, d.Unreadable)))
+	}
 	// First of all: what runs here has not ended its worker, and has not expired either.
 	if v, ours := s.claim(c); !ours {
 		return v

@@ -19,6 +19,8 @@
 //     letter queues it finds only as a Retry, which binds its queue; if that is deleted, it is seen when the message is due. The
 //     key does not matter with a fanout exchange for sessions that have declared the exchange; for others it must be one that
 //     a queue was bound with.
+//   - The client ends the connection over headers that it cannot read. They are replaced before it reads them, and the message has
+//     Message.Unreadable. Publishing such headers is [broker.ErrHeadersTooLarge].
 //   - Delivery.Losses is always 0: a redelivered message may have been given back, or lost, or never looked at.
 //   - Of quorum queues: what is released goes to the end of the queue unless it has a delivery limit, and counts against that
 //     before RabbitMQ 4.3; closing a consumer may lose some of the last acks, and those messages come again.
@@ -182,9 +184,11 @@ func (b *Broker) open(ctx context.Context, a address) (*session, error) {
 
 // address is one parsed URL.
 type address struct {
-	raw    string // with credentials: never printed
+	clear  string   // for the client, which need not know of TLS: with credentials, never printed
+	uri    amqp.URI // has them too
 	scheme string
 	host   string
+	vhost  string
 	place  string // scheme, host and vhost, for people
 }
 
@@ -209,6 +213,8 @@ func parseURL(raw string) (address, error) {
 	if uri.Port < 1 || uri.Port > 65535 {
 		return address{}, errors.New("its port is not in 1 to 65535")
 	}
-	place := url.URL{Scheme: uri.Scheme, Host: net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)), Path: "/" + strings.TrimPrefix(uri.Vhost, "/")}
-	return address{raw: raw, scheme: uri.Scheme, host: uri.Host, place: place.String()}, nil
+	host := net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port))
+	place := url.URL{Scheme: uri.Scheme, Host: host, Path: "/" + strings.TrimPrefix(uri.Vhost, "/")}
+	u.Scheme, u.Opaque, u.Host, u.Path, u.RawPath = "amqp", "", host, "/", ""
+	return address{clear: u.String(), uri: uri, scheme: uri.Scheme, host: uri.Host, vhost: uri.Vhost, place: place.String()}, nil
 }

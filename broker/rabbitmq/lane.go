@@ -265,8 +265,10 @@ func (l *lane) handOut(a *amqp.Delivery, from *subscription) broker.Delivery {
 		from.open++
 	}
 	l.mu.Unlock()
+	m := decode(a)
+	l.s.noteUnreadable(l.queue, &m)
 	return broker.Delivery{
-		Message:     decode(a),
+		Message:     m,
 		Queue:       l.queue,
 		Redelivered: a.Redelivered,
 		Settler:     &delivery{lane: l, from: from, tag: a.DeliveryTag, id: a.MessageId},

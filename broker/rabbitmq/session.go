@@ -32,6 +32,8 @@ type session struct {
 	lanes   map[*lane]struct{}
 	tags    map[string]bool // of live consumers
 	tagged  int             // tags made up
+
+	unreadable map[string]int // how many messages came that the client could not read, by queue
 }
 
 // maxCalls is how many declarations, inspections and the like may be under way at once, each on a channel of its own: a
@@ -80,7 +82,7 @@ func (s *session) Blocked() (reason string, ok bool) {
 }
 
 // Status implements [broker.Session].
-func (s *session) Status() broker.Status { return broker.Status{} }
+func (s *session) Status() broker.Status { return broker.Status{Unreadable: s.unreadables()} }
 
 // Done implements [broker.Session].
 func (s *session) Done() <-chan struct{} { return s.done }
