@@ -17,7 +17,7 @@ type call struct {
 	delivery broker.Delivery
 	history  history
 	losses   int    // since the history was written
-	at       *feed  // where its slot reads, and a replacement goes on
+	at       *feed  // where its delivery came from, or, of a suspect, whose session fetched it
 	name     string // of the task; what the message says until the body is decoded
 	uuid     string
 	plan     *taskPlan // nil = not to be called
@@ -65,7 +65,7 @@ const (
 // function is called on this goroutine. When a call is abandoned, another slot takes over, and this one ends with the call.
 //
 // first, if not nil, is what the slot this one takes over from has left to do.
-func (s *shift) slot(at *feed, first func()) {
+func (s *shift) slot(first func()) {
 	var c *call // under way in user code
 	defer func() {
 		if c != nil {
@@ -78,10 +78,7 @@ func (s *shift) slot(at *feed, first func()) {
 	if first != nil {
 		first()
 	}
-	for ; at != nil; at = s.nextFeed(at) {
-		if at.consumer == nil {
-			continue
-		}
+	for at := s.nextFeed(nil); at != nil; at = s.nextFeed(at) {
 		for {
 			var more bool
 			if c, more = s.next(at); !more {
@@ -138,23 +135,13 @@ func (s *shift) goexit(c *call) {
 	s.mu.Lock()
 	s.slots++
 	s.mu.Unlock()
-	go s.slot(c.at, func() {
+	go s.slot(func() {
 		if c.plan == nil {
 			s.settleUncalled(c, deadLetter(ReasonBadArguments, outcomeOf(ErrGoexit)))
 			return
 		}
 		s.conclude(c, outcomeOf(ErrGoexit), false)
 	})
-}
-
-// nextFeed waits for the feed after at; nil when the shift takes nothing any more.
-func (s *shift) nextFeed(at *feed) *feed {
-	select {
-	case <-at.replaced:
-		return at.next
-	case <-s.taking.Done():
-		return nil
-	}
 }
 
 // accept reports whether a delivery is to be worked on.
@@ -329,7 +316,7 @@ func (s *shift) callEnded(c *call) (abandoned bool) {
 // replace starts the slot that takes over from that of an abandoned call, and has the dead letter written by it.
 // abandonOverdue has counted it.
 func (s *shift) replace(c *call) {
-	go s.slot(c.at, func() { s.conclude(c, outcomeOf(errAbandoned), true) })
+	go s.slot(func() { s.conclude(c, outcomeOf(errAbandoned), true) })
 }
 
 // conclude judges how a call ended and settles its delivery. abandoned: it has not ended.
