@@ -12,8 +12,8 @@ import (
 // Carrying out verdicts.
 
 // settle ends a delivery as the verdict says. What cannot be settled because its connection is gone is delivered again by
-// the broker. It reports whether the delivery is settled.
-func (s *shift) settle(c *call, v verdict) bool {
+// the broker.
+func (s *shift) settle(c *call, v verdict) {
 	stats := &s.w.server.stats
 	var err error
 	switch v.action {
@@ -29,10 +29,12 @@ func (s *shift) settle(c *call, v verdict) bool {
 	case release:
 		err = s.giveBack(c)
 	default:
-		err = s.forward(c, v)
+		v, err = s.forward(c, v)
 	}
 	if err == nil {
-		return true
+		s.w.server.running.settled(&c.run) // first: a hook may end this goroutine
+		s.tellForwarded(c, v)
+		return
 	}
 	what := "the broker delivers it again"
 	switch {
@@ -44,7 +46,6 @@ func (s *shift) settle(c *call, v verdict) bool {
 		stats.lost.Add(1)
 	}
 	s.w.log.Errorf("worker %q: %s of task %q (%q): %v; %s", s.w.cfg.Name, v.action, excerpt(c.name), excerpt(c.uuid), err, what)
-	return false
 }
 
 // giveBack returns a delivery whose task was not run, or was interrupted by the shutdown, and is not to be charged for it. A broker
@@ -73,19 +74,16 @@ func (s *shift) giveBack(c *call) (err error) {
 
 // forward keeps the delivery open until the copy that the verdict asks for is confirmed: trying again with pauses, until
 // the connection is lost or the worker's time is up, when the delivery is given back. It must never be given back at once: that
-// is a requeue loop.
-func (s *shift) forward(c *call, v verdict) error {
+// is a requeue loop. It returns the verdict that was carried out.
+func (s *shift) forward(c *call, v verdict) (verdict, error) {
 	msg := c.forwarded(v, s.w.cfg.Name, time.Now())
 	pauses := newBackOff(100*time.Millisecond, 30*time.Second, 0.5)
 	slim, bare := false, false
 	for {
 		err := s.forwardOnce(c, v, msg)
 		switch {
-		case err == nil:
-			s.forwardDone(c, v)
-			return nil
-		case errors.Is(err, broker.ErrDeliveryLost), errors.Is(err, broker.ErrSettled), errors.Is(err, broker.ErrSessionLost):
-			return err
+		case err == nil, errors.Is(err, broker.ErrDeliveryLost), errors.Is(err, broker.ErrSettled), errors.Is(err, broker.ErrSessionLost):
+			return v, err
 		case errors.Is(err, errors.ErrUnsupported) && v.action != toDeadLetters:
 			s.w.log.Errorf("worker %q: %s of task %q (%q): %v; kept as a dead letter", s.w.cfg.Name, v.action, excerpt(c.name), excerpt(c.uuid), err)
 			v = v.withoutDelays()
@@ -113,10 +111,11 @@ func (s *shift) forward(c *call, v verdict) error {
 			s.redeclare() // somebody has deleted the queue
 		}
 		if err := s.awaitRetry(c.delivery, pauses.NextBackOff(), err); err != nil {
-			return err
+			return v, err
 		}
 		if s.settling.Err() != nil || s.tasks.Err() != nil {
-			return s.giveBack(c)
+			v.action = release
+			return v, s.giveBack(c)
 		}
 	}
 }
@@ -134,8 +133,8 @@ func (s *shift) forwardOnce(c *call, v verdict, msg broker.Message) error {
 	}
 }
 
-// forwardDone counts and tells what has been done.
-func (s *shift) forwardDone(c *call, v verdict) {
+// tellForwarded counts and tells what became of a delivery that was forwarded.
+func (s *shift) tellForwarded(c *call, v verdict) {
 	stats, hooks, log := &s.w.server.stats, &s.w.server.cfg.Hooks, s.w.log
 	worker, name, uuid := s.w.cfg.Name, excerpt(c.name), excerpt(c.uuid)
 	if v.action == postpone || v.action == putOff {
