@@ -307,7 +307,7 @@ func (s *shift) endShift() {
 	s.stopHard()
 	s.w.free(s)
 	if hook := s.w.server.cfg.Hooks.WorkerStopped; hook != nil && s.feed != nil {
-		fire(s.w.log, hook, WorkerEvent{s.w.cfg.Name, s.w.cfg.Queue})
+		fireApart(s.w.log, hook, WorkerEvent{s.w.cfg.Name, s.w.cfg.Queue})
 	}
 	close(s.over)
 }
