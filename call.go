@@ -28,6 +28,7 @@ type call struct {
 	due      time.Time         // started + timeout + grace; zero without a timeout
 	over     func(offerAnswer) // of a suspect: lets the next one run; otherwise nil
 	stage    atomic.Int32      // callStage
+	aside    bool              // it does not hold a slot any more; its goroutine ends with it
 
 	// Guarded by shift.mu.
 	state   callState
@@ -215,9 +216,12 @@ func (s *shift) concludeUnbound(c *call, o outcome, abandoned bool) {
 }
 
 // settleUncalled settles what is not to be called. The task counts as under way until that is done: a copy that came back sooner and ended this
-// process would leave the original unsettled, and there would be two.
-func (s *shift) settleUncalled(c *call, v verdict) {
+// process would leave the original unsettled, and there would be two. It reports whether the task stays, to be called.
+func (s *shift) settleUncalled(c *call, v verdict) (stays bool) {
 	defer func() { // also when a hook ends this goroutine
+		if stays {
+			return
+		}
 		s.w.server.running.end(&c.run)
 		if v.action == putOff { // it would be found again at once
 			c.end(noSuspect)
@@ -225,5 +229,5 @@ func (s *shift) settleUncalled(c *call, v verdict) {
 			c.end(oneSuspect)
 		}
 	}()
-	s.settle(c, v)
+	return s.settle(c, v)
 }

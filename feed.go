@@ -12,6 +12,7 @@ type feed struct {
 	consumer broker.Consumer
 	session  broker.Session // of the consumer
 	exact    bool           // it counts losses exactly
+	delays   bool           // it can publish for later
 	streak   atomic.Int64   // deliveries marked as redelivered since the last one that was not
 	credible int64          // how many of those in a row are believed
 }
@@ -20,8 +21,9 @@ type feed struct {
 const minCredible = 20
 
 func newFeed(session broker.Session, consumer broker.Consumer, limit int) *feed {
+	can := session.Capabilities()
 	return &feed{
-		consumer: consumer, session: session, exact: session.Capabilities().ExactLosses,
+		consumer: consumer, session: session, exact: can.ExactLosses, delays: can.Delay,
 		credible: int64(max(2*limit, minCredible)),
 	}
 }

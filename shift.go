@@ -89,7 +89,7 @@ func (s *shift) begin(session broker.Session, consumer broker.Consumer) {
 	s.consuming = true
 	s.mu.Unlock()
 	for range s.w.cfg.Limit {
-		go s.slot(nil)
+		go s.slot(nil, nil)
 	}
 	go s.run(session, consumer)
 	go s.patrol()
@@ -223,6 +223,7 @@ func (s *shift) stop(ctx context.Context) error {
 		return nil
 	case <-timer.C:
 	}
+	s.stopSettle()
 	s.stopHard()
 	return s.leaveBehind()
 }

@@ -8,38 +8,37 @@ import (
 )
 
 // slot is the goroutine that runs tasks, one after the other: WorkerConfig.Limit of them read from the same consumer. The
-// function is called on this goroutine. When a call is abandoned, another slot takes over, and this one ends with the call.
+// function is called on this goroutine. When a call is abandoned or steps aside, another slot takes over, and this one ends with the call.
 //
-// first, if not nil, is what the slot this one takes over from has left to do.
-func (s *shift) slot(first func()) {
-	var calling *call // user code runs for it, counted and watched
-	over := false
+// c and first, if not nil, are a call of the slot this one takes over from, and what is left to do for it.
+func (s *shift) slot(c *call, first func()) {
+	calling, over := false, false
 	defer func() {
-		if !over {
-			s.goexit(calling)
+		switch { // Only runtime.Goexit, in the user's code, comes here before it is over.
+		case calling:
+			s.goexit(c)
+		case !over && (c == nil || !c.aside):
+			s.startSlot(nil, nil)
 		}
 		s.slotEnded()
 	}()
 	if first != nil {
-		first()
+		if first(); c.aside {
+			return
+		}
 	}
-	for at := s.nextFeed(nil); at != nil; at = s.nextFeed(at) {
-		for {
-			c, more := s.next(at)
-			if !more {
-				break
-			}
-			if c == nil {
-				continue
-			}
-			if v := s.prepare(c); c.plan == nil {
-				s.settleUncalled(c, v)
-				continue
-			}
-			calling = c
+	for at := s.nextFeed(nil); at != nil; {
+		var more bool
+		switch c, more = s.next(at); {
+		case !more:
+			at = s.nextFeed(at)
+			continue
+		case c == nil || !s.ready(c):
+		default:
+			calling = true
 			o := s.invoke(c)
 			abandoned := s.callEnded(c)
-			calling = nil
+			calling = false
 			if abandoned {
 				over = true
 				s.outlived(c, o)
@@ -47,8 +46,25 @@ func (s *shift) slot(first func()) {
 			}
 			s.conclude(c, o, false)
 		}
+		if c != nil && c.aside {
+			return
+		}
+		c = nil
 	}
 	over = true
+}
+
+// ready reports whether the task is to be called. What is not, it settles.
+func (s *shift) ready(c *call) bool {
+	v := s.prepare(c)
+	for c.plan == nil {
+		if !s.settleUncalled(c, v) {
+			return false
+		}
+		c.losses = 0
+		v = s.admit(c)
+	}
+	return true
 }
 
 // outlived notes that an abandoned call has ended.
@@ -77,26 +93,33 @@ func (s *shift) next(at *feed) (c *call, more bool) {
 	}
 }
 
-// goexit replaces a slot whose goroutine ends from inside the user's code: runtime.Goexit, in the function, a method of its arguments or
-// its error, or a hook. Nothing stops a Goexit, so the work goes on in a new goroutine. c is nil if no call was under way.
+// goexit replaces a slot whose goroutine ends from inside a call: by runtime.Goexit in the function, in a method of its arguments or
+// its error, or in a hook. Nothing stops a Goexit, so the work goes on in a new goroutine.
 func (s *shift) goexit(c *call) {
-	if c != nil && s.callEnded(c) {
+	if s.callEnded(c) {
 		s.w.server.running.end(&c.run)
 		return // abandoned before: its delivery is settled and its slot replaced
 	}
-	var first func()
-	if c != nil {
-		first = func() { s.conclude(c, outcomeOf(ErrGoexit), false) }
-	}
-	s.startSlot(first)
+	s.startSlot(c, func() { s.conclude(c, outcomeOf(ErrGoexit), false) })
 }
 
 // startSlot starts a slot in place of one that has ended, or is about to.
-func (s *shift) startSlot(first func()) {
+func (s *shift) startSlot(c *call, first func()) {
 	s.mu.Lock()
 	s.slots++
 	s.mu.Unlock()
-	go s.slot(first)
+	go s.slot(c, first)
+}
+
+// stepAside gives the slot of c to others while c waits for something that is not its function. How many wait beside the slots is bounded by what
+// is fetched ahead. A suspect lets the next one run.
+func (s *shift) stepAside(c *call) {
+	if c.aside {
+		return
+	}
+	c.aside = true
+	c.end(noSuspect)
+	s.startSlot(nil, nil)
 }
 
 // accept reports whether a delivery is to be worked on.
@@ -140,6 +163,12 @@ func (s *shift) prepare(c *call) verdict {
 	if v, ours := s.claim(c); !ours {
 		return v
 	}
+	c.args = task.Args
+	return s.admit(c)
+}
+
+// admit decides whether a task that was read is to be called.
+func (s *shift) admit(c *call) verdict {
 	if v, run := judgeLosses(c.history, c.losses, c.suspect()); !run {
 		return v
 	}
@@ -147,12 +176,12 @@ func (s *shift) prepare(c *call) verdict {
 	if at := c.history.expires; !at.IsZero() && !now.Before(at) {
 		return deadLetter(ReasonExpired, outcomeOf(fmt.Errorf("%w at %s", ErrExpired, writeInstant(at))))
 	}
-	plan := s.w.tasks[task.Name]
+	plan := s.w.tasks[c.name]
 	if plan == nil {
 		return judgeUnknown(c.history, c.suspect(), now, s.w.cfg.UnknownTaskMaxAge,
-			outcomeOf(fmt.Errorf("%w: worker %q has no function %q", ErrUnknownTask, s.w.cfg.Name, excerpt(task.Name))))
+			outcomeOf(fmt.Errorf("%w: worker %q has no function %q", ErrUnknownTask, s.w.cfg.Name, excerpt(c.name))))
 	}
-	c.plan, c.args, c.started = plan, task.Args, time.Now()
+	c.plan, c.started = plan, time.Now()
 	if plan.timeout > 0 {
 		c.due = c.started.Add(plan.timeout).Add(grace)
 	}
@@ -201,5 +230,5 @@ func (s *shift) claim(c *call) (v verdict, ours bool) {
 // replace starts the slot that takes over from that of an abandoned call, and has the dead letter written by it.
 // abandonOverdue has counted it.
 func (s *shift) replace(c *call) {
-	go s.slot(func() { s.conclude(c, outcomeOf(errAbandoned), true) })
+	go s.slot(c, func() { s.conclude(c, outcomeOf(errAbandoned), true) })
 }
