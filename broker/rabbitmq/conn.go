@@ -44,7 +44,7 @@ func (b *Broker) dial(ctx context.Context, a address, role string) (*conn, error
 			if err != nil {
 				return nil, err
 			}
-			s = &socket{Conn: raw}
+			s = &socket{Conn: a.listen(raw)}
 			stop = context.AfterFunc(ctx, s.kill)
 			return s, nil
 		},
