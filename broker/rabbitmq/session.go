@@ -6,8 +6,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	amqp "github.com/rabbitmq/amqp091-go"
-
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
@@ -18,7 +16,9 @@ type session struct {
 	delays    delays
 	publish   *publisher
 	consume   *conn // everything but publishing, since an exclusive queue belongs to its connection
-	calls     chan struct{}
+	channels  channels
+	routes    routes
+	turns     turns
 
 	dead chan struct{} // closed when err is set
 	done chan struct{} // closed when, after that, nothing is under way
@@ -34,16 +34,12 @@ type session struct {
 	tagged  int             // tags made up
 }
 
-// maxCalls is how many declarations, inspections and the like may be under way at once, each on a channel of its own: a
-// broker that does not answer must not use up the connection's channels.
-const maxCalls = 16
-
 func newSession(queueType string, publish, consume *conn) (*session, error) {
 	s := &session{
 		queueType: queueType,
 		can:       capabilitiesOf(publish.Properties),
 		consume:   consume,
-		calls:     make(chan struct{}, maxCalls),
+		channels:  newChannels(consume.Config.ChannelMax),
 		dead:      make(chan struct{}),
 		done:      make(chan struct{}),
 		lanes:     make(map[*lane]struct{}),
@@ -80,7 +76,9 @@ func (s *session) Blocked() (reason string, ok bool) {
 }
 
 // Status implements [broker.Session].
-func (s *session) Status() broker.Status { return broker.Status{} }
+func (s *session) Status() broker.Status {
+	return broker.Status{Channels: s.channels.status()}
+}
 
 // Done implements [broker.Session].
 func (s *session) Done() <-chan struct{} { return s.done }
@@ -152,6 +150,14 @@ func (s *session) watch(c *conn) {
 	e := <-c.closes
 	c.socket.kill()
 	s.fail(lost(c, e))
+}
+
+// ended reports whether the session is dead. If a connection has ended, its watcher is about to say why, and ended waits for that.
+func (s *session) ended() bool {
+	if s.consume.IsClosed() || s.publish.conn.IsClosed() {
+		<-s.dead
+	}
+	return s.Err() != nil
 }
 
 // Close implements [broker.Session]. It waits for publishes in flight, writes out the acks, and closes the connections in
@@ -240,7 +246,7 @@ func call[T any](ctx context.Context, s *session, f func() (T, error), undo func
 	var over error
 	select {
 	case <-ready:
-		if err != nil && s.Err() != nil { // what the client says of a dead connection explains nothing
+		if err != nil && s.ended() { // what the client says of a dead connection explains nothing
 			return none, s.Err()
 		}
 		return v, err
@@ -257,26 +263,4 @@ func call[T any](ctx context.Context, s *session, f func() (T, error), undo func
 		}
 	}
 	return none, over
-}
-
-// admin runs f on a throw-away channel of the consuming connection: whatever RabbitMQ refuses closes the channel.
-func (s *session) admin(ctx context.Context, f func(ch *amqp.Channel) error) error {
-	_, err := call(ctx, s, func() (struct{}, error) {
-		select {
-		case s.calls <- struct{}{}:
-			defer func() { <-s.calls }()
-		case <-ctx.Done():
-			return struct{}{}, ctx.Err()
-		case <-s.dead:
-			return struct{}{}, errOver
-		}
-		ch, err := s.consume.Channel()
-		if err != nil {
-			return struct{}{}, err
-		}
-		err = f(ch)
-		_ = ch.Close() // nothing if the broker has closed it
-		return struct{}{}, err
-	}, nil)
-	return err
 }
