@@ -12,22 +12,29 @@ import (
 // Health tells how a server is at one moment.
 type Health struct {
 	State     State
-	Since     time.Time      // when State began
-	LastError error          // the last problem of the connection, perhaps overcome; nil if there was none
-	Blocked   string         // why the broker blocks publishers, in its words; "" = it does not
-	Outbox    OutboxHealth   // zero without ServerConfig.Outbox
-	Workers   []WorkerHealth // sorted by name
+	Since     time.Time    // when State began
+	LastError error        // the last problem of the connection, perhaps overcome; nil if there was none
+	Blocked   string       // why the broker blocks publishers, in its words; "" = it does not
+	Outbox    OutboxHealth // zero without ServerConfig.Outbox
+
+	// Undeclared are the queues, and perhaps the exchange, that could not be declared since the first connect, by name. They are
+	// tried again, and the connection is used meanwhile. Nil if there are none.
+	Undeclared []Undeclared
+	// Channels says why no further worker can be started: the connection has all the consumers that the broker allows. "" otherwise.
+	Channels string
+
+	Workers []WorkerHealth // sorted by name
 }
 
-// OK reports whether the connection stands, publishing is not blocked, the outbox does not fail, and every started worker takes
-// tasks and can settle them.
+// OK reports whether the connection stands, publishing is not blocked, the outbox does not fail, everything is declared, and every started
+// worker takes tasks and can settle them.
 func (h Health) OK() bool {
 	for _, w := range h.Workers {
 		if w.Started && (!w.Consuming || w.Stuck > 0) {
 			return false
 		}
 	}
-	return h.State == StateConnected && h.Blocked == "" && h.Outbox.Failing == 0
+	return h.State == StateConnected && h.Blocked == "" && h.Outbox.Failing == 0 && len(h.Undeclared) == 0
 }
 
 // OutboxHealth tells how the outbox is.
@@ -56,8 +63,9 @@ type WorkerHealth struct {
 // latest when ctx ends, with what is not known marked so.
 func (s *Server) Health(ctx context.Context) Health {
 	l, _ := s.sup.now()
-	h := Health{State: l.state, Since: l.since, LastError: l.err}
+	h := Health{State: l.state, Since: l.since, LastError: l.err, Undeclared: s.refused.list()}
 	if l.session != nil {
+		h.Channels = l.session.Status().Channels
 		if reason, blocked := l.session.Blocked(); blocked {
 			h.Blocked = cmp.Or(reason, "no reason given")
 		}
