@@ -227,12 +227,14 @@ func (s *shift) reopen(dead broker.Session, pauses interface{ NextBackOff() time
 func (s *shift) finish(consumer broker.Consumer) {
 	s.note(false, nil)
 	ctx, cancel := context.WithTimeout(s.hard, closeTimeout)
+	most := closeTimeout
 	if err := consumer.Stop(ctx); err != nil && !errors.Is(err, broker.ErrSessionLost) {
 		s.w.log.Errorf("worker %q: stop consuming: %v", s.w.cfg.Name, err)
+		most = grace // what does not answer this will not answer Close
 	}
 	cancel()
 	s.awaitSlots()
-	ctx, cancel = context.WithTimeout(context.Background(), closeTimeout)
+	ctx, cancel = context.WithTimeout(context.Background(), most)
 	defer cancel()
 	if err := consumer.Close(ctx); err != nil && !errors.Is(err, broker.ErrSessionLost) {
 		s.w.log.Errorf("worker %q: close consumer: %v", s.w.cfg.Name, err)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
 )
@@ -33,6 +34,9 @@ type session struct {
 	tags    map[string]bool // of live consumers
 	tagged  int             // tags made up
 }
+
+// hangUpTimeout is how long the broker has to answer the end of a connection.
+const hangUpTimeout = 5 * time.Second
 
 func newSession(queueType string, publish, consume *conn) (*session, error) {
 	s := &session{
@@ -161,7 +165,7 @@ func (s *session) ended() bool {
 }
 
 // Close implements [broker.Session]. It waits for publishes in flight, writes out the acks, and closes the connections in
-// peace, so that the broker has taken it all when it returns nil.
+// peace, so that the broker has taken it all when it returns nil. For the latter it waits five seconds at most.
 func (s *session) Close(ctx context.Context) error {
 	s.mu.Lock()
 	second, died := s.closing, s.err != nil
@@ -196,11 +200,14 @@ func (s *session) Close(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}
+	// A channel of a queue that does not answer keeps RabbitMQ from answering the end of its connection. All was written before.
+	hanging, cancel := context.WithTimeout(ctx, hangUpTimeout)
+	defer cancel()
 	var hangUp sync.WaitGroup
 	var cut atomic.Bool
 	for _, c := range []*conn{s.publish.conn, s.consume} {
 		hangUp.Go(func() {
-			stop := context.AfterFunc(ctx, func() { cut.Store(true); c.socket.kill() })
+			stop := context.AfterFunc(hanging, func() { cut.Store(true); c.socket.kill() })
 			defer stop()
 			// All that was published is confirmed, so a broker that blocks publishers, and does not read either, has nothing
 			// to answer.
@@ -216,7 +223,7 @@ func (s *session) Close(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	if late == nil && cut.Load() {
-		late = fmt.Errorf("close session: the broker has not confirmed it: %w", ctx.Err())
+		late = fmt.Errorf("close session: the broker has not confirmed it: %w", hanging.Err())
 	}
 	return late
 }
