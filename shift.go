@@ -106,7 +106,7 @@ func (s *shift) consume(ctx context.Context, session broker.Session) (broker.Con
 	if err := session.Declare(ctx, s.w.topology()); err != nil {
 		return nil, err
 	}
-	return session.Consume(ctx, broker.ConsumeOptions{Queue: s.w.cfg.Queue, Tag: s.w.cfg.Name, Prefetch: s.w.cfg.Limit})
+	return session.Consume(ctx, s.w.consuming())
 }
 
 // warnOfConsumerTimeout tells of tasks that may be held for longer than the broker lets a consumer hold them: it then gives them
@@ -153,10 +153,18 @@ func (s *shift) run(session broker.Session, consumer broker.Consumer) {
 // reopen consumes again, in the session that lives then. It returns nothing when the shift is stopped or there will be no
 // session any more.
 func (s *shift) reopen(dead broker.Session, pauses interface{ NextBackOff() time.Duration }) (broker.Session, broker.Consumer) {
+	away, deaths, said := false, 0, ""
 	for {
-		// The supervisor paces the sessions: no pause here for one that is dead. Its Done may come later than its consumer's.
-		if dead.Err() == nil && !sleep(s.taking, pauses.NextBackOff()) {
-			return nil, nil
+		// The supervisor paces the sessions: no pause here for one that is dead, unless this worker ends one after the other. Its Done
+		// may come later than its consumer's.
+		if dead.Err() == nil || deaths > 1 {
+			pause := pauses.NextBackOff()
+			if away {
+				pause = min(pause, jittered(awayPause).NextBackOff())
+			}
+			if !sleep(s.taking, pause) {
+				return nil, nil
+			}
 		}
 		var not broker.Session
 		if dead.Err() != nil {
@@ -167,7 +175,7 @@ func (s *shift) reopen(dead broker.Session, pauses interface{ NextBackOff() time
 			return nil, nil
 		}
 		ctx, cancel := context.WithTimeout(s.taking, openTimeout)
-		consumer, err := s.consume(ctx, session)
+		consumer, err := s.w.consumeAgain(ctx, session)
 		cancel()
 		if err == nil {
 			s.note(true, nil)
@@ -178,8 +186,13 @@ func (s *shift) reopen(dead broker.Session, pauses interface{ NextBackOff() time
 			return nil, nil
 		}
 		s.note(false, err)
-		s.w.log.Errorf("worker %q: consume: %v", s.w.cfg.Name, err)
-		dead = session
+		if text := err.Error(); text != said { // a queue may be away for hours
+			said = text
+			s.w.log.Errorf("worker %q: consume: %v; trying again", s.w.cfg.Name, err)
+		}
+		if dead, away = session, errors.Is(err, broker.ErrUnavailable); errors.Is(err, broker.ErrSessionLost) {
+			deaths++
+		}
 	}
 }
 
@@ -187,12 +200,14 @@ func (s *shift) reopen(dead broker.Session, pauses interface{ NextBackOff() time
 func (s *shift) finish(consumer broker.Consumer) {
 	s.note(false, nil)
 	ctx, cancel := context.WithTimeout(s.hard, closeTimeout)
+	most := closeTimeout
 	if err := consumer.Stop(ctx); err != nil && !errors.Is(err, broker.ErrSessionLost) {
 		s.w.log.Errorf("worker %q: stop consuming: %v", s.w.cfg.Name, err)
+		most = grace // what does not answer this will not answer Close
 	}
 	cancel()
 	s.awaitSlots()
-	ctx, cancel = context.WithTimeout(context.Background(), closeTimeout)
+	ctx, cancel = context.WithTimeout(context.Background(), most)
 	defer cancel()
 	if err := consumer.Close(ctx); err != nil && !errors.Is(err, broker.ErrSessionLost) {
 		s.w.log.Errorf("worker %q: close consumer: %v", s.w.cfg.Name, err)
@@ -306,6 +321,7 @@ func (s *shift) endShift() {
 	s.stopSettle()
 	s.stopTasks(nil)
 	s.stopHard()
+	s.w.server.refused.forget(s.w.cfg.Name)
 	s.w.free(s)
 	if hook := s.w.server.cfg.Hooks.WorkerStopped; hook != nil && s.feed != nil {
 		fireApart(s.w.log, hook, WorkerEvent{s.w.cfg.Name, s.w.cfg.Queue})

@@ -30,11 +30,9 @@
 package rabbitmq
 
 import (
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/url"
 	"strconv"
@@ -49,7 +47,7 @@ import (
 // Config says where the broker is and how to talk to it.
 type Config struct {
 	// URLs of the nodes of one broker, amqp://user:password@host:port/vhost or amqps://…, tried in random order, all of
-	// them in every Open. Reserved characters in user, password and vhost are percent-encoded. Required.
+	// them in every Open, the next one before a node that does not answer is given up. Reserved characters in user, password and vhost are percent-encoded. Required.
 	URLs []string
 	// TLS for amqps URLs; an amqp URL beside it is an error, since it would be dialled in the clear. nil = the system's
 	// certificates, or those that the URL names. It is cloned for every dial: ServerName is the URL's host unless set here,
@@ -83,11 +81,13 @@ const heartbeat = 10 * time.Second
 // dialTimeout bounds one connection's way from dialling to open.
 const dialTimeout = 10 * time.Second
 
-// Broker opens sessions. Make it with [New]; it is safe for use by many goroutines and holds no connection.
+// Broker opens sessions. Make it with [New]; it is safe for use by many goroutines and holds no connection. It remembers for half a
+// minute which nodes failed, and tries them last.
 type Broker struct {
 	cfg       Config
 	addresses []address
 	heartbeat time.Duration
+	shunned   shunned
 }
 
 var _ broker.Broker = (*Broker)(nil)
@@ -136,52 +136,6 @@ func (b *Broker) String() string {
 // GoString is String: no format shows credentials.
 func (b *Broker) GoString() string { return b.String() }
 
-// Open makes a session with the first address, in random order, that lets it. The error tells what happened at each. It is
-// never permanent: RabbitMQ closes the link on a wrong password in much the same way as on an overload, and what is
-// missing (a user, a virtual host) may be on its way.
-func (b *Broker) Open(ctx context.Context) (broker.Session, error) {
-	var problems []error
-	for _, i := range rand.Perm(len(b.addresses)) {
-		if ctx.Err() != nil {
-			break
-		}
-		s, err := b.open(ctx, b.addresses[i])
-		if err == nil {
-			return s, nil
-		}
-		problems = append(problems, fmt.Errorf("%s: %w", b.addresses[i].place, err))
-	}
-	if err := ctx.Err(); err != nil {
-		problems = append(problems, err)
-	}
-	return nil, fmt.Errorf("open session: %w", errors.Join(problems...))
-}
-
-// open makes the two connections of a session with one node.
-func (b *Broker) open(ctx context.Context, a address) (*session, error) {
-	publish, err := b.dial(ctx, a, "publish")
-	if err != nil {
-		return nil, err
-	}
-	consume, err := b.dial(ctx, a, "consume")
-	if err != nil {
-		publish.cut()
-		return nil, err
-	}
-	stop := context.AfterFunc(ctx, func() { publish.socket.kill(); consume.socket.kill() })
-	defer stop()
-	s, err := newSession(b.cfg.QueueType, publish, consume)
-	if err != nil {
-		publish.cut()
-		consume.cut()
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		return nil, err
-	}
-	return s, nil
-}
-
 // address is one parsed URL.
 type address struct {
 	clear  string   // for the client, which need not know of TLS: with credentials, never printed
@@ -190,6 +144,7 @@ type address struct {
 	host   string
 	vhost  string
 	place  string // scheme, host and vhost, for people
+	heard  func() // called when the peer has said something; nil = nobody asks
 }
 
 // parseURL checks a URL. Its errors never quote from it: what does not parse may hold a password anywhere, and the errors
