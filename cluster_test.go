@@ -1,14 +1,138 @@
 package dispatcher_test
 
 import (
+	"crypto/rand"
+	"flag"
+	mathrand "math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/seed-416683c9/dispatcher"
 )
 
+var clusterFull = flag.Bool("cluster.full", false, "run all scenarios of TestCluster, and hold them to their bounds of time")
+
+// scenario is one way to break a cluster under load.
+type scenario struct {
+	name  string
+	short bool   // also without -cluster.full
+	kind  string // of the queues
+	query string // of the clients' URLs
+	run   func(c *cluster, l *load, m *member)
+}
+
+// promised is how soon publishing and running go on after a node was killed, while a majority is up.
+const promised = 2 * time.Second
+
+// settled is longer than the time after which a server's connection counts as stable.
+const settled = 6 * time.Second
+
+var scenarios = []scenario{
+	{name: "leader killed, then clients cut off from the next", short: true, kind: "quorum", run: func(c *cluster, l *load, m *member) {
+		m.kill()
+		l.watch("killed", 8*time.Second, promised)
+		m.start()
+		l.watch("back", 5*time.Second, promised)
+		next := c.leader(m, l.name)
+		next.proxy.Refuse(true)
+		next.proxy.Cut()
+		l.watch("cut off", 5*time.Second, promised)
+		next.proxy.Refuse(false)
+		l.watch("reachable", 3*time.Second, promised)
+	}},
+	{name: "leader killed three times", kind: "quorum", run: func(c *cluster, l *load, m *member) {
+		for range 3 {
+			m.kill()
+			l.watch("killed", settled, promised)
+			m.start()
+			l.watch("back", settled, promised)
+			m = c.leader(m, l.name)
+		}
+	}},
+	{name: "leader stopped gracefully", kind: "quorum", run: func(c *cluster, l *load, m *member) {
+		began := time.Now()
+		m.stop()
+		pause(l.t.Context(), 8*time.Second)
+		l.since("stopped", began, promised)
+		m.start()
+		l.watch("back", 5*time.Second, promised)
+	}},
+	{name: "leader frozen", kind: "quorum", query: "heartbeat=2", run: func(c *cluster, l *load, m *member) {
+		m.freeze()
+		l.watch("frozen", 25*time.Second, 0)
+		m.thaw()
+		l.watch("thawed", 10*time.Second, 0)
+	}},
+	{name: "leader split off", kind: "quorum", run: func(c *cluster, l *load, m *member) {
+		m.split()
+		l.watch("split", 10*time.Second, promised)
+		m.heal()
+		l.watch("healed", 10*time.Second, promised)
+	}},
+	{name: "cables pulled to two nodes while the link to the third is cut", kind: "quorum", run: func(c *cluster, l *load, m *member) {
+		for _, other := range c.members {
+			other.proxy.Stall(other != m)
+		}
+		for range 5 {
+			m.proxy.Cut()
+			l.watch("cut", settled, promised)
+		}
+	}},
+	{name: "host of a classic queue killed", short: true, kind: "", run: func(c *cluster, l *load, m *member) {
+		m.kill()
+		l.watch("killed", 8*time.Second, 0)
+		m.start()
+		l.watch("back", 10*time.Second, 0)
+	}},
+	{name: "host of a classic queue killed, clients at another node", kind: "", run: func(c *cluster, l *load, m *member) {
+		c.only(c.other(m))
+		m.proxy.Cut()
+		l.watch("moved", settled, promised)
+		m.kill()
+		l.watch("killed", 8*time.Second, 0)
+		c.other(m).proxy.Cut()
+		l.watch("cut", 8*time.Second, 0)
+		m.start()
+		l.watch("back", 10*time.Second, 0)
+	}},
+	{name: "host of a classic queue stopped gracefully", kind: "", run: func(c *cluster, l *load, m *member) {
+		m.stop()
+		l.watch("stopped", 8*time.Second, 0)
+		m.start()
+		l.watch("back", 10*time.Second, 0)
+	}},
+}
+
+// Nothing confirmed is lost and nothing is early, whatever becomes of one node of three; publishing and running go on.
+func TestCluster(t *testing.T) {
+	c := newCluster(t)
+	seed := *chaosSeed
+	if seed == 0 {
+		seed = mathrand.Uint64()
+	}
+	t.Logf("replay with: go test -race -run '^%s$' -chaos.seed %d -cluster.full .", t.Name(), seed)
+	for i, s := range scenarios {
+		if !s.short && !*clusterFull {
+			continue
+		}
+		t.Run(s.name, func(t *testing.T) {
+			c.at(t)
+			m := c.members[(int(seed%3)+i)%3]
+			l := newLoad(t, c, m, "test."+rand.Text()[:16], s.kind, s.query, seed)
+			l.watch("calm", settled, 0)
+			s.run(c, l, m)
+			c.whole()
+			l.audit()
+		})
+	}
+}
+
 // What the cluster kit does to nodes has the effect that the scenarios count on.
 func TestCluster_Kit(t *testing.T) {
+	if !*clusterFull {
+		t.Skip("needs -cluster.full")
+	}
 	c := newCluster(t)
 	one, two, three := c.members[0], c.members[1], c.members[2]
 	r := placeOn(t, two.url)
