@@ -1,7 +1,6 @@
 package dispatcher_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -37,12 +36,8 @@ func (l *load) audit() {
 	}
 	n.replayed = l.replay()
 	dead := l.letters(l.name)
-	for _, who := range []string{first, second, sender, boxed} {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		if err := l.servers[who].Shutdown(ctx); err != nil {
-			l.t.Errorf("%s: %v", who, err)
-		}
-		cancel()
+	for who := range l.servers {
+		l.leave(who)
 	}
 	l.judge(&n, dead)
 	l.t.Logf("FIGURES %s: %d tasks: %d confirmed, %d kept in the outbox, %d not sent (%d since the queue was away), %d rejected, %d unconfirmed (%d nacked). "+

@@ -2,6 +2,7 @@ package dispatcher_test
 
 import (
 	"context"
+	cryptorand "crypto/rand"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -25,7 +26,7 @@ type load struct {
 	logs   map[string]*recorder // by server, as servers
 	outbox *dispatcher.MemoryOutbox
 
-	servers map[string]*dispatcher.Server
+	servers map[string]*dispatcher.Server // all ever started
 	senders sync.WaitGroup
 	quit    chan struct{} // closed to end the senders
 
@@ -57,16 +58,19 @@ const (
 	second = "worker 2"
 )
 
-// flakyPauses are those of tasks that fail twice.
+// flaky is the policy of the servers; tasks of that name fail twice.
 var flaky = dispatcher.RetryPolicy{MaxAttempts: 5, InitialInterval: 200 * time.Millisecond, Multiplier: 2, Jitter: -1}
 
 // newLoad connects all servers to m alone, has it lead all queues, and lets them know the others. Then the work begins.
-func newLoad(t *testing.T, c *cluster, m *member, name, kind, query string, seed uint64) *load {
+func newLoad(t *testing.T, c *cluster, m *member, sc scenario, seed uint64) *load {
 	t.Helper()
+	if sc.entries == 0 {
+		sc.entries = 1 << 20
+	}
 	l := &load{
-		t: t, c: c, name: name, kind: kind, query: query, quit: make(chan struct{}), rng: rand.New(rand.NewPCG(seed, 0)),
+		t: t, c: c, name: "test." + cryptorand.Text()[:16], kind: sc.kind, query: sc.query, quit: make(chan struct{}), rng: rand.New(rand.NewPCG(seed, 0)),
 		logs: map[string]*recorder{}, servers: map[string]*dispatcher.Server{}, beats: map[string][]time.Time{}, late: map[string]time.Duration{},
-		outbox: dispatcher.NewMemoryOutbox(dispatcher.MemoryOutboxConfig{MaxEntries: 1 << 20}),
+		outbox: dispatcher.NewMemoryOutbox(dispatcher.MemoryOutboxConfig{MaxEntries: sc.entries}),
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -81,7 +85,7 @@ func newLoad(t *testing.T, c *cluster, m *member, name, kind, query string, seed
 	l.work(first)
 	l.work(second)
 	l.publish(sender, l.task("later")) // so that the levels of delays exist
-	if kind == "quorum" {
+	if sc.kind == "quorum" {
 		c.lead(m)
 	}
 	c.only(nil)
@@ -131,6 +135,16 @@ func (l *load) work(who string) {
 	}
 	if err != nil {
 		l.t.Fatal(err)
+	}
+}
+
+// leave shuts a server down.
+func (l *load) leave(who string) {
+	l.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := l.servers[who].Shutdown(ctx); err != nil {
+		l.t.Errorf("%s: %v", who, err)
 	}
 }
 

@@ -1,9 +1,8 @@
 package dispatcher_test
 
 import (
-	"crypto/rand"
 	"flag"
-	mathrand "math/rand/v2"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -19,7 +18,9 @@ type scenario struct {
 	short bool   // also without -cluster.full
 	kind  string // of the queues
 	query string // of the clients' URLs
-	run   func(c *cluster, l *load, m *member)
+	// entries is what the outbox holds; 0: as much as comes.
+	entries int
+	run     func(c *cluster, l *load, m *member)
 }
 
 // promised is how soon publishing and running go on after a node was killed, while a majority is up.
@@ -79,6 +80,66 @@ var scenarios = []scenario{
 			l.watch("cut", settled, promised)
 		}
 	}},
+	{name: "two of three killed", kind: "quorum", entries: 200, run: func(c *cluster, l *load, m *member) {
+		m.kill()
+		c.other(m).kill()
+		l.watch("no majority", 10*time.Second, 0)
+		m.start()
+		l.watch("majority", 10*time.Second, 0)
+	}},
+	{name: "leader killed, and the next one while the first starts", kind: "quorum", run: func(c *cluster, l *load, m *member) {
+		m.kill()
+		l.watch("killed", settled, promised)
+		next := c.leader(c.other(m), l.name)
+		started := make(chan struct{})
+		go func() { defer close(started); m.start() }()
+		pause(l.t.Context(), 2*time.Second)
+		next.kill()
+		<-started
+		l.watch("the next killed", settled, 0)
+		next.start()
+		l.watch("back", settled, promised)
+	}},
+	{name: "split under an outbox that fills, and the other nodes' leader killed after it", kind: "quorum", entries: 200, run: func(c *cluster, l *load, m *member) {
+		c.only(m) // clients cannot leave the node that pauses
+		m.split()
+		l.watch("split", 10*time.Second, 0)
+		c.only(nil)
+		l.watch("reachable", 5*time.Second, 0)
+		m.heal()
+		eventually(l.t, "healed", func() bool {
+			out, _ := m.tryEval(`io:format("~b", [length(rabbit_nodes:all_running())]).`)
+			return out == "3"
+		})
+		c.leader(m, l.name).kill()
+		l.watch("killed", settled, promised)
+	}},
+	{name: "worker shut down and another started while the leader is away", kind: "quorum", run: func(c *cluster, l *load, m *member) {
+		m.kill()
+		within(l.t, patience, "Shutdown", func() { l.leave(second) })
+		l.work("worker 3")
+		l.work("worker 4")
+		pause(l.t.Context(), settled)
+		m.start()
+		within(l.t, patience, "Shutdown", func() { l.leave("worker 3") })
+		c.leader(m, l.name).kill()
+		within(l.t, patience, "Shutdown", func() { l.leave("worker 4") })
+		pause(l.t.Context(), settled)
+	}},
+	{name: "clients at a node that is split off and does not pause", kind: "quorum", run: func(c *cluster, l *load, m *member) {
+		handling := func(how string) {
+			for _, m := range c.members {
+				m.eval("application:set_env(rabbit, cluster_partition_handling, " + how + ").")
+			}
+		}
+		handling("ignore")
+		m.split()
+		l.watch("split", 45*time.Second, 0)
+		handling("pause_minority")
+		m.kill() // a split that was ignored is mended by a restart
+		m.start()
+		l.watch("mended", settled, 0)
+	}},
 	{name: "host of a classic queue killed", short: true, kind: "", run: func(c *cluster, l *load, m *member) {
 		m.kill()
 		l.watch("killed", 8*time.Second, 0)
@@ -109,7 +170,7 @@ func TestCluster(t *testing.T) {
 	c := newCluster(t)
 	seed := *chaosSeed
 	if seed == 0 {
-		seed = mathrand.Uint64()
+		seed = rand.Uint64()
 	}
 	t.Logf("replay with: go test -race -run '^%s$' -chaos.seed %d -cluster.full .", t.Name(), seed)
 	for i, s := range scenarios {
@@ -119,7 +180,7 @@ func TestCluster(t *testing.T) {
 		t.Run(s.name, func(t *testing.T) {
 			c.at(t)
 			m := c.members[(int(seed%3)+i)%3]
-			l := newLoad(t, c, m, "test."+rand.Text()[:16], s.kind, s.query, seed)
+			l := newLoad(t, c, m, s, seed)
 			l.watch("calm", settled, 0)
 			s.run(c, l, m)
 			c.whole()
