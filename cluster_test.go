@@ -65,6 +65,16 @@ var scenarios = []scenario{
 		m.thaw()
 		l.watch("thawed", 10*time.Second, 0)
 	}},
+	// RabbitMQ 3.10 answers no queue.bind while a node is frozen, not even of a binding that exists: 71 s with the default net_ticktime.
+	{name: "links cut while a node without leaders is frozen", kind: "quorum", run: func(c *cluster, l *load, m *member) {
+		frozen := c.other(m)
+		c.only(m)
+		frozen.freeze()
+		m.proxy.Cut()
+		l.watch("frozen", 25*time.Second, promised)
+		frozen.thaw()
+		l.watch("thawed", 5*time.Second, promised)
+	}},
 	{name: "leader split off", kind: "quorum", run: func(c *cluster, l *load, m *member) {
 		m.split()
 		l.watch("split", 10*time.Second, promised)
