@@ -34,7 +34,7 @@ func (l *load) audit() {
 		}
 		l.drain()
 	}
-	n.replayed = l.replay()
+	n.replayed = l.replayed
 	dead := l.letters(l.name)
 	for who := range l.servers {
 		l.leave(who)
@@ -115,10 +115,20 @@ func (l *load) judge(n *figures, dead map[string]string) {
 	}
 }
 
-// drain waits until everything that is owed has run, but no longer than drainTime.
+// drain waits until everything that is owed has run, but no longer than drainTime. What is undeliverable meanwhile it replays, as
+// docs/rabbitmq.md has an operator do after a classic queue was away.
 func (l *load) drain() {
+	l.t.Helper()
+	undeliverable := l.servers[sender].DeadLetters(dispatcher.Undeliverable)
 	for deadline := time.Now().Add(drainTime); l.owed() > 0 && time.Now().Before(deadline); {
-		pause(l.t.Context(), 50*time.Millisecond)
+		n, err := undeliverable.Replay(l.t.Context(), dispatcher.DeadLetterFilter{})
+		if err != nil {
+			l.t.Errorf("%d replayed: %v", n, err)
+		}
+		if l.replayed += n; n > 0 && l.kind == "quorum" {
+			l.t.Errorf("%d delayed tasks of a quorum queue were undeliverable", n)
+		}
+		pause(l.t.Context(), time.Second/2)
 	}
 }
 
@@ -161,25 +171,12 @@ func (l *load) letters(queue string) map[string]string {
 	return all
 }
 
-// replay replays what was undeliverable, as docs/rabbitmq.md has an operator do after a classic queue was away, and waits for it.
-func (l *load) replay() int {
-	l.t.Helper()
-	n, err := l.servers[sender].DeadLetters(dispatcher.Undeliverable).Replay(l.t.Context(), dispatcher.DeadLetterFilter{})
-	if err != nil {
-		l.t.Errorf("%d replayed: %v", n, err)
+// where lists the queues that are not empty. The node that leads a queue knows how many messages it has.
+func (l *load) where() (all string) {
+	for _, m := range l.c.members {
+		all += m.eval(`[case rabbit_amqqueue:info(Q, [messages]) of
+			[{messages, N}] when is_integer(N), N > 0 -> io:format("~s ~b~n", [element(4, amqqueue:get_name(Q)), N]); _ -> ok
+		end || Q <- rabbit_amqqueue:list()].`)
 	}
-	if n > 0 {
-		if l.kind == "quorum" {
-			l.t.Errorf("%d delayed tasks of a quorum queue were undeliverable", n)
-		}
-		l.drain()
-	}
-	return n
-}
-
-// where lists the queues that are not empty.
-func (l *load) where() string {
-	return l.c.members[0].eval(`[case rabbit_amqqueue:info(Q, [messages]) of
-		[{messages, N}] when N > 0 -> io:format("~s ~b~n", [element(4, amqqueue:get_name(Q)), N]); _ -> ok
-	end || Q <- rabbit_amqqueue:list()].`)
+	return all
 }

@@ -30,6 +30,8 @@ type load struct {
 	senders sync.WaitGroup
 	quit    chan struct{} // closed to end the senders
 
+	replayed int // undeliverable tasks; audit's own
+
 	mu    sync.Mutex // guards what follows
 	fates []*fate
 	beats map[string][]time.Time // by server: confirmed publishes without a delay, starts of tasks
