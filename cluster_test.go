@@ -197,6 +197,57 @@ func TestCluster(t *testing.T) {
 			l.audit()
 		})
 	}
+	if *clusterFull {
+		t.Run("servers and workers that start while a classic queue is away", func(t *testing.T) {
+			c.at(t)
+			startsWhileAQueueIsAway(t, c, c.members[seed%3])
+		})
+	}
+}
+
+// A classic queue whose node is away is no mistake in the configuration: who needs it waits.
+func startsWhileAQueueIsAway(t *testing.T, c *cluster, host *member) {
+	r := placeOn(t, host.url)
+	if err := r.declare(r.raw()); err != nil {
+		t.Fatal(err)
+	}
+	r.proxy = c.other(host).proxy
+	early := r.config()
+	sender, _, err := dispatcher.NewServer(early)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(sender.Close)
+	host.kill()
+
+	servers, workers := make(chan error, 1), make(chan error, 1)
+	go func() {
+		s, _, err := dispatcher.NewServer(r.config(r.ownQueue))
+		if err == nil {
+			s.Close()
+		}
+		servers <- err
+	}()
+	go func() {
+		_, err := sender.NewWorker(&dispatcher.WorkerConfig{Name: "w", Queue: r.name}, tasks{"n": fn(func() {})})
+		workers <- err
+	}()
+	select {
+	case err := <-servers:
+		t.Errorf("NewServer returned %v while the queue was away", err)
+		servers <- nil
+	case err := <-workers:
+		t.Errorf("NewWorker returned %v while the queue was away", err)
+		workers <- nil
+	case <-time.After(5 * time.Second):
+	}
+	host.start()
+	if err := wait(t, servers, "return of NewServer"); err != nil {
+		t.Errorf("NewServer: %v", err)
+	}
+	if err := wait(t, workers, "return of NewWorker"); err != nil {
+		t.Errorf("NewWorker: %v", err)
+	}
 }
 
 // What the cluster kit does to nodes has the effect that the scenarios count on.
