@@ -66,7 +66,7 @@ func (e *stepError) Unwrap() error { return e.err }
 
 // inOneGo runs steps on one channel, up to the first that is refused.
 func (s *session) inOneGo(ctx context.Context, steps []step) error {
-	return s.admin(ctx, func(ch *amqp.Channel) error {
+	return s.admin(ctx, "", func(ch *amqp.Channel) error {
 		for _, x := range steps {
 			if err := x.do(ch); err != nil {
 				return &stepError{x, err}
@@ -139,7 +139,7 @@ func levelSteps() []step {
 func (s *session) declareOrFind(steps []step, last string) error {
 	ctx := context.Background() // ends with the session
 	err := s.inOneGo(ctx, steps)
-	if mayNot(err) && s.admin(ctx, func(ch *amqp.Channel) error {
+	if mayNot(err) && s.admin(ctx, "", func(ch *amqp.Channel) error {
 		return ch.ExchangeDeclarePassive(last, "topic", true, false, false, false, nil)
 	}) == nil {
 		return nil
@@ -250,7 +250,7 @@ func (s *session) bindAll(ctx context.Context, binds []step) error {
 		return err
 	}
 	err = s.inOneGo(ctx, binds)
-	if e, ok := errors.AsType[*amqp.Error](err); ok && e.Code == amqp.NotFound {
+	if e, ok := errors.AsType[*amqp.Error](err); ok && e.Code == amqp.NotFound && !absent(e) {
 		s.delays.base.forget(base) // perhaps it is that what is missing: the next call makes it
 	}
 	return explained(err)
