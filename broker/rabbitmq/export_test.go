@@ -29,3 +29,11 @@ func DelayArguments() []map[string]any {
 	}
 	return all
 }
+
+// Channel returns what tells one channel for the default exchange from the next.
+func Channel(s broker.Session) any {
+	p := s.(*session).publish
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.ports[defaultPort].current
+}
