@@ -41,3 +41,11 @@ func (b *Broker) Shunned() int { return len(b.shunned.until) }
 
 // ExitOf names the exit through which delayed messages come to a queue.
 func ExitOf(queue string) string { return exitOf(target{key: queue}.word()) }
+
+// Channel returns what tells one channel for the default exchange from the next.
+func Channel(s broker.Session) any {
+	p := s.(*session).publish
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.ports[defaultPort].current
+}

@@ -75,7 +75,7 @@ func manyEntries(n int) []byte {
 	return table
 }
 
-func list(n int) []byte {
+func listField(n int) []byte {
 	return entry("list", append([]byte{'A'}, long(bytes.Repeat([]byte{'V'}, n))...)...)
 }
 
@@ -125,7 +125,7 @@ func TestFramesPassUnchangedWhatTheClientCanRead(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	headers := [][]byte{
 		allProperties(0, nil), allProperties(1, everyType()), allProperties(1, nested('F', maxFieldDepth)),
-		allProperties(1, nested('A', maxFieldDepth)), allProperties(1, manyEntries(maxFieldEntries)), allProperties(1, list(maxFieldEntries)),
+		allProperties(1, nested('A', maxFieldDepth)), allProperties(1, manyEntries(maxFieldEntries)), allProperties(1, listField(maxFieldEntries)),
 		{0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0},
 		allProperties(1, entry("long", append([]byte{'S'}, long(make([]byte, 130_000))...)...)),
 	}
@@ -164,7 +164,7 @@ func TestFramesReplaceWhatTheClientCannotRead(t *testing.T) {
 		"33 tables":              {table: nested('F', maxFieldDepth+1), why: "deeper than 32"},
 		"33 arrays":              {table: nested('A', maxFieldDepth+1), why: "deeper than 32"},
 		"8,193 entries":          {table: manyEntries(maxFieldEntries + 1), why: "more than 8192"},
-		"8,193 elements":         {table: list(maxFieldEntries + 1), why: "more than 8192"},
+		"8,193 elements":         {table: listField(maxFieldEntries + 1), why: "more than 8192"},
 		"unknown type":           {table: entry("x", 'Z', 1, 2), why: "unknown type 'Z'"},
 		"larger than a frame":    {table: big, why: "need a frame of 131108 bytes, and the most is 131072"},
 		"much larger":            {table: huge, why: "and the most is 131072"},
@@ -307,7 +307,7 @@ func BenchmarkFrames(b *testing.B) {
 // Whatever passes the filter, the client reads; and whatever it replaces, the client reads as well. The client itself is the judge.
 func FuzzFrames(f *testing.F) {
 	for _, table := range [][]byte{
-		nil, everyType(), nested('F', 32), nested('F', 33), nested('A', 33), list(8192), list(8193), manyEntries(20), manyEntries(8193), entry("n", []byte("L12345678")...),
+		nil, everyType(), nested('F', 32), nested('F', 33), nested('A', 33), listField(8192), listField(8193), manyEntries(20), manyEntries(8193), entry("n", []byte("L12345678")...),
 	} {
 		f.Add(allProperties(0, table), false)
 		f.Add(allProperties(0, table), true)

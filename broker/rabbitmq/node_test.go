@@ -81,6 +81,9 @@ func TestOwnNode(t *testing.T) {
 	t.Run("makes deleted levels again", func(t *testing.T) { testDeletedLevel(t, n) })
 	t.Run("refuses delays", func(t *testing.T) { testDelayPermissions(t, n) })
 	t.Run("refuses", func(t *testing.T) { testAccess(t, n) })
+	t.Run("refuses what is too large", func(t *testing.T) { testTooLarge(t, n) })
+	t.Run("has a queue that does not answer", func(t *testing.T) { testUnanswered(t, n) })
+	t.Run("has dead letters that do not answer", func(t *testing.T) { testUnansweredDeadLetters(t, n) })
 	t.Run("blocks publishers", func(t *testing.T) { testBlocked(t, n) })
 	t.Run("times an ack out", func(t *testing.T) { testAckTimeout(t, n) })
 	t.Run("loses the queue of a campaign", func(t *testing.T) { testDeletedTarget(t, n) })
@@ -137,8 +140,10 @@ func testAccess(t *testing.T, n *node) {
 		t.Fatalf("the session died of it: %v", r.Err())
 	}
 	err = outcomes(t, r, broker.Message{RoutingKey: "allowed", ID: "1"})[0]
-	refused("publish", err, "write permission", "unconfirmed")
-	wait(t, "the session's end", r.Done())
+	refused("publish", err, "write permission", "rejected")
+	if r.Err() != nil {
+		t.Errorf("the session died of it: %v", r.Err())
+	}
 }
 
 // blocker is a session that tells whether the broker blocks it.

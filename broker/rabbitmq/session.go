@@ -58,7 +58,7 @@ func newSession(queueType string, publish, consume *conn) (*session, error) {
 	s.publish = p
 	for _, run := range []func(){
 		func() { s.watch(publish) }, func() { s.watch(consume) },
-		func() { p.watchBlocked() }, func() { p.watchChannel() },
+		func() { p.watchBlocked() },
 	} {
 		s.goroutines.add()
 		go func() {
@@ -83,7 +83,7 @@ func (s *session) Blocked() (reason string, ok bool) {
 
 // Status implements [broker.Session].
 func (s *session) Status() broker.Status {
-	return broker.Status{Channels: s.channels.status(), Unreadable: s.unreadables()}
+	return broker.Status{Channels: s.channels.status(), Unreadable: s.unreadables(), Unanswered: s.publish.unanswered()}
 }
 
 // Done implements [broker.Session].
