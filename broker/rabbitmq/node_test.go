@@ -240,11 +240,11 @@ func testBlockedInMidWrite(t *testing.T, n *node) {
 	}
 	t.Cleanup(func() { _ = s.Delete(testContext(t), q) })
 	n.run("set_vm_memory_high_watermark", "0.00001")
-	const count = 3
+	const count = 12
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Second)
 	defer cancel()
 	told := make(chan error, count)
-	msgs, body := make([]broker.Message, count), make([]byte, 60<<20) // more than sockets hold
+	msgs, body := make([]broker.Message, count), make([]byte, 15<<20) // all more than sockets hold, and each less than RabbitMQ 4 takes
 	for i := range msgs {
 		msgs[i] = broker.Message{RoutingKey: q, ID: fmt.Sprint(i), Body: body}
 	}
