@@ -10,6 +10,9 @@
 #   DISPATCHER_RABBITMQ=4.0|4.3  the version to start instead of that of this machine's packages. Needs root, and debootstrap
 #                                unpacks it once (40 s, 250 MB)
 #   DISPATCHER_CACHE=DIR         where it is kept for the next time; /var/cache/dispatcher
+#   DISPATCHER_BROKERS_PEER=DIR  for start: the node joins the cluster of DIR's node, which runs, and uses its epmd
+#   DISPATCHER_BROKERS_CONF=…    for start: more lines of rabbitmq.conf
+#   DISPATCHER_BROKERS_ERL=…     for start: the content of advanced.config
 #
 # DIR names the node; its log is DIR/rabbitmq.log. A node that died is started again by start, with its data, at the same URL.
 # Installs Debian's packages that are missing: rabbitmq-server, or debootstrap. Messages go to stderr.
@@ -23,11 +26,13 @@ die() { say "$*"; exit 1; }
 
 . "$(dirname "$0")/rabbitmq4.sh"
 
+state_of() { printf /tmp/dispatcher-brokers-%s "$(printf %s "$1" | sha256sum | cut -c 1-12)"; }
+
 # The data is not in DIR: it must belong to the user rabbitmq, whom a parent of DIR may keep out (/root, mktemp -d), and
 # RabbitMQ's scripts break at spaces. Its place follows from DIR's path, so that stop finds it when DIR is gone.
 name_state() {
 	dir=$(realpath -m -- "$1")
-	state=/tmp/dispatcher-brokers-$(printf %s "$dir" | sha256sum | cut -c 1-12)
+	state=$(state_of "$dir")
 	tag=DISPATCHER_BROKERS=$state # in the environment of everything we start, and so the proof that a process is ours
 	if [ -L "$state" ] || { [ -e "$state" ] && ! [ -O "$state" ]; }; then
 		die "$state belongs to another user"
@@ -113,7 +118,12 @@ write_state() {
 	[ -d "$state" ] || mkdir -m 755 "$state"
 	reserve_ports
 	echo "$version" >"$state/version"
-	local as="" node=$state/node owner
+	local as="" node=$state/node owner peer=""
+	epmd=$port
+	if [ -n "${DISPATCHER_BROKERS_PEER:-}" ]; then
+		peer=$(state_of "$(realpath -m -- "$DISPATCHER_BROKERS_PEER")")
+		epmd=$(cat "$peer/port") || die "no node runs in $DISPATCHER_BROKERS_PEER"
+	fi
 	owner=$(id -un)
 	if [ -n "$root" ]; then
 		owner=$(sed -n 's/^rabbitmq:[^:]*:\([0-9]*:[0-9]*\):.*/\1/p' "$root/etc/passwd") # numbers of that system
@@ -124,17 +134,26 @@ write_state() {
 		as="setpriv --reuid=rabbitmq --regid=rabbitmq --clear-groups"
 	fi
 	install -d -m 700 -o "${owner%:*}" "$node"
-	od -An -N 20 -tx1 /dev/urandom | tr -d ' \n' | install -m 400 -o "${owner%:*}" /dev/stdin "$node/.erlang.cookie"
-	echo "listeners.tcp.1 = 127.0.0.1:$((port + 1))" >"$state/rabbitmq.conf"
+	if [ -n "$peer" ]; then
+		install -m 400 -o "${owner%:*}" "$peer/node/.erlang.cookie" "$node/.erlang.cookie"
+	elif ! [ -f "$node/.erlang.cookie" ]; then # peers know the first one
+		od -An -N 20 -tx1 /dev/urandom | tr -d ' \n' | install -m 400 -o "${owner%:*}" /dev/stdin "$node/.erlang.cookie"
+	fi
+	{
+		echo "listeners.tcp.1 = 127.0.0.1:$((port + 1))"
+		[ -z "$peer" ] || printf 'cluster_formation.classic_config.nodes.%d = dispatcher-%d@localhost\n' 1 "$epmd" 2 "$port"
+		printf '%s\n' "${DISPATCHER_BROKERS_CONF:-}"
+	} >"$state/rabbitmq.conf"
+	printf '%s\n' "${DISPATCHER_BROKERS_ERL:-[].}" >"$state/advanced.config"
 	# Runs a command as the node's user, in its folder, with its environment and nothing of ours.
 	cat >"$state/as-node" <<-END
 		#!/bin/sh
 		cd $node && exec env -i $tag PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=$node LANG=C.UTF-8 \\
-			ERL_EPMD_PORT=$port ERL_EPMD_ADDRESS=127.0.0.1 \\
+			ERL_EPMD_PORT=$epmd ERL_EPMD_ADDRESS=127.0.0.1 \\
 			RABBITMQ_NODENAME=dispatcher-$port@localhost \\
 			RABBITMQ_CONF_ENV_FILE=$state/none \\
 			RABBITMQ_CONFIG_FILE=$state/rabbitmq.conf \\
-			RABBITMQ_ADVANCED_CONFIG_FILE=$state/none \\
+			RABBITMQ_ADVANCED_CONFIG_FILE=$state/advanced.config \\
 			RABBITMQ_ENABLED_PLUGINS_FILE=$state/none \\
 			RABBITMQ_MNESIA_BASE=$node/data \\
 			RABBITMQ_LOG_BASE=$node/log RABBITMQ_LOGS=- \\
@@ -149,16 +168,23 @@ write_state() {
 		exec $state/as-node /usr/lib/rabbitmq/bin/rabbitmqctl "\$@"
 	END
 	chmod 755 "$state/as-node" "$state/rabbitmqctl"
-	chmod 644 "$state/rabbitmq.conf" "$state/port" # whatever the umask
+	chmod 644 "$state/rabbitmq.conf" "$state/advanced.config" "$state/port" # whatever the umask
 }
 
-# The processes that carry our tag.
-ours() { grep -lsxzF -e "$tag" /proc/[0-9]*/environ | cut -d / -f 3 || true; }
+# The processes that carry our tag, but not those called $1.
+ours() {
+	local pid name
+	grep -lsxzF -e "$tag" /proc/[0-9]*/environ | cut -d / -f 3 | while read -r pid; do
+		name=
+		{ read -r name <"/proc/$pid/comm"; } 2>/dev/null || true
+		[ "$name" = "${1:-}" ] || echo "$pid"
+	done || true
+}
 
-# Ends what runs. SIGKILL, since no data outlives stop, and start repairs the data as RabbitMQ does after a crash.
+# Ends what runs, but not processes called $1. SIGKILL, since no data outlives stop, and start repairs the data as RabbitMQ does after a crash.
 kill_ours() {
 	local pids deadline=$((SECONDS + 20))
-	while mapfile -t pids < <(ours) && [ ${#pids[@]} != 0 ]; do
+	while mapfile -t pids < <(ours "${1:-}") && [ ${#pids[@]} != 0 ]; do
 		[ $SECONDS -lt $deadline ] || die "cannot end the processes ${pids[*]}"
 		kill -KILL "${pids[@]}" 2>/dev/null || true
 		sleep 0.05
@@ -177,7 +203,7 @@ start() {
 	getent --no-addrconfig ahostsv4 localhost | grep '^127\.0\.0\.1 ' >/dev/null ||
 		die "localhost does not resolve to 127.0.0.1, RabbitMQ needs that: add the line '127.0.0.1 localhost' to /etc/hosts"
 	half=yes
-	kill_ours
+	kill_ours epmd # peers are registered there
 	if [ -n "$root" ]; then
 		unpack_rabbitmq
 	else
@@ -192,10 +218,13 @@ start() {
 boot() {
 	local pid deadline=$((SECONDS + boot_seconds)) log=$dir/rabbitmq.log
 	[ ! -f "$log" ] || mv -f "$log" "$log.1"
-	spawn epmd -port "$port" -address 127.0.0.1
-	until "$state/as-node" epmd -port "$port" -names >/dev/null 2>&1; do
-		alive "epmd does not start on port $port"
-	done
+	if ! "$state/as-node" epmd -port "$epmd" -names >/dev/null 2>&1; then
+		[ "$epmd" = "$port" ] || die "epmd of $DISPATCHER_BROKERS_PEER does not run"
+		spawn epmd -port "$port" -address 127.0.0.1
+		until "$state/as-node" epmd -port "$port" -names >/dev/null 2>&1; do
+			alive "epmd does not start on port $port"
+		done
+	fi
 	spawn "$server"
 	until grep -q 'Server startup complete' "$log" && greets; do
 		alive "RabbitMQ does not start"
