@@ -41,7 +41,7 @@ const maxCalls = 16
 func newSession(queueType string, publish, consume *conn) (*session, error) {
 	s := &session{
 		queueType: queueType,
-		can:       capabilitiesOf(publish.Properties),
+		can:       capabilitiesOf(publish.Properties, queueType),
 		consume:   consume,
 		calls:     make(chan struct{}, maxCalls),
 		dead:      make(chan struct{}),
