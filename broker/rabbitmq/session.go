@@ -43,7 +43,7 @@ const hangUpTimeout = 5 * time.Second
 func newSession(queueType string, publish, consume *conn) (*session, error) {
 	s := &session{
 		queueType: queueType,
-		can:       capabilitiesOf(publish.Properties),
+		can:       capabilitiesOf(publish.Properties, queueType),
 		consume:   consume,
 		channels:  newChannels(consume.Config.ChannelMax),
 		dead:      make(chan struct{}),
