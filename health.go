@@ -15,12 +15,13 @@ type Health struct {
 	Since     time.Time      // when State began
 	LastError error          // the last problem of the connection, perhaps overcome; nil if there was none
 	Blocked   string         // why the broker blocks publishers, in its words; "" = it does not
+	Delays    string         // why delayed tasks and retries may be late; "" = nothing is known to hold them up. See docs/rabbitmq.md
 	Outbox    OutboxHealth   // zero without ServerConfig.Outbox
 	Workers   []WorkerHealth // sorted by name
 }
 
 // OK reports whether the connection stands, publishing is not blocked, the outbox does not fail, and every started worker takes
-// tasks and can settle them.
+// tasks and can settle them. Late delays do not count: most tasks run, and a new process would change nothing.
 func (h Health) OK() bool {
 	for _, w := range h.Workers {
 		if w.Started && (!w.Consuming || w.Stuck > 0) {
@@ -61,6 +62,7 @@ func (s *Server) Health(ctx context.Context) Health {
 		if reason, blocked := l.session.Blocked(); blocked {
 			h.Blocked = cmp.Or(reason, "no reason given")
 		}
+		h.Delays = l.session.Status().Delays
 	}
 	s.mu.Lock()
 	for _, w := range s.workers {

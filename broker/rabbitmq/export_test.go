@@ -23,7 +23,7 @@ func WithoutDelay(s broker.Session) broker.Session {
 
 // DelayArguments returns what the queues and exchanges of delays are declared with.
 func DelayArguments() []map[string]any {
-	all := []map[string]any{deliverArguments(), quorumArguments()}
+	all := []map[string]any{deliverArguments(), quorumArguments(), sinkArguments(), probeArguments()}
 	for level := exitLevel; level <= highestLevel; level++ {
 		all = append(all, levelArguments(level))
 	}
@@ -32,3 +32,10 @@ func DelayArguments() []map[string]any {
 
 // ExitOf names the exit through which delayed messages come to a queue.
 func ExitOf(queue string) string { return exitOf(target{key: queue}.word()) }
+
+// WithProbes sets how often a session that nobody uses yet sends probes, and when they are late.
+func WithProbes(s broker.Session, every, margin time.Duration) broker.Session {
+	p := &s.(*session).delays.probes
+	p.every, p.margin = every, margin
+	return s
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -80,7 +81,9 @@ func (s *session) Blocked() (reason string, ok bool) {
 }
 
 // Status implements [broker.Session].
-func (s *session) Status() broker.Status { return broker.Status{} }
+func (s *session) Status() broker.Status {
+	return broker.Status{Delays: s.delays.probes.late(time.Now())}
+}
 
 // Done implements [broker.Session].
 func (s *session) Done() <-chan struct{} { return s.done }
