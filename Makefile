@@ -4,7 +4,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 10s
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fuzz bench toolchain
+.PHONY: help demo test cluster check fuzz bench toolchain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ demo: ## Run a real job on the embedded broker: SHA-256 of every file of this pr
 test: toolchain check fuzz ## Install what is missing, start RabbitMQ, then run every check and every test of every module
 	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && DISPATCHER_TEST_NODES=1 scripts/brokers.sh run "$$dir" -- \
 		scripts/modules.sh env CGO_ENABLED=1 go test -race -count=1 -timeout 15m ./...
+
+cluster: toolchain ## Break a cluster of three nodes under load in every way, and print what became of the tasks (ten minutes)
+	@DISPATCHER_TEST_NODES=1 CGO_ENABLED=1 go test -race -count=1 -timeout 30m -v -run '^TestCluster' . -cluster.full
 
 check: ## gofmt, go vet and staticcheck
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }

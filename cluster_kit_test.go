@@ -75,6 +75,21 @@ func newCluster(t *testing.T) *cluster {
 	return c
 }
 
+// at has the cluster fail t from now on, which is a subtest, and brings all nodes back.
+func (c *cluster) at(t *testing.T) {
+	t.Helper()
+	owner := c.t
+	set := func(t *testing.T) {
+		c.t = t
+		for _, m := range c.members {
+			m.t = t
+		}
+	}
+	t.Cleanup(func() { set(owner) })
+	set(t)
+	c.whole()
+}
+
 // urls are those of all nodes through their proxies, as ServerConfig.AMQPConnectionString takes them.
 func (c *cluster) urls(query string) string {
 	var all []string

@@ -169,6 +169,8 @@ type Status struct {
 	// Unreadable counts, by queue, the messages that came in a form the client cannot read and that were handed out without their
 	// headers. Nil if there were none.
 	Unreadable map[string]int
+	// Channels says why no other consumer can begin in this session; "" while one can.
+	Channels string
 	// Delays says why delayed messages may be late; "" if nothing is known to hold them up.
 	Delays string
 }

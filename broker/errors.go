@@ -22,7 +22,8 @@ var (
 
 	// ErrUnroutable: no queue is bound to the routing key. Is ErrRejected.
 	ErrUnroutable = fmt.Errorf("unroutable: no queue takes this routing key: %w", ErrRejected)
-	// ErrHeadersTooLarge: the broker cannot carry so many bytes of headers, whatever the body. Is ErrRejected.
+	// ErrHeadersTooLarge: the broker cannot carry so many bytes of headers, or so many in one table, or so deeply nested, in a form that
+	// a receiver can read, whatever the body. Is ErrRejected.
 	ErrHeadersTooLarge = fmt.Errorf("headers are too large: %w", ErrRejected)
 )
 

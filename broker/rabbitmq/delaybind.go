@@ -149,7 +149,7 @@ func (s *session) bindDues(ctx context.Context, dues []due, op operation) error 
 		binds = append(binds, bind)
 	}
 	err = s.inOneGo(ctx, binds)
-	if e, ok := errors.AsType[*amqp.Error](err); ok && e.Code == amqp.NotFound {
+	if e, ok := errors.AsType[*amqp.Error](err); ok && e.Code == amqp.NotFound && !absent(e) {
 		s.delays.base.forget(base) // perhaps it is that what is missing: the next call makes it
 	}
 	if err != nil {
@@ -188,7 +188,7 @@ func (s *session) unbindDelays(ctx context.Context, queue string) {
 		return
 	}
 	words = append(words, target{key: queue}.word())
-	if s.admin(ctx, func(ch *amqp.Channel) error {
+	if s.admin(ctx, queue, func(ch *amqp.Channel) error {
 		for _, word := range words {
 			if err := ch.QueueUnbind(queue, deliverPattern(word), deliverExchange, nil); err != nil {
 				return err

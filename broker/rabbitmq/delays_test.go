@@ -404,7 +404,7 @@ func TestDelayedHeadersLeaveRoomForTheBrokersOwn(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	// What just fits goes through seven hops and can be read.
-	large.Headers["h"] = strings.Repeat("v", 131072-33*320-300)
+	large.Headers["h"] = strings.Repeat("v", 131072-4096-33*320-300)
 	large.NotBefore = time.Now().Add((1<<7 - 1 - 2) * 16 * time.Millisecond)
 	published(t, s, large)
 	if d := due(t, consume(t, s, q, 1), large.NotBefore); d.ID != "large" || len(d.Headers) != 1 {

@@ -67,7 +67,7 @@ func (e *stepError) Unwrap() error { return e.err }
 
 // inOneGo runs steps on one channel, up to the first that is refused.
 func (s *session) inOneGo(ctx context.Context, steps []step) error {
-	return s.admin(ctx, func(ch *amqp.Channel) error {
+	return s.admin(ctx, "", func(ch *amqp.Channel) error {
 		for _, x := range steps {
 			if err := x.do(ch); err != nil {
 				return &stepError{x, err}
@@ -151,7 +151,7 @@ func levelSteps() []step {
 func (s *session) declareOrFind(steps []step, last string) error {
 	ctx := context.Background() // ends with the session
 	err := s.inOneGo(ctx, steps)
-	if mayNot(err) && s.admin(ctx, func(ch *amqp.Channel) error {
+	if mayNot(err) && s.admin(ctx, "", func(ch *amqp.Channel) error {
 		return ch.ExchangeDeclarePassive(last, "topic", true, false, false, false, nil)
 	}) == nil {
 		return nil

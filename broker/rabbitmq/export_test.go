@@ -30,6 +30,15 @@ func DelayArguments() []map[string]any {
 	return all
 }
 
+// Order returns the indices of the URLs in the order in which the next Open tries them.
+func (b *Broker) Order() []int { return b.shunned.order(len(b.addresses)) }
+
+// Shun makes a node one that failed just now.
+func (b *Broker) Shun(i int) { b.shunned.add(i) }
+
+// Shunned returns how many nodes failed lately.
+func (b *Broker) Shunned() int { return len(b.shunned.until) }
+
 // ExitOf names the exit through which delayed messages come to a queue.
 func ExitOf(queue string) string { return exitOf(target{key: queue}.word()) }
 

@@ -319,6 +319,9 @@ func (p *publisher) outcome(f *flight, confirmation *amqp.DeferredConfirmation) 
 	returned := f.returned
 	p.mu.Unlock()
 	if returned != "" {
+		if err := p.s.whyUnroutable(f.exchange, f.key); err != nil {
+			return fmt.Errorf("%s: %w: %w", returned, broker.ErrNotSent, err)
+		}
 		return fmt.Errorf("%s: exchange %q, routing key %q: %w", returned, f.exchange, f.key, broker.ErrUnroutable)
 	}
 	return nil
