@@ -15,6 +15,7 @@ type Health struct {
 	Since     time.Time      // when State began
 	LastError error          // the last problem of the connection, perhaps overcome; nil if there was none
 	Blocked   string         // why the broker blocks publishers, in its words; "" = it does not
+	Delays    string         // why delayed tasks and retries may be late; "" = nothing is known to hold them up. See docs/rabbitmq.md
 	Outbox    OutboxHealth   // zero without ServerConfig.Outbox
 	Workers   []WorkerHealth // sorted by name
 
@@ -29,7 +30,7 @@ type Health struct {
 }
 
 // OK reports whether the connection stands, publishing is not blocked, the outbox does not fail, everything is declared, and every started
-// worker takes tasks and can settle them.
+// worker takes tasks and can settle them. Late delays do not count: other tasks run, and a new process would change nothing.
 func (h Health) OK() bool {
 	for _, w := range h.Workers {
 		if w.Started && (!w.Consuming || w.Stuck > 0) {
@@ -71,7 +72,7 @@ func (s *Server) Health(ctx context.Context) Health {
 			h.Blocked = cmp.Or(reason, "no reason given")
 		}
 		status := l.session.Status()
-		h.Channels, h.Unreadable = status.Channels, status.Unreadable
+		h.Delays, h.Channels, h.Unreadable = status.Delays, status.Channels, status.Unreadable
 	}
 	s.mu.Lock()
 	for _, w := range s.workers {

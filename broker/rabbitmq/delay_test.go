@@ -111,6 +111,63 @@ func matches(pattern, key string) bool {
 	return true
 }
 
+// A probe takes the way of all messages, and then comes to its session and to no other.
+func TestProbesComeToTheirSession(t *testing.T) {
+	t.Parallel()
+	key := probeKey("7", "me")
+	for level := firstLevel(probeTicks); level >= lowestLevel; level-- {
+		if !matches(levelPattern(level, "1"), key) {
+			t.Errorf("passes level %d", level)
+		}
+	}
+	if !matches(exitPattern("7"), key) || !matches(deliverPattern(probeWord), key) || !matches(probePattern("me"), key) || matches(probePattern("you"), key) {
+		t.Errorf("%q does not match %q, or matches another", key, probePattern("me"))
+	}
+}
+
+func TestProbesTellWhatIsLate(t *testing.T) {
+	t.Parallel()
+	var p probes
+	now := time.Now()
+	after := func(d time.Duration) time.Time { return now.Add(d) }
+	ids := func(at time.Time, n int) map[string]string {
+		t.Helper()
+		got := p.next(at)
+		if len(got) != n {
+			t.Fatalf("to be probed: %v, want %d", got, n)
+		}
+		for _, id := range got {
+			p.left(id, at)
+		}
+		return got
+	}
+	late := func(at time.Time, want string) {
+		t.Helper()
+		if got := p.late(at); got != want {
+			t.Errorf("late: %q, want %q", got, want)
+		}
+	}
+	ids(now, 0)
+	p.use("0")
+	p.use("f")
+	first := ids(now, 2)
+	late(after(probeMargin), "")
+	late(after(12*time.Second), "messages that were due 12s ago have not come through dispatcher.delay.v1.exit.0, dispatcher.delay.v1.exit.f")
+	p.came(first["0"])
+	late(after(13*time.Second), "messages that were due 13s ago have not come through dispatcher.delay.v1.exit.f")
+	ids(after(30*time.Second), 1) // followed up although nothing else goes there
+	late(after(31*time.Second), "messages that were due 31s ago have not come through dispatcher.delay.v1.exit.f")
+	third := ids(after(60*time.Second), 1)
+	ids(after(90*time.Second), 1)
+	ids(after(120*time.Second), 0) // enough
+	p.came(third["f"])
+	late(after(99*time.Second), "")
+	p.came(first["f"]) // when it comes does not matter any more
+	late(after(101*time.Second), "messages that were due 11s ago have not come through dispatcher.delay.v1.exit.f")
+	p.next(after(20 * time.Minute)) // a lost one
+	late(after(20*time.Minute), "")
+}
+
 // A message that follows the bindings from exchange to exchange comes to each queue whose time it needs, and then to its target.
 func TestBindingsLeadThroughTheLevelsOfADelay(t *testing.T) {
 	t.Parallel()

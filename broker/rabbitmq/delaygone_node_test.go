@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -34,7 +35,7 @@ func (n *node) foreign(t testing.TB) *amqp.Channel {
 // An operator cancels a campaign by deleting its queue while its messages are coming due. Those that RabbitMQ is passing on in that
 // moment keep their exit for minutes, and nothing else.
 func testDeletedTarget(t *testing.T, n *node) {
-	s := open(t, n.broker(t))
+	s := rabbitmq.WithProbes(open(t, n.broker(t)), 500*time.Millisecond, 5*time.Second)
 	doomed, other := workQueue(t, s), workQueue(t, s)
 	for rabbitmq.ExitOf(other) == rabbitmq.ExitOf(doomed) {
 		other = workQueue(t, s)
@@ -81,6 +82,20 @@ func testDeletedTarget(t *testing.T, n *node) {
 		t.Errorf("the others came %v to %v late", late[0], late[bystanders-1])
 	}
 
+	// The session sees it, by messages of its own.
+	name := func(queue string) string { return "dispatcher.delay.v1.exit." + rabbitmq.ExitOf(queue) }
+	ctx := testContext(t)
+	for tick := time.Tick(10 * time.Millisecond); !strings.Contains(s.Status().Delays, name(doomed)); <-tick {
+		if ctx.Err() != nil {
+			t.Fatalf("delays are said to be %q", s.Status().Delays)
+		}
+	}
+	if told := s.Status().Delays; strings.Contains(told, name(other)) {
+		t.Errorf("the other queue's exit is said to be late: %s", told)
+	} else {
+		t.Log(told)
+	}
+
 	// What was being passed on is tried again after three to six minutes, or when the exit has another leader.
 	found := make(map[string]bool)
 	collect := func(quiet time.Duration) {
@@ -102,9 +117,14 @@ func testDeletedTarget(t *testing.T, n *node) {
 	t.Logf("%d are held up in their exit", campaign-gone-len(found))
 	n.run("stop_app")
 	n.run("start_app")
-	s = open(t, n.broker(t))
+	s = rabbitmq.WithProbes(open(t, n.broker(t)), 500*time.Millisecond, 5*time.Second)
 	collect(20 * time.Second)
 	if gone+len(found) < campaign {
 		t.Errorf("%d were in the deleted queue, %d were undeliverable, and %d are lost", gone, len(found), campaign-gone-len(found))
+	}
+	for id := range found {
+		if !strings.HasPrefix(id, prefix) {
+			t.Errorf("undeliverable: %q", id)
+		}
 	}
 }

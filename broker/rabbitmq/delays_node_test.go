@@ -85,7 +85,7 @@ func testLevels(t *testing.T, n *node) {
 		}
 	}
 	t.Logf("%d programs made the levels at once in %v", programs, time.Since(began))
-	if got := queues(); len(got) != 47 { // 30 levels, 16 exits, and what is undeliverable
+	if got := queues(); len(got) != 48 { // 30 levels, 16 exits, probes, and what is undeliverable
 		t.Errorf("a delay makes %d queues: %q", len(got), got)
 	}
 	c := consume(t, s, q, programs)

@@ -16,6 +16,7 @@ import (
 type delays struct {
 	base   errand // where messages go that are due
 	levels errand // where they wait
+	probes probes
 
 	mu      sync.Mutex
 	bound   map[string]*bound   // queues, to the deliver exchange
@@ -122,7 +123,11 @@ func baseSteps() []step {
 // levelSteps make the exits and then the levels from the bottom up: when a level exists, all below it is complete. So if somebody stops
 // in the middle, a message to the last one is returned, and none gets stuck on its way.
 func levelSteps() []step {
-	steps := []step{stepExchange(exitExchange, "topic", nil, declareExchange)}
+	steps := []step{
+		stepQueue(probeSink, sinkArguments(), declareQueue),
+		stepBind(probeSink, deliverPattern(probeWord), deliverExchange),
+		stepExchange(exitExchange, "topic", nil, declareExchange),
+	}
 	for _, exit := range strings.Split(exits, "") {
 		name := exitName(exit)
 		steps = append(steps,
@@ -167,6 +172,10 @@ func (s *session) declareLevels(ctx context.Context) (*run, error) {
 		if err := s.declareOrFind(levelSteps(), levelName(highestLevel)); err != nil {
 			return err
 		}
-		return s.publish.mayWriteLevels()
+		if err := s.publish.mayWriteLevels(); err != nil {
+			return err
+		}
+		s.startProbes()
+		return nil
 	})
 }

@@ -23,7 +23,7 @@ func WithoutDelay(s broker.Session) broker.Session {
 
 // DelayArguments returns what the queues and exchanges of delays are declared with.
 func DelayArguments() []map[string]any {
-	all := []map[string]any{deliverArguments(), quorumArguments()}
+	all := []map[string]any{deliverArguments(), quorumArguments(), sinkArguments(), probeArguments()}
 	for level := exitLevel; level <= highestLevel; level++ {
 		all = append(all, levelArguments(level))
 	}
@@ -48,4 +48,11 @@ func Channel(s broker.Session) any {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.ports[defaultPort].current
+}
+
+// WithProbes sets how often a session that nobody uses yet sends probes, and when they are late.
+func WithProbes(s broker.Session, every, margin time.Duration) broker.Session {
+	p := &s.(*session).delays.probes
+	p.every, p.margin = every, margin
+	return s
 }

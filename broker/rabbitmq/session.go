@@ -83,7 +83,10 @@ func (s *session) Blocked() (reason string, ok bool) {
 
 // Status implements [broker.Session].
 func (s *session) Status() broker.Status {
-	return broker.Status{Channels: s.channels.status(), Unreadable: s.unreadables(), Unanswered: s.publish.unanswered()}
+	return broker.Status{
+		Channels: s.channels.status(), Unreadable: s.unreadables(),
+		Unanswered: s.publish.unanswered(), Delays: s.delays.probes.late(time.Now()),
+	}
 }
 
 // Done implements [broker.Session].
