@@ -10,10 +10,10 @@
 //   - RabbitMQ answers a publish to an exchange that does not exist, or that the user may not write to, by closing that
 //     channel. That ends the session, and everything in flight is [broker.ErrUnconfirmed].
 //   - Retry, Suspect and DeadLetter publish a copy through the default exchange and then ack.
-//   - A delayed message waits in quorum queues shared by all programs on the broker, dispatcher.delay.v1.4 to .34, without a
+//   - A delayed message waits in quorum queues shared by all programs on the broker, dispatcher.delay.v1.5 to .34 and .exit.0 to .f, without a
 //     plugin. Declare binds each durable queue, and each binding's queue, to where messages are that are due; the first
-//     delayed message of a session declares the rest, 0.4 s where it does not exist yet. Needs RabbitMQ, 3.10 or later, by its
-//     own words: other servers have no Capabilities.Delay. Times are kept to 16 ms, and the delay of a Retry may be an
+//     delayed message of a session declares the rest, 0.6 s where it does not exist yet. Needs RabbitMQ, 3.10 or later, by its
+//     own words: other servers have no Capabilities.Delay. Times are kept to 32 ms, and the delay of a Retry may be an
 //     eighth longer.
 //   - So a delayed message finds queues and bindings that were declared with this package. Others, ephemeral queues and dead
 //     letter queues it finds only as a Retry, which binds its queue; if that is deleted, it is seen when the message is due. The

@@ -24,7 +24,7 @@ func WithoutDelay(s broker.Session) broker.Session {
 // DelayArguments returns what the queues and exchanges of delays are declared with.
 func DelayArguments() []map[string]any {
 	all := []map[string]any{deliverArguments(), quorumArguments()}
-	for level := lowestLevel; level <= highestLevel; level++ {
+	for level := exitLevel; level <= highestLevel; level++ {
 		all = append(all, levelArguments(level))
 	}
 	return all
@@ -38,3 +38,6 @@ func (b *Broker) Shun(i int) { b.shunned.add(i) }
 
 // Shunned returns how many nodes failed lately.
 func (b *Broker) Shunned() int { return len(b.shunned.until) }
+
+// ExitOf names the exit through which delayed messages come to a queue.
+func ExitOf(queue string) string { return exitOf(target{key: queue}.word()) }

@@ -193,10 +193,14 @@ func (s *session) whyCancelled(queue string) error {
 // lose ends the right to settle, and with it the lane.
 func (l *lane) lose(reason error) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.gone == nil {
+	first := l.gone == nil
+	if first {
 		l.gone = reason
 		close(l.lost)
+	}
+	l.mu.Unlock()
+	if first {
+		l.s.delays.doubt(l.queue) // it may have been deleted
 	}
 }
 

@@ -83,6 +83,7 @@ func TestOwnNode(t *testing.T) {
 	t.Run("refuses", func(t *testing.T) { testAccess(t, n) })
 	t.Run("blocks publishers", func(t *testing.T) { testBlocked(t, n) })
 	t.Run("times an ack out", func(t *testing.T) { testAckTimeout(t, n) })
+	t.Run("loses the queue of a campaign", func(t *testing.T) { testDeletedTarget(t, n) })
 	t.Run("restarts", func(t *testing.T) { testRestart(t, n) })
 	t.Run("is killed", func(t *testing.T) { testKilledNode(t, n) })
 }
