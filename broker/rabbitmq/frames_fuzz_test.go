@@ -16,7 +16,7 @@ import (
 // Whatever passes the filter, the client reads; and whatever it replaces, the client reads as well. The client itself is the judge.
 func FuzzFrames(f *testing.F) {
 	for _, table := range [][]byte{
-		nil, everyType(), nested('F', 32), nested('F', 33), nested('A', 33), list(8192), list(8193), manyEntries(20), manyEntries(8193), entry("n", []byte("L12345678")...),
+		nil, everyType(), nested('F', 32), nested('F', 33), nested('A', 33), listField(8192), listField(8193), manyEntries(20), manyEntries(8193), entry("n", []byte("L12345678")...),
 	} {
 		f.Add(allProperties(0, table), false)
 		f.Add(allProperties(0, table), true)

@@ -73,7 +73,7 @@ func manyEntries(n int) []byte {
 	return table
 }
 
-func list(n int) []byte {
+func listField(n int) []byte {
 	return entry("list", append([]byte{'A'}, long(bytes.Repeat([]byte{'V'}, n))...)...)
 }
 
@@ -123,7 +123,7 @@ func TestFramesPassUnchangedWhatTheClientCanRead(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	headers := [][]byte{
 		allProperties(0, nil), allProperties(1, everyType()), allProperties(1, nested('F', maxFieldDepth)),
-		allProperties(1, nested('A', maxFieldDepth)), allProperties(1, manyEntries(maxFieldEntries)), allProperties(1, list(maxFieldEntries)),
+		allProperties(1, nested('A', maxFieldDepth)), allProperties(1, manyEntries(maxFieldEntries)), allProperties(1, listField(maxFieldEntries)),
 		{0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0},
 		allProperties(1, entry("long", append([]byte{'S'}, long(make([]byte, 130_000))...)...)),
 	}
@@ -162,7 +162,7 @@ func TestFramesReplaceWhatTheClientCannotRead(t *testing.T) {
 		"33 tables":              {table: nested('F', maxFieldDepth+1), why: "deeper than 32"},
 		"33 arrays":              {table: nested('A', maxFieldDepth+1), why: "deeper than 32"},
 		"8,193 entries":          {table: manyEntries(maxFieldEntries + 1), why: "more than 8192"},
-		"8,193 elements":         {table: list(maxFieldEntries + 1), why: "more than 8192"},
+		"8,193 elements":         {table: listField(maxFieldEntries + 1), why: "more than 8192"},
 		"unknown type":           {table: entry("x", 'Z', 1, 2), why: "unknown type 'Z'"},
 		"larger than a frame":    {table: big, why: "need a frame of 131108 bytes, and the most is 131072"},
 		"much larger":            {table: huge, why: "and the most is 131072"},
