@@ -7,34 +7,14 @@ import (
 	"runtime/debug"
 )
 
-// The user's Log, Outbox and Hooks are called on the library's goroutines, where a panic would end the process, and where
-// runtime.Goexit would end what nobody else does. Panics of hooks are contained by fire, those of task functions by shift.invoke,
-// and a slot that a hook or a task function has ended is replaced by shift.goexit.
+// The user's Log and Outbox are called on the library's goroutines, where a panic would end the process. Panics of hooks are contained
+// by fire, those of task functions by shift.invoke. What follows runtime.Goexit in a hook is in hooks.go.
 
 // contain puts what is the user's in c behind what contains it.
 func (c *ServerConfig) contain() {
 	c.Logger = containedLog{c.Logger}
 	if _, ours := c.Outbox.(*MemoryOutbox); c.Outbox != nil && !ours {
 		c.Outbox = containedOutbox{c.Outbox, c.Logger}
-	}
-	h := &c.Hooks // all others run on slots, or on the goroutine of whoever publishes
-	h.Disconnected, h.Reconnected = apart(c.Logger, h.Disconnected), apart(c.Logger, h.Reconnected)
-	h.WorkerStarted, h.WorkerStopped = apart(c.Logger, h.WorkerStarted), apart(c.Logger, h.WorkerStopped)
-	h.OutboxRefused = apart(c.Logger, h.OutboxRefused)
-}
-
-// apart is a hook that runs on a goroutine of its own, which it may end, while its caller waits. nil stays nil.
-func apart[E any](log Log, hook func(E)) func(E) {
-	if hook == nil {
-		return nil
-	}
-	return func(e E) {
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			fire(log, hook, e)
-		}()
-		<-done
 	}
 }
 

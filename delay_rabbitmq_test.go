@@ -117,8 +117,8 @@ func TestDelaysOutliveAKilledBroker(t *testing.T) {
 		}
 		return waiting == 0
 	})
-	if levels > 32 {
-		t.Errorf("%d queues for delays, want at most 32", levels)
+	if levels > 47 {
+		t.Errorf("%d queues for delays, want at most 47", levels)
 	}
 	checkStrays(t, r, gone, strays)
 	t.Logf("%d tasks published in %.1f s, all here after %.1f s, %d of them twice; %d queues; the node was away for %.1f s, the worker for %.1f s", delayedTasks,

@@ -18,20 +18,25 @@ type Health struct {
 	Outbox    OutboxHealth   // zero without ServerConfig.Outbox
 	Workers   []WorkerHealth // sorted by name
 
+	// Undeclared are the queues, and perhaps the exchange, that could not be declared since the first connect, by name. They are
+	// tried again, and the connection is used meanwhile. Nil if there are none.
+	Undeclared []Undeclared
+	// Channels says why no further worker can be started: the connection has all the consumers that the broker allows. "" otherwise.
+	Channels string
 	// Unreadable counts, by queue, the messages that came over the present connection with headers that cannot be read. A worker
 	// makes each a dead letter with the reason malformed. Nil if there were none.
 	Unreadable map[string]int
 }
 
-// OK reports whether the connection stands, publishing is not blocked, the outbox does not fail, and every started worker takes
-// tasks and can settle them.
+// OK reports whether the connection stands, publishing is not blocked, the outbox does not fail, everything is declared, and every started
+// worker takes tasks and can settle them.
 func (h Health) OK() bool {
 	for _, w := range h.Workers {
 		if w.Started && (!w.Consuming || w.Stuck > 0) {
 			return false
 		}
 	}
-	return h.State == StateConnected && h.Blocked == "" && h.Outbox.Failing == 0
+	return h.State == StateConnected && h.Blocked == "" && h.Outbox.Failing == 0 && len(h.Undeclared) == 0
 }
 
 // OutboxHealth tells how the outbox is.
@@ -60,12 +65,13 @@ type WorkerHealth struct {
 // latest when ctx ends, with what is not known marked so.
 func (s *Server) Health(ctx context.Context) Health {
 	l, _ := s.sup.now()
-	h := Health{State: l.state, Since: l.since, LastError: l.err}
+	h := Health{State: l.state, Since: l.since, LastError: l.err, Undeclared: s.refused.list()}
 	if l.session != nil {
 		if reason, blocked := l.session.Blocked(); blocked {
 			h.Blocked = cmp.Or(reason, "no reason given")
 		}
-		h.Unreadable = l.session.Status().Unreadable
+		status := l.session.Status()
+		h.Channels, h.Unreadable = status.Channels, status.Unreadable
 	}
 	s.mu.Lock()
 	for _, w := range s.workers {

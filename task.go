@@ -36,7 +36,7 @@ type Task struct {
 	// at most 8,000 headers, and 8,000 elements in each slice or map: what RabbitMQ adds must leave a message that a worker can read.
 	Headers map[string]interface{} `json:"-"`
 	// Delay keeps the task back for that long from the call of Publish on; never less, a little more (docs/guarantees.md says how
-	// much). 0 = none. Negative, or more than 366 days: an error. On RabbitMQ the pause is kept by the broker, as exact as 16 ms.
+	// much). 0 = none. Negative, or more than 366 days: an error. On RabbitMQ the pause is kept by the broker, accurate to 32 ms.
 	// Publish then returns nil when the broker has stored the task; if its routing key leads nowhere when it is due, it is found in
 	// DeadLetters(Undeliverable).
 	Delay time.Duration `json:"-"`

@@ -46,7 +46,7 @@ func (b *Broker) dial(ctx context.Context, a address, role string) (*conn, error
 			if err != nil {
 				return nil, err
 			}
-			s = &socket{Conn: raw}
+			s = &socket{Conn: a.listen(raw)}
 			stop = context.AfterFunc(ctx, s.kill)
 			c, err := b.secure(ctx, s, a)
 			if err != nil {
