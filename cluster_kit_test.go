@@ -75,6 +75,21 @@ func newCluster(t *testing.T) *cluster {
 	return c
 }
 
+// at has the cluster fail t from now on, which is a subtest, and brings all nodes back.
+func (c *cluster) at(t *testing.T) {
+	t.Helper()
+	owner := c.t
+	set := func(t *testing.T) {
+		c.t = t
+		for _, m := range c.members {
+			m.t = t
+		}
+	}
+	t.Cleanup(func() { set(owner) })
+	set(t)
+	c.whole()
+}
+
 // urls are those of all nodes through their proxies, as ServerConfig.AMQPConnectionString takes them.
 func (c *cluster) urls(query string) string {
 	var all []string
@@ -120,26 +135,29 @@ func (c *cluster) leader(via *member, queue string) *member {
 	c.t.Helper()
 	var m *member
 	eventually(c.t, "a leader of "+queue, func() bool {
-		m = c.named(c.leaders(via)[queue])
+		leaders, err := c.leaders(via)
+		if err == nil {
+			m = c.named(leaders[queue])
+		}
 		return m != nil
 	})
 	return m
 }
 
 // leaders are the Erlang names of the nodes that lead the queues, by the queues' names.
-func (c *cluster) leaders(via *member) map[string]string {
-	c.t.Helper()
+func (c *cluster) leaders(via *member) (map[string]string, error) {
 	all := map[string]string{}
-	for line := range strings.Lines(via.eval(`
+	out, err := via.tryEval(`
 		[io:format("~s ~s~n", [element(4, amqqueue:get_name(Q)), case amqqueue:get_pid(Q) of
 			{Name, Node} -> case ra_leaderboard:lookup_leader(Name) of {_, Leader} -> Leader; _ -> Node end;
 			Pid -> node(Pid)
-		end]) || Q <- rabbit_amqqueue:list()].`)) {
+		end]) || Q <- rabbit_amqqueue:list()].`)
+	for line := range strings.Lines(out) {
 		if queue, node, ok := strings.Cut(strings.TrimSpace(line), " "); ok {
 			all[queue] = node
 		}
 	}
-	return all
+	return all, err
 }
 
 // lead has m lead all quorum queues.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -84,6 +85,7 @@ func (p Page) withDefaults() (Page, error) {
 	if p.Limit < 0 || p.Limit > maxPage {
 		return p, fmt.Errorf("Page.Limit is %d, want 1 to %d", p.Limit, maxPage)
 	}
+	p.Skip = min(p.Skip, math.MaxInt32) // more than anybody can pass over, and fit for sums
 	return p, nil
 }
 

@@ -134,7 +134,7 @@ func (s *supervisor) run(ctx context.Context, session broker.Session, pauses pac
 
 func (s *supervisor) tell(hook func(ConnectionEvent), state State, err error) {
 	if hook != nil {
-		fire(s.log, hook, ConnectionEvent{state, err})
+		fireApart(s.log, hook, ConnectionEvent{state, err})
 	}
 }
 

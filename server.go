@@ -67,6 +67,7 @@ func NewServerContext(ctx context.Context, cfg *ServerConfig) (*Server, chan str
 		workers:  map[string]*Worker{},
 		suspect:  make(chan struct{}, 1),
 	}
+	s.cfg.contain()
 	s.log = s.cfg.Logger
 	s.sup = newSupervisor(&s.cfg, s.declare)
 	s.refused = newUndeclared(s.log, s.sup)

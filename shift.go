@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
@@ -34,7 +33,6 @@ type shift struct {
 	suspected chan struct{} // there is a new suspect; holds one
 	patrolled chan struct{} // closed when patrol has returned
 
-	first *feed         // where the slots begin to read
 	began chan struct{} // closed when Start has ended, either way
 	ended chan struct{} // closed when run has returned, or will never run
 	over  chan struct{} // closed when run and all slots have returned; the worker can be started again
@@ -49,34 +47,16 @@ type shift struct {
 	calls     int           // calls of task functions under way, abandoned ones included
 	stuck     int           // deliveries whose verdict cannot be written now
 	cancelled time.Time     // when stop cancelled tasks
+	feed      *feed         // the latest; nil before the first
+	fed       chan struct{} // closed when feed is replaced
 	consuming bool
 	err       error // the last problem with consuming or settling
 }
 
-// feed is one consumer in the sequence of a shift's consumers. The slots walk along it: each reads a consumer's
-// deliveries until there are no more, and then goes on to the next consumer.
-type feed struct {
-	consumer broker.Consumer // nil in the feed before the first consumer
-	session  broker.Session  // of the consumer
-	exact    bool            // it counts losses exactly
-	streak   atomic.Int64    // deliveries marked as redelivered since the last one that was not
-	credible int64           // how many of those in a row are believed
-	next     *feed           // written before replaced is closed
-	replaced chan struct{}
-}
-
-// minCredible is the least of feed.credible.
-const minCredible = 20
-
-// believes reports whether the mark of a redelivered message is a reason to suspect it. What a worker that died gives back is at the
-// head of the queue, and no more than it had fetched. But RabbitMQ marks all messages of a classic queue when a node was killed,
-// those too that nobody ever had (3.10.8, measured): a long row of marks says nothing of any of them.
-func (f *feed) believes() bool { return f.streak.Add(1) <= f.credible }
-
 func newShift(w *Worker) *shift {
 	s := &shift{
 		w:     w,
-		first: &feed{replaced: make(chan struct{})},
+		fed:   make(chan struct{}),
 		began: make(chan struct{}),
 		ended: make(chan struct{}),
 		over:  make(chan struct{}),
@@ -109,7 +89,7 @@ func (s *shift) begin(session broker.Session, consumer broker.Consumer) {
 	s.consuming = true
 	s.mu.Unlock()
 	for range s.w.cfg.Limit {
-		go s.slot(s.first, nil)
+		go s.slot(nil, nil)
 	}
 	go s.run(session, consumer)
 	go s.patrol()
@@ -117,7 +97,7 @@ func (s *shift) begin(session broker.Session, consumer broker.Consumer) {
 	s.w.log.Infof("worker %q takes tasks from %q", s.w.cfg.Name, s.w.cfg.Queue)
 	s.warnOfConsumerTimeout(session.Capabilities().ConsumerTimeout)
 	if hook := s.w.server.cfg.Hooks.WorkerStarted; hook != nil {
-		fire(s.w.log, hook, WorkerEvent{s.w.cfg.Name, s.w.cfg.Queue})
+		fireApart(s.w.log, hook, WorkerEvent{s.w.cfg.Name, s.w.cfg.Queue})
 	}
 }
 
@@ -147,16 +127,9 @@ func (s *shift) warnOfConsumerTimeout(most time.Duration) {
 func (s *shift) run(session broker.Session, consumer broker.Consumer) {
 	defer s.runEnded()
 	defer func() { <-s.patrolled }() // all ways out have stopped taking
-	last := s.first
 	pauses := newBackOff(100*time.Millisecond, 30*time.Second, 0.5)
 	for consumer != nil {
-		next := &feed{
-			consumer: consumer, session: session, exact: session.Capabilities().ExactLosses,
-			credible: int64(max(2*s.w.cfg.Limit, minCredible)), replaced: make(chan struct{}),
-		}
-		last.next = next
-		close(last.replaced)
-		last = next
+		s.feedSlots(newFeed(session, consumer, s.w.cfg.Limit))
 
 		born := time.Now()
 		select {
@@ -265,6 +238,7 @@ func (s *shift) stop(ctx context.Context) error {
 		return nil
 	case <-timer.C:
 	}
+	s.stopSettle()
 	s.stopHard()
 	return s.leaveBehind()
 }
@@ -349,8 +323,8 @@ func (s *shift) endShift() {
 	s.stopHard()
 	s.w.server.refused.forget(s.w.cfg.Name)
 	s.w.free(s)
-	if hook := s.w.server.cfg.Hooks.WorkerStopped; hook != nil && s.first.next != nil {
-		fire(s.w.log, hook, WorkerEvent{s.w.cfg.Name, s.w.cfg.Queue})
+	if hook := s.w.server.cfg.Hooks.WorkerStopped; hook != nil && s.feed != nil {
+		fireApart(s.w.log, hook, WorkerEvent{s.w.cfg.Name, s.w.cfg.Queue})
 	}
 	close(s.over)
 }

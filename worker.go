@@ -73,7 +73,7 @@ func (c *TaskConfig) timeout() (time.Duration, error) {
 	case c.TimeoutSeconds > 0:
 		return time.Duration(c.TimeoutSeconds) * time.Second, nil
 	default:
-		return c.Timeout, nil
+		return min(c.Timeout, maxDuration), nil
 	}
 }
 

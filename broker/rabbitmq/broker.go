@@ -5,20 +5,31 @@
 //   - A session is two connections, since RabbitMQ stops reading a connection that publishes when it runs out of memory
 //     or disk, and acks on it would be held up too. The death of either is the death of the session. While the broker blocks
 //     publishers, nothing is published and consuming goes on.
-//   - All publishes share one channel with publisher confirms and the mandatory flag. At most 1,000 are unconfirmed at a
-//     time; 64 of these places are kept for Retry, Suspect and DeadLetter, so that settling goes on beside busy publishers.
-//   - RabbitMQ answers a publish to an exchange that does not exist, or that the user may not write to, by closing that
-//     channel. That ends the session, and everything in flight is [broker.ErrUnconfirmed].
+//   - Publishes have up to four channels, with publisher confirms and the mandatory flag: for the default exchange, for delayed
+//     messages, for exchanges that have taken a message in this session, and for the others. At most 1,000 messages are
+//     unconfirmed at a time while somebody waits for them; 64 of these places are kept for Retry, Suspect and DeadLetter, so that
+//     settling goes on beside busy publishers.
+//   - Of one exchange and routing key at most 150 messages are unanswered, more when answers come. A queue that does not answer
+//     takes no more of the window; further messages to it wait, and are [broker.ErrNotSent] when their ctx ends.
+//   - RabbitMQ refuses a message that is too large, or to an exchange that does not exist or that the user may not write to, by
+//     closing the channel. That message is [broker.ErrRejected]. What was written behind it is written again on the next channel,
+//     since RabbitMQ has ignored it. What was written before it and had no answer is [broker.ErrUnconfirmed]. If an exchange is
+//     deleted while messages to it are in flight, they and those between them are ErrUnconfirmed. The size limit is remembered for the
+//     session.
+//   - After a nack, and when an answer takes longer than 500 ms, the next message goes through a new channel, at most every
+//     500 ms. The old one is closed when it owes nothing.
 //   - Retry, Suspect and DeadLetter publish a copy through the default exchange and then ack.
-//   - A delayed message waits in quorum queues shared by all programs on the broker, dispatcher.delay.v1.4 to .34, without a
+//   - A delayed message waits in quorum queues shared by all programs on the broker, dispatcher.delay.v1.5 to .34 and .exit.0 to .f, without a
 //     plugin. Declare binds each durable queue, and each binding's queue, to where messages are that are due; the first
-//     delayed message of a session declares the rest, 0.4 s where it does not exist yet. Needs RabbitMQ, 3.10 or later, by its
-//     own words: other servers have no Capabilities.Delay. Times are kept to 16 ms, and the delay of a Retry may be an
+//     delayed message of a session declares the rest, 0.6 s where it does not exist yet. Needs RabbitMQ, 3.10 or later, by its
+//     own words: other servers have no Capabilities.Delay. Times are kept to 32 ms, and the delay of a Retry may be an
 //     eighth longer.
 //   - So a delayed message finds queues and bindings that were declared with this package. Others, ephemeral queues and dead
 //     letter queues it finds only as a Retry, which binds its queue; if that is deleted, it is seen when the message is due. The
 //     key does not matter with a fanout exchange for sessions that have declared the exchange; for others it must be one that
 //     a queue was bound with.
+//   - The client ends the connection over headers that it cannot read. They are replaced before it reads them, and the message has
+//     Message.Unreadable. Publishing such headers is [broker.ErrHeadersTooLarge].
 //   - Delivery.Losses is always 0: a redelivered message may have been given back, or lost, or never looked at.
 //   - Of quorum queues: what is released goes to the end of the queue unless it has a delivery limit, and counts against that
 //     before RabbitMQ 4.3; closing a consumer may lose some of the last acks, and those messages come again.
@@ -136,9 +147,11 @@ func (b *Broker) GoString() string { return b.String() }
 
 // address is one parsed URL.
 type address struct {
-	raw    string // with credentials: never printed
+	clear  string   // for the client, which need not know of TLS: with credentials, never printed
+	uri    amqp.URI // has them too
 	scheme string
 	host   string
+	vhost  string
 	place  string // scheme, host and vhost, for people
 	heard  func() // called when the peer has said something; nil = nobody asks
 }
@@ -164,6 +177,8 @@ func parseURL(raw string) (address, error) {
 	if uri.Port < 1 || uri.Port > 65535 {
 		return address{}, errors.New("its port is not in 1 to 65535")
 	}
-	place := url.URL{Scheme: uri.Scheme, Host: net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)), Path: "/" + strings.TrimPrefix(uri.Vhost, "/")}
-	return address{raw: raw, scheme: uri.Scheme, host: uri.Host, place: place.String()}, nil
+	host := net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port))
+	place := url.URL{Scheme: uri.Scheme, Host: host, Path: "/" + strings.TrimPrefix(uri.Vhost, "/")}
+	u.Scheme, u.Opaque, u.Host, u.Path, u.RawPath = "amqp", "", host, "/", ""
+	return address{clear: u.String(), uri: uri, scheme: uri.Scheme, host: uri.Host, vhost: uri.Vhost, place: place.String()}, nil
 }

@@ -38,6 +38,7 @@ func (s *session) newDelay(m *broker.Message, digits int) (*delay, error) {
 		return nil, fmt.Errorf("with a delay to exchange %q: a name with a zero byte: %w", m.Exchange, broker.ErrRejected)
 	}
 	d.word = s.delays.target(m.Exchange, m.RoutingKey).word()
+	s.delays.probes.use(exitOf(d.word))
 	return d, nil
 }
 
@@ -50,7 +51,7 @@ func checkDelay(d time.Duration) error {
 
 // room is how many bytes of a frame the message's headers must leave free.
 func (d *delay) room() int {
-	return len(targetHeader) + len(d.target.header()) + 16 + (d.digits+2)*deathSize
+	return len(targetHeader) + len(d.target.header()) + 16 + (d.digits+3)*deathSize
 }
 
 // aim says where the message is to be written, right before that: what it waited for until then must not make it late. If it
@@ -63,7 +64,7 @@ func (d *delay) aim(f *flight, pub *amqp.Publishing) {
 		return
 	}
 	n := ticks(left, d.digits)
-	f.exchange, f.key = levelName(firstLevel(n)), delayKey(n, d.word)
+	f.exchange, f.key = levelName(firstLevel(n)), delayKey(n, d.word, exitOf(d.word))
 	if pub.Headers == nil {
 		pub.Headers = amqp.Table{}
 	}
@@ -71,8 +72,7 @@ func (d *delay) aim(f *flight, pub *amqp.Publishing) {
 }
 
 // mayWriteLevels finds out whether the user may publish to the levels, with messages that no queue takes. RabbitMQ answers with
-// the end of the channel if not, so it is another than that of all publishes: a worker without the right would lose its session
-// with each retry.
+// the end of the channel if not, so it is another than that of the messages.
 func (p *publisher) mayWriteLevels() error {
 	if err := p.gate.pass(context.Background(), p.s.dead); err != nil {
 		return p.s.Err()
@@ -85,7 +85,7 @@ func (p *publisher) mayWriteLevels() error {
 		closes := ch.NotifyClose(make(chan *amqp.Error, 1))
 		var last *amqp.DeferredConfirmation
 		err = ch.Confirm(false)
-		for level := lowestLevel; level <= highestLevel && err == nil; level++ {
+		for level := exitLevel; level <= highestLevel && err == nil; level++ {
 			last, err = ch.PublishWithDeferredConfirm(levelName(level), "", false, false, amqp.Publishing{})
 		}
 		if err == nil {
@@ -110,26 +110,4 @@ func (p *publisher) unprepared(err error) error {
 		return err
 	}
 	return p.notSent(err)
-}
-
-// rewrite writes a message again that a level has returned, once: somebody has deleted the level's queue. This duplicates
-// nothing, since the broker has said that no queue has the message.
-func (p *publisher) rewrite(f *flight, pub *amqp.Publishing, returned error) error {
-	ctx := context.Background() // ends with the session
-	p.s.delays.levels.forget(f.delay.levels)
-	if _, err := p.s.declareLevels(ctx); err != nil {
-		return fmt.Errorf("%w; and to declare it again: %v", returned, err)
-	}
-	if err := p.board(ctx); err != nil {
-		return returned
-	}
-	p.mu.Lock()
-	f.returned = ""
-	p.mu.Unlock()
-	confirmation, err := p.write(f, pub)
-	p.writing.give()
-	if err != nil {
-		return err
-	}
-	return p.outcome(f, confirmation)
 }

@@ -193,10 +193,14 @@ func (s *session) whyCancelled(queue string) error {
 // lose ends the right to settle, and with it the lane.
 func (l *lane) lose(reason error) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.gone == nil {
+	first := l.gone == nil
+	if first {
 		l.gone = reason
 		close(l.lost)
+	}
+	l.mu.Unlock()
+	if first {
+		l.s.delays.doubt(l.queue) // it may have been deleted
 	}
 }
 
@@ -281,8 +285,10 @@ func (l *lane) handOut(a *amqp.Delivery, from *subscription) broker.Delivery {
 		from.open++
 	}
 	l.mu.Unlock()
+	m := decode(a)
+	l.s.noteUnreadable(l.queue, &m)
 	return broker.Delivery{
-		Message:     decode(a),
+		Message:     m,
 		Queue:       l.queue,
 		Redelivered: a.Redelivered,
 		Settler:     &delivery{lane: l, from: from, tag: a.DeliveryTag, id: a.MessageId},

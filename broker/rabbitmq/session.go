@@ -33,6 +33,8 @@ type session struct {
 	lanes   map[*lane]struct{}
 	tags    map[string]bool // of live consumers
 	tagged  int             // tags made up
+
+	unreadable map[string]int // how many messages came that the client could not read, by queue
 }
 
 // hangUpTimeout is how long the broker has to answer the end of a connection.
@@ -41,7 +43,7 @@ const hangUpTimeout = 5 * time.Second
 func newSession(queueType string, publish, consume *conn) (*session, error) {
 	s := &session{
 		queueType: queueType,
-		can:       capabilitiesOf(publish.Properties),
+		can:       capabilitiesOf(publish.Properties, queueType),
 		consume:   consume,
 		channels:  newChannels(consume.Config.ChannelMax),
 		dead:      make(chan struct{}),
@@ -56,7 +58,7 @@ func newSession(queueType string, publish, consume *conn) (*session, error) {
 	s.publish = p
 	for _, run := range []func(){
 		func() { s.watch(publish) }, func() { s.watch(consume) },
-		func() { p.watchBlocked() }, func() { p.watchChannel() },
+		func() { p.watchBlocked() },
 	} {
 		s.goroutines.add()
 		go func() {
@@ -81,7 +83,10 @@ func (s *session) Blocked() (reason string, ok bool) {
 
 // Status implements [broker.Session].
 func (s *session) Status() broker.Status {
-	return broker.Status{Channels: s.channels.status()}
+	return broker.Status{
+		Channels: s.channels.status(), Unreadable: s.unreadables(),
+		Unanswered: s.publish.unanswered(), Delays: s.delays.probes.late(time.Now()),
+	}
 }
 
 // Done implements [broker.Session].

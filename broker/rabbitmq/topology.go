@@ -209,6 +209,7 @@ func (s *session) Purge(ctx context.Context, queue string) (int, error) {
 func (s *session) Delete(ctx context.Context, queue string) error {
 	err := checkQueue(queue)
 	if err == nil {
+		s.unbindDelays(ctx, queue)
 		err = refused(deleteQueue, s.admin(ctx, queue, func(ch *amqp.Channel) error {
 			_, err := ch.QueueDelete(queue, false, false, false)
 			return err
@@ -217,7 +218,6 @@ func (s *session) Delete(ctx context.Context, queue string) error {
 	if err != nil && !errors.Is(err, broker.ErrQueueGone) {
 		return fmt.Errorf("delete queue %q: %w", queue, err)
 	}
-	s.delays.noteQueue(queue, false)
 	return nil
 }
 
