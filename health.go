@@ -57,6 +57,7 @@ type WorkerHealth struct {
 	Running   int   // calls under way, abandoned ones included
 	Abandoned int   // calls that ran on after their timeout and lost their slot
 	Stuck     int   // tasks whose retry or dead letter the broker does not take: tried again until it does
+	Held      int   // tasks that wait for a running call of the same queue, name and uuid
 	Ready     int   // tasks waiting in its queue; -1 = not known
 	Dead      int   // its dead letters; -1 = not known
 	LastError error // the last problem with consuming or settling, perhaps overcome
@@ -114,6 +115,6 @@ func (w *Worker) health() WorkerHealth {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	h.Started, h.Consuming = true, sh.consuming
-	h.Running, h.Abandoned, h.Stuck, h.LastError = sh.calls, sh.abandoned, sh.stuck, sh.err
+	h.Running, h.Abandoned, h.Stuck, h.Held, h.LastError = sh.calls, sh.abandoned, sh.stuck, sh.held, sh.err
 	return h
 }
