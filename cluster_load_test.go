@@ -232,7 +232,7 @@ func (l *load) run(ctx context.Context, i int) error {
 	if now.Before(due) {
 		l.early = append(l.early, fmt.Sprintf("%s %d, attempt %d: %v early", f.name, i, info.Attempt, due.Sub(now)))
 	}
-	if !due.IsZero() && f.ended[info.Attempt].IsZero() && !f.done {
+	if boxed := errors.Is(f.err, dispatcher.ErrInOutbox); !due.IsZero() && f.ended[info.Attempt].IsZero() && !f.done && (info.Attempt > 1 || !boxed) {
 		l.late[f.name] = max(l.late[f.name], now.Sub(due))
 	}
 	l.mu.Unlock()
