@@ -196,8 +196,11 @@ func (l *load) publish(who string, batch ...*dispatcher.Task) {
 // send publishes tasks of all kinds until the load is stopped.
 func (l *load) send(who string, batches bool) {
 	every, size := 25*time.Millisecond, 1
-	if batches {
+	switch {
+	case batches:
 		every, size = 400*time.Millisecond, 20
+	case who == boxed: // its entries leave one by one, and have to catch up
+		every = 50 * time.Millisecond
 	}
 	tick := time.NewTicker(every)
 	defer tick.Stop()
