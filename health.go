@@ -12,11 +12,14 @@ import (
 // Health tells how a server is at one moment.
 type Health struct {
 	State     State
-	Since     time.Time      // when State began
-	LastError error          // the last problem of the connection, perhaps overcome; nil if there was none
-	Blocked   string         // why the broker blocks publishers, in its words; "" = it does not
-	Outbox    OutboxHealth   // zero without ServerConfig.Outbox
-	Workers   []WorkerHealth // sorted by name
+	Since     time.Time    // when State began
+	LastError error        // the last problem of the connection, perhaps overcome; nil if there was none
+	Blocked   string       // why the broker blocks publishers, in its words; "" = it does not
+	Outbox    OutboxHealth // zero without ServerConfig.Outbox
+	// Unanswered is how many messages the broker owes an answer to although nobody waits for it any more: a queue does not answer.
+	// They may be in it. It does not count towards OK, since other queues are not affected.
+	Unanswered int
+	Workers    []WorkerHealth // sorted by name
 }
 
 // OK reports whether the connection stands, publishing is not blocked, the outbox does not fail, and every started worker takes
@@ -61,6 +64,7 @@ func (s *Server) Health(ctx context.Context) Health {
 		if reason, blocked := l.session.Blocked(); blocked {
 			h.Blocked = cmp.Or(reason, "no reason given")
 		}
+		h.Unanswered = l.session.Status().Unanswered
 	}
 	s.mu.Lock()
 	for _, w := range s.workers {

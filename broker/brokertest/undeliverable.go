@@ -49,7 +49,7 @@ func testRouteWhenDue(test func(name string, f func(k *kit))) {
 		q, key := k.queue("q"), k.name("key")
 		k.bind(key, q)
 		const lost, good = 40, 10
-		due := time.Now().Add(300 * time.Millisecond)
+		due := time.Now().Add(time.Second)
 		msgs := messages(q, good)
 		for i := range msgs {
 			if i%2 == 0 {

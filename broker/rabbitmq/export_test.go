@@ -37,3 +37,10 @@ func Channel(s broker.Session) any {
 	defer p.mu.Unlock()
 	return p.ports[defaultPort].current
 }
+
+// HoldDelays keeps delayed messages from being written until the function that it returns is called.
+func HoldDelays(s broker.Session) (release func()) {
+	pt := &s.(*session).publish.ports[delayPort]
+	pt.writing <- struct{}{}
+	return pt.writing.give
+}
