@@ -44,7 +44,7 @@ func attemptLog(headers map[string]any) []Attempt {
 	}
 	log := make([]Attempt, len(logged))
 	for i, l := range logged {
-		log[i] = Attempt{Number: l.Number, At: l.At, Duration: time.Duration(l.Millis) * time.Millisecond, Worker: l.Worker, Error: l.Error}
+		log[i] = Attempt{Number: l.Number, At: l.At, Duration: time.Duration(min(max(l.Millis, 0), maxDuration.Milliseconds())) * time.Millisecond, Worker: l.Worker, Error: l.Error}
 	}
 	return log
 }

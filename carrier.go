@@ -85,10 +85,10 @@ func (c *courier) next(key string) (moved, empty bool) {
 	}
 	event := PublishEvent{UUID: e.UUID, Name: e.Name, RoutingKey: e.RoutingKey, Err: err, Duration: time.Since(e.AcceptedAt)}
 	if hook := c.cfg.Hooks.Published; hook != nil {
-		fire(c.cfg.Logger, hook, event)
+		fireApart(c.cfg.Logger, hook, event)
 	}
 	if hook := c.cfg.Hooks.OutboxRefused; hook != nil && err != nil && settled {
-		fire(c.cfg.Logger, hook, event)
+		fireApart(c.cfg.Logger, hook, event)
 	}
 	return settled, false
 }

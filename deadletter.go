@@ -3,6 +3,7 @@ package dispatcher
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -18,7 +19,7 @@ const (
 	ReasonExpired       = "expired"       // it was too old when a worker could have run it
 	ReasonUnknownTask   = "unknown_task"  // no function of its name was registered
 	ReasonBadArguments  = "bad_arguments" // its arguments do not fit its function
-	ReasonMalformed     = "malformed"     // its body is not a task
+	ReasonMalformed     = "malformed"     // its body is not a task, or its headers cannot be read
 	ReasonCrashLoop     = "crash_loop"    // workers were lost again and again while they ran it
 	ReasonUndeliverable = "undeliverable" // no queue took it when it was due; see Undeliverable
 )
@@ -41,9 +42,13 @@ type DeadLetter struct {
 	Worker   string    // that gave it up
 
 	PublishedAt time.Time      // by the publisher's clock, in whole seconds on RabbitMQ; zero = unknown
-	Headers     map[string]any // the publisher's own, a copy; nil = none. Integers are int64.
+	Headers     map[string]any // the publisher's own, a copy; nil = none. Integers are int64. See RawHeaders.
 	Body        []byte         // as it came, a copy; Task reads it
 }
+
+// RawHeaders is the name of a header in DeadLetter.Headers: a []byte with headers that could not be read, as they came over the
+// wire, perhaps cut short. A replay keeps it, and the task runs without the headers in it.
+const RawHeaders = broker.RawHeaders
 
 // Task decodes the body: for a person to see the arguments, or to publish a corrected task in its place. The value of each
 // argument is a [json.RawMessage]. The error Is [ErrMalformed].
@@ -53,6 +58,7 @@ func (l *DeadLetter) Task() (*Task, error) {
 		return nil, err
 	}
 	t := &Task{UUID: l.UUID, Name: wire.Name, RoutingKey: l.RoutingKey, Headers: copyTable(l.Headers)}
+	delete(t.Headers, RawHeaders) // Publish would refuse it
 	for _, a := range wire.Args {
 		t.Args = append(t.Args, TaskArgument{Type: a.Type, Value: json.RawMessage(bytes.Clone(a.Value))})
 	}
@@ -76,6 +82,9 @@ func (d *DeadLetters) identify(m *broker.Message) identity {
 	}
 	if !d.undeliverable() {
 		who.reason, who.diedAt = text(m.Headers[headerReason]), instant(m.Headers[headerDiedAt])
+		if m.Unreadable != "" {
+			who.reason = ReasonMalformed
+		}
 	}
 	return who
 }
@@ -87,6 +96,9 @@ func (d *DeadLetters) letter(m *broker.Message) DeadLetter {
 		UUID: who.uuid, Name: who.name, Queue: d.queue, RoutingKey: text(h[headerRoutingKey]), Reason: who.reason,
 		Error: text(h[headerError]), Attempts: count(h[headerAttempt]), Log: attemptLog(h), DiedAt: who.diedAt,
 		Worker: text(h[headerWorker]), PublishedAt: m.Timestamp, Body: bytes.Clone(m.Body),
+	}
+	if m.Unreadable != "" { // RabbitMQ, or another program, has put it here
+		l.Error = fmt.Sprintf("its headers cannot be read: %s", m.Unreadable)
 	}
 	if len(l.Log) > maxLogged { // it was not written by this library
 		l.Log = slices.Clone(l.Log[:maxLogged])
@@ -101,7 +113,7 @@ func (d *DeadLetters) letter(m *broker.Message) DeadLetter {
 		}
 	}
 	for name, v := range m.Forward().Headers {
-		if !strings.HasPrefix(name, headerPrefix) {
+		if !strings.HasPrefix(name, headerPrefix) || name == RawHeaders {
 			if l.Headers == nil {
 				l.Headers = make(map[string]any)
 			}

@@ -83,6 +83,7 @@ func (s *shift) abandonOverdue() *call {
 	c := s.overdue.Remove(s.overdue.Front()).(*call)
 	c.overdue = nil
 	c.state = callAbandoned
+	c.stage.CompareAndSwap(callBinding, callUnbound)
 	s.abandoned++
 	s.slots++ // the replacement; counted here, since the abandoned call may end, and its slot with it, before that one starts
 	s.w.server.stats.abandoned.Add(1)

@@ -31,7 +31,7 @@ type deadScan struct {
 	chunk   int // size of the next one
 
 	counted bool
-	left    int // letters to look at yet; those that come meanwhile are not for this scan, or it might never end
+	left    int // letters to look at yet; those that come later are not for this scan, which would remove them and might never end
 
 	held      [][]broker.Settler // by chunk
 	heldCount int
@@ -66,7 +66,12 @@ func (s *deadScan) next(ctx context.Context, most int) ([]broker.Delivery, error
 	if errors.Is(err, broker.ErrQueueGone) && s.source == broker.Undeliverable {
 		return nil, nil // it is made when the first one comes
 	}
-	if err == nil && !s.counted && len(found) == n {
+	switch {
+	case err != nil:
+	case len(found) < n && ctx.Err() == nil:
+		// No more were ready: the queue is at its end, and what comes from now on is new.
+		s.counted, s.left = true, len(found)
+	case !s.counted:
 		// After the first ones were taken: RabbitMQ answers a count before it has done what it was told earlier, a get after it.
 		var info broker.QueueInfo
 		info, err = s.session.Inspect(ctx, s.source)

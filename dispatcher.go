@@ -54,8 +54,10 @@ const (
 	maxQueueBytes = 240
 	// maxLimit: the prefetch count of basic.qos is a 16-bit number (AMQP 0-9-1), and a worker prefetches its Limit.
 	maxLimit = math.MaxUint16
+	// maxDuration is what a longer duration counts as, 146 years: so that sums with others do not overflow.
+	maxDuration time.Duration = math.MaxInt64 / 2
 	// maxSeconds keeps seconds, with jitter on top, inside a time.Duration.
-	maxSeconds = math.MaxInt64 / int64(time.Second) / 2
+	maxSeconds = int64(maxDuration / time.Second)
 )
 
 // ServerConfig configures a [Server]. NewServer copies it and never writes to it.
@@ -176,7 +178,8 @@ type WorkerConfig struct {
 }
 
 // Log takes the library's messages; *logrus.Logger and *logrus.Entry are such, and SlogLogger makes one of a
-// *slog.Logger. It must be safe for concurrent use. Bodies, argument values and passwords are never logged.
+// *slog.Logger. It must be safe for concurrent use. Bodies, argument values and passwords are never logged. A message whose method
+// panics is dropped.
 type Log interface {
 	Info(args ...interface{})
 	Infof(format string, args ...interface{})
@@ -203,6 +206,7 @@ func (c *ServerConfig) withDefaults() ServerConfig {
 	if out.ShutdownTimeout == 0 {
 		out.ShutdownTimeout = defaultShutdownTimeout
 	}
+	out.PublishTimeout, out.ShutdownTimeout = min(out.PublishTimeout, maxDuration), min(out.ShutdownTimeout, maxDuration)
 	if out.MaxBodyBytes == 0 {
 		out.MaxBodyBytes = defaultMaxBodyBytes
 	}
@@ -259,6 +263,7 @@ func (c *WorkerConfig) withDefaults() WorkerConfig {
 	if out.UnknownTaskMaxAge == 0 {
 		out.UnknownTaskMaxAge = defaultUnknownMaxAge
 	}
+	out.UnknownTaskMaxAge = min(out.UnknownTaskMaxAge, maxDuration)
 	return out
 }
 

@@ -21,6 +21,7 @@ type hooked struct {
 	broker.Broker
 	stop, closeConsumer, closeSession func(ctx context.Context, next func() error) error
 	released                          func()
+	arrives                           func(*broker.Delivery)
 	lateDone                          time.Duration // by which Session.Done follows the end of its consumers
 }
 
@@ -73,6 +74,9 @@ func (s hookedSession) Consume(ctx context.Context, o broker.ConsumeOptions) (br
 		defer close(out.deliveries)
 		for d := range c.Deliveries() {
 			d.Settler = hookedSettler{d.Settler, s.h}
+			if s.h.arrives != nil {
+				s.h.arrives(&d)
+			}
 			out.deliveries <- d
 		}
 	}()

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 )
@@ -12,9 +13,14 @@ const (
 	maxHeaderName  = 255 // bytes; an AMQP field name has one byte of length
 	maxHeaderDepth = 16  // of slices and maps inside each other
 
-	// maxHeaderBytes bounds all headers of a task, in names and values. They travel in one frame, which RabbitMQ limits to
-	// 128 KiB (frame_max), and a dead letter adds some of its own.
+	// maxHeaderBytes bounds all headers of a task, as they travel: see Task.Headers. They share one frame with the properties of
+	// the message, with what the library adds (an attempt log of 9 KiB at most, say) and with what RabbitMQ adds to a message that
+	// waits (x-death, 10 KiB at most). RabbitMQ limits a frame to 128 KiB (frame_max).
 	maxHeaderBytes = 64 << 10
+
+	// maxHeaderEntries bounds the elements of each slice or map. amqp091-go reads no more than 8,192 and ends its connection over
+	// one more; a message needs some for the library and the broker.
+	maxHeaderEntries = 8000
 
 	headerPrefix = "x-dispatcher-" // of the names that are ours
 )
@@ -44,6 +50,9 @@ func wireHeaders(h map[string]interface{}) (map[string]any, error) {
 	if h == nil {
 		return nil, nil
 	}
+	if err := checkEntries(len(h)); err != nil {
+		return nil, err
+	}
 	out := make(map[string]any, len(h))
 	left := headerBudget(maxHeaderBytes)
 	for name, v := range h {
@@ -61,9 +70,19 @@ func wireHeaders(h map[string]interface{}) (map[string]any, error) {
 		if err != nil {
 			return nil, fmt.Errorf("header %q: %w", excerpt(name), err)
 		}
+		if name == "x-death" && !isTables(plain) {
+			return nil, fmt.Errorf("header %q: is not a slice of maps, as RabbitMQ writes it", name)
+		}
 		out[name] = plain
 	}
 	return out, nil
+}
+
+// isTables reports whether RabbitMQ can add an entry to v. A queue of RabbitMQ (3.10.8) crashes when it dead-letters a message
+// with other elements in x-death, and loses what it has not stored.
+func isTables(v any) bool {
+	list, ok := v.([]any)
+	return ok && !slices.ContainsFunc(list, func(e any) bool { _, ok := e.(map[string]any); return !ok })
 }
 
 // headerBudget is what is left of maxHeaderBytes while headers are copied.
@@ -71,7 +90,7 @@ type headerBudget int
 
 func (left *headerBudget) spend(n int) error {
 	if *left -= headerBudget(n); *left < 0 {
-		return fmt.Errorf("%w: the headers have more than %d bytes", ErrTooLarge, maxHeaderBytes)
+		return fmt.Errorf("%w: the headers take more than %d bytes", ErrTooLarge, maxHeaderBytes)
 	}
 	return nil
 }
@@ -83,25 +102,41 @@ func (left *headerBudget) checkName(name string) error {
 	if len(name) > maxHeaderName {
 		return fmt.Errorf("the name has %d bytes, more than %d", len(name), maxHeaderName)
 	}
-	return left.spend(len(name))
+	return left.spend(1 + len(name))
+}
+
+func checkEntries(n int) error {
+	if n > maxHeaderEntries {
+		return fmt.Errorf("%w: %d entries, at most %d", ErrTooLarge, n, maxHeaderEntries)
+	}
+	return nil
 }
 
 // value normalises one value inside depth slices and maps.
 func (left *headerBudget) value(v any, depth int) (any, error) {
 	switch v := v.(type) {
-	case nil, bool, int64, float64, time.Time:
-		return v, left.spend(8)
+	case nil:
+		return nil, left.spend(1)
+	case bool:
+		return v, left.spend(2)
+	case int64, time.Time:
+		return v, left.spend(9)
+	case float64:
+		if math.IsNaN(v) || math.IsInf(v, 0) { // RabbitMQ ends the connection over it
+			return nil, fmt.Errorf("%v cannot travel", v)
+		}
+		return v, left.spend(9)
 	case string:
-		return v, left.spend(len(v))
+		return v, left.spend(5 + len(v))
 	case int:
-		return int64(v), left.spend(8)
+		return int64(v), left.spend(9)
 	case uint64:
 		if v > math.MaxInt64 {
 			return nil, fmt.Errorf("%d is larger than an int64", v)
 		}
-		return int64(v), left.spend(8)
+		return int64(v), left.spend(9)
 	case []byte:
-		if err := left.spend(len(v)); err != nil {
+		if err := left.spend(5 + len(v)); err != nil {
 			return nil, err
 		}
 		return append([]byte{}, v...), nil
@@ -117,9 +152,20 @@ func (left *headerBudget) value(v any, depth int) (any, error) {
 	return left.value(plain, depth)
 }
 
+// container spends what a slice or map takes beside its elements.
+func (left *headerBudget) container(entries int) error {
+	if err := checkEntries(entries); err != nil {
+		return err
+	}
+	return left.spend(5)
+}
+
 func (left *headerBudget) list(list []any, depth int) (any, error) {
 	if depth > maxHeaderDepth {
 		return nil, errTooDeep
+	}
+	if err := left.container(len(list)); err != nil {
+		return nil, err
 	}
 	out := make([]any, len(list))
 	for i, v := range list {
@@ -135,6 +181,9 @@ func (left *headerBudget) list(list []any, depth int) (any, error) {
 func (left *headerBudget) table(table map[string]any, depth int) (any, error) {
 	if depth > maxHeaderDepth {
 		return nil, errTooDeep
+	}
+	if err := left.container(len(table)); err != nil {
+		return nil, err
 	}
 	out := make(map[string]any, len(table))
 	for name, v := range table {

@@ -1,8 +1,10 @@
 package dispatcher
 
 import (
+	"errors"
 	"math"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -35,7 +37,8 @@ func TestHeadersAreNormalised(t *testing.T) {
 		"uint32":        {uint32(math.MaxUint32), int64(math.MaxUint32)},
 		"uint64":        {uint64(math.MaxInt64), int64(math.MaxInt64)},
 		"float32":       {float32(0.5), 0.5},
-		"float64":       {math.Inf(1), math.Inf(1)},
+		"float64":       {math.MaxFloat64, math.MaxFloat64},
+		"x-death":       {[]map[string]string{{"queue": "q"}}, []any{map[string]any{"queue": "q"}}},
 		"bytes":         {[]byte{0, 1}, []byte{0, 1}},
 		"named bytes":   {namedBytes{0, 1}, []byte{0, 1}},
 		"time":          {now, now},
@@ -61,6 +64,61 @@ func TestHeadersAreNormalised(t *testing.T) {
 	if got, err := wireHeaders(nil); got != nil || err != nil {
 		t.Errorf("nil headers: %v, %v", got, err)
 	}
+}
+
+// The limit counts what travels, so that many tiny values are not twice what it says.
+func TestHeadersAreCountedAsTheyTravel(t *testing.T) {
+	t.Parallel()
+	list := func(n int, v any) []any {
+		l := make([]any, n)
+		for i := range l {
+			l[i] = v
+		}
+		return l
+	}
+	for name, c := range map[string]struct {
+		v    any
+		size int // on the wire
+	}{
+		"nil":     {nil, 1},
+		"bool":    {true, 2},
+		"int":     {1, 9},
+		"float64": {1.5, 9},
+		"time":    {time.Now(), 9},
+		"string":  {"12345", 10},
+		"bytes":   {[]byte("12345"), 10},
+		"slice":   {[]any{}, 5},
+		"map":     {map[string]any{"k": nil}, 8},
+	} {
+		// Each list is a name of two bytes and a list of 7,000; what is left is one text.
+		headers, left := map[string]any{}, maxHeaderBytes
+		for i := 0; left > (3+5+7000*c.size)+9; i++ {
+			headers[string(rune('a'+i))+"."] = list(7000, c.v)
+			left -= 3 + 5 + 7000*c.size
+		}
+		headers["t"] = strings.Repeat("x", left-7)
+		if _, err := wireHeaders(headers); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		headers["t"] = strings.Repeat("x", left-6)
+		if _, err := wireHeaders(headers); !errors.Is(err, ErrTooLarge) {
+			t.Errorf("%s: one byte more: %v", name, err)
+		}
+	}
+	if _, err := wireHeaders(entries(8001)); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("8,001 headers: %v", err)
+	}
+	if _, err := wireHeaders(entries(8000)); err != nil {
+		t.Errorf("8,000 headers: %v", err)
+	}
+}
+
+func entries(n int) map[string]any {
+	table := map[string]any{}
+	for i := range n {
+		table[strconv.FormatInt(int64(i), 36)] = nil
+	}
+	return table
 }
 
 func nest(depth int) any {
@@ -127,6 +185,13 @@ func TestHeadersThatCannotTravelAreRefusedByName(t *testing.T) {
 		{"h", list, "deeper than 16"},
 		{"h", typed, "deeper than 16"},
 		{"h", nest(17), "deeper than 16"},
+		{"h", math.NaN(), "NaN"},
+		{"h", math.Inf(-1), "-Inf"},
+		{"h", []float32{1, float32(math.Inf(1))}, "at [1]: +Inf"},
+		{"h", make([]string, 8193), "8193 entries, at most 8000"},
+		{"h", []any{entries(8001)}, "8001 entries, at most 8000"},
+		{"x-death", "text", "x-death"},
+		{"x-death", []any{map[string]any{}, "text"}, "x-death"},
 	} {
 		got, err := wireHeaders(map[string]any{"fine": 1, c.name: c.v})
 		if got != nil || err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), excerpt(c.name)) || len(err.Error()) > 300 {

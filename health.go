@@ -12,25 +12,35 @@ import (
 // Health tells how a server is at one moment.
 type Health struct {
 	State     State
-	Since     time.Time    // when State began
-	LastError error        // the last problem of the connection, perhaps overcome; nil if there was none
-	Blocked   string       // why the broker blocks publishers, in its words; "" = it does not
-	Outbox    OutboxHealth // zero without ServerConfig.Outbox
+	Since     time.Time      // when State began
+	LastError error          // the last problem of the connection, perhaps overcome; nil if there was none
+	Blocked   string         // why the broker blocks publishers, in its words; "" = it does not
+	Delays    string         // why delayed tasks and retries may be late; "" = nothing is known to hold them up. See docs/rabbitmq.md
+	Outbox    OutboxHealth   // zero without ServerConfig.Outbox
+	Workers   []WorkerHealth // sorted by name
+
+	// Undeclared are the queues, and perhaps the exchange, that could not be declared since the first connect, by name. They are
+	// tried again, and the connection is used meanwhile. Nil if there are none.
+	Undeclared []Undeclared
+	// Channels says why no further worker can be started: the connection has all the consumers that the broker allows. "" otherwise.
+	Channels string
+	// Unreadable counts, by queue, the messages that came over the present connection with headers that cannot be read. A worker
+	// makes each a dead letter with the reason malformed. Nil if there were none.
+	Unreadable map[string]int
 	// Unanswered is how many messages the broker owes an answer to although nobody waits for it any more: a queue does not answer.
 	// They may be in it. It does not count towards OK, since other queues are not affected.
 	Unanswered int
-	Workers    []WorkerHealth // sorted by name
 }
 
-// OK reports whether the connection stands, publishing is not blocked, the outbox does not fail, and every started worker takes
-// tasks and can settle them.
+// OK reports whether the connection stands, publishing is not blocked, the outbox does not fail, everything is declared, and every started
+// worker takes tasks and can settle them. Late delays do not count: other tasks run, and a new process would change nothing.
 func (h Health) OK() bool {
 	for _, w := range h.Workers {
 		if w.Started && (!w.Consuming || w.Stuck > 0) {
 			return false
 		}
 	}
-	return h.State == StateConnected && h.Blocked == "" && h.Outbox.Failing == 0
+	return h.State == StateConnected && h.Blocked == "" && h.Outbox.Failing == 0 && len(h.Undeclared) == 0
 }
 
 // OutboxHealth tells how the outbox is.
@@ -59,12 +69,14 @@ type WorkerHealth struct {
 // latest when ctx ends, with what is not known marked so.
 func (s *Server) Health(ctx context.Context) Health {
 	l, _ := s.sup.now()
-	h := Health{State: l.state, Since: l.since, LastError: l.err}
+	h := Health{State: l.state, Since: l.since, LastError: l.err, Undeclared: s.refused.list()}
 	if l.session != nil {
 		if reason, blocked := l.session.Blocked(); blocked {
 			h.Blocked = cmp.Or(reason, "no reason given")
 		}
-		h.Unanswered = l.session.Status().Unanswered
+		status := l.session.Status()
+		h.Delays, h.Channels, h.Unreadable = status.Delays, status.Channels, status.Unreadable
+		h.Unanswered = status.Unanswered
 	}
 	s.mu.Lock()
 	for _, w := range s.workers {

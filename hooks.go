@@ -14,9 +14,9 @@ import (
 // before Retried is told. Task.Headers of events are those of the message, the library's x-dispatcher-… among them.
 //
 // They run on the goroutine that does the work, many at once, so they must be quick and safe for concurrent use; a task or a
-// publish waits for its hook. A hook that panics is logged and harms nobody; one that ends its goroutine (runtime.Goexit, FailNow of a
-// test) takes a slot of its worker with it. New fields may be added at any time: write
-// literals with names.
+// publish waits for its hook, and one that never returns holds a slot for ever. A hook that panics is logged and harms nobody. One that
+// ends its goroutine (runtime.Goexit, FailNow of a test) harms nobody either, with two exceptions: in Started it fails the attempt, and
+// in Published it ends the goroutine that publishes. New fields may be added at any time: write literals with names.
 type Hooks struct {
 	Published     func(PublishEvent)    // a publish has its outcome; also of what leaves the outbox
 	OutboxRefused func(PublishEvent)    // a task in the outbox was refused by the broker and is kept among its dead entries
@@ -136,4 +136,14 @@ func fire[E any](log Log, hook func(E), e E) {
 		}
 	}()
 	hook(e)
+}
+
+// fireApart is fire on a goroutine of its own, for events of goroutines that must go on even if the hook ends its goroutine.
+func fireApart[E any](log Log, hook func(E), e E) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		fire(log, hook, e)
+	}()
+	<-done
 }

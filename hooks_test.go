@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher"
+	"github.com/seed-416683c9/dispatcher/broker"
 )
 
 // story notes what the hooks tell.
@@ -242,4 +244,103 @@ func TestTasksLongerThanTheConsumerTimeoutAreWarnedOf(t *testing.T) {
 			t.Errorf("%s: warned %v, want %v", name, got, want)
 		}
 	}
+}
+
+// A hook of a test calls t.Fatal, which ends the goroutine of whoever called it.
+func TestAHookThatEndsItsGoroutineHarmsNobody(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		var st story
+		s := v.server(func(c *dispatcher.ServerConfig) {
+			exit := func() { runtime.Goexit() }
+			c.Retry = fast(2)
+			c.Hooks = dispatcher.Tee(st.hooks(), dispatcher.Hooks{
+				Started: func(e dispatcher.StartEvent) {
+					if e.Task.Name == "exits at start" {
+						exit()
+					}
+				},
+				Finished:      func(dispatcher.FinishEvent) { exit() },
+				Retried:       func(dispatcher.RetryEvent) { exit() },
+				DeadLettered:  func(dispatcher.DeadLetterEvent) { exit() },
+				Disconnected:  func(dispatcher.ConnectionEvent) { exit() },
+				Reconnected:   func(dispatcher.ConnectionEvent) { exit() },
+				WorkerStopped: func(dispatcher.WorkerEvent) { exit() },
+			})
+		})
+		ran, gate := make(chan string, 9), make(chan struct{})
+		set := tasks{
+			"fails":          fn(func() error { return errors.New("no") }),
+			"exits at start": {Retry: policy(dispatcher.RetryPolicy{MaxAttempts: 1}), Function: func() {}},
+			"n":              fn(func(n int8) { ran <- fmt.Sprint(n) }),
+			"stuck":          {Timeout: time.Millisecond, Function: func() { <-gate }},
+		}
+		w := v.newWorker(s, "w", set, limit(1))
+		// Uncalled suspects: each must give the turn to the next.
+		v.raw(v.name+".suspects", broker.Message{ID: "m1", Body: []byte("malformed")})
+		v.raw(v.name+".suspects", broker.Message{ID: "m2", Body: []byte("malformed")})
+		v.raw(v.name+".suspects", message("fails", "suspect", nil))
+		start(v.t, w, s)
+		for range 2 {
+			v.dead("malformed")
+		}
+		if d := v.dead("failed"); d.ID != "suspect" || d.Headers["x-dispatcher-attempt"] != int64(2) {
+			v.t.Errorf("dead letter %+v", d.Message)
+		}
+		v.publish(s, "exits at start")
+		v.dead("failed")
+		// One that was not called is not under way for ever.
+		task := dispatcher.NewTask("n", 300)
+		task.UUID = "order 7"
+		v.publishTask(s, task)
+		v.dead("bad_arguments")
+		task = dispatcher.NewTask("n", 7)
+		task.UUID = "order 7"
+		v.publishTask(s, task)
+		if got := wait(v.t, ran, "task of the same uuid"); got != "7" {
+			v.t.Errorf("ran %s", got)
+		}
+		v.publish(s, "stuck")
+		v.dead("timeout")
+		v.kill()
+		eventually(v.t, "the connection stands again", func() bool { return st.has("connected, with a reason: false") })
+		v.publish(s, "n", 8)
+		if got := wait(v.t, ran, "task after the reconnect"); got != "8" {
+			v.t.Errorf("ran %s", got)
+		}
+		close(gate)
+		within(v.t, patience, "Close", w.Close)
+		if !st.has("worker w on " + v.name + " stopped") {
+			v.t.Errorf("hooks:\n%s", st.String())
+		}
+		start(v.t, w, s)
+	})
+}
+
+// Carriers must go on, or what is left in the outbox is never sent.
+func TestAHookThatEndsItsGoroutineDoesNotStopTheOutbox(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(c *dispatcher.ServerConfig) {
+		c.Outbox = dispatcher.NewMemoryOutbox(dispatcher.MemoryOutboxConfig{})
+		c.InitQueues = []dispatcher.Queue{{Name: "jobs", BindingKeys: []string{"jobs"}}}
+		c.Hooks.Published = func(e dispatcher.PublishEvent) {
+			if !errors.Is(e.Err, dispatcher.ErrInOutbox) {
+				runtime.Goexit()
+			}
+		}
+		c.Hooks.OutboxRefused = func(dispatcher.PublishEvent) { runtime.Goexit() }
+	})
+	r.chaos.FailOpen(errors.New("away"))
+	r.chaos.Kill()
+	eventually(t, "disconnected", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnecting })
+	for _, key := range []string{"jobs", "jobs", "nowhere", "jobs"} {
+		task := dispatcher.NewTask("n")
+		task.RoutingKey = key
+		if err := r.server.Publish(task); !errors.Is(err, dispatcher.ErrInOutbox) {
+			t.Fatal(err)
+		}
+	}
+	r.chaos.FailOpen(nil)
+	eventually(t, "all are sent or refused", func() bool { st := r.server.Stats(); return st.Published == 3 && st.OutboxDead == 1 })
+	within(t, patience, "Close", r.server.Close)
 }

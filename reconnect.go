@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"time"
-
-	"github.com/cenkalti/backoff/v4"
 
 	"github.com/seed-416683c9/dispatcher/broker"
 )
@@ -23,8 +20,6 @@ const (
 	// stableAfter is how long a session or consumer must live before its successor is opened without a pause and the
 	// pauses start small again. Without it a broker that accepts and drops at once would be dialled in a hot loop.
 	stableAfter = 5 * time.Second
-	// intervalJitter is the share by which a fixed interval is made longer or shorter, at random.
-	intervalJitter = 0.2
 )
 
 // State is what a server's connection is doing.
@@ -41,9 +36,9 @@ const (
 // opens the next one, until it is stopped or the retries of one outage are used up.
 type supervisor struct {
 	open    func(context.Context) (broker.Session, error)
-	prepare func(context.Context, broker.Session) error // declares the topology of a new session
-	retries int                                         // of one outage; negative = for ever
-	pause   func() backoff.BackOff
+	prepare func(context.Context, broker.Session, bool) error // declares the topology of a new session, which may be the first
+	retries int                                               // of one outage; negative = for ever
+	pause   func() pacing
 	log     Log
 	hooks   *Hooks
 
@@ -65,7 +60,7 @@ type link struct {
 	opened  int64 // sessions opened so far
 }
 
-func newSupervisor(cfg *ServerConfig, prepare func(context.Context, broker.Session) error) *supervisor {
+func newSupervisor(cfg *ServerConfig, prepare func(context.Context, broker.Session, bool) error) *supervisor {
 	retries := cfg.ReconnectionRetries
 	if cfg.ReconnectionRetriesForever {
 		retries = -1
@@ -75,7 +70,7 @@ func newSupervisor(cfg *ServerConfig, prepare func(context.Context, broker.Sessi
 		open:    cfg.Broker.Open,
 		prepare: prepare,
 		retries: retries,
-		pause:   func() backoff.BackOff { return reconnectPauses(interval) },
+		pause:   func() pacing { return pacing{reconnectPauses(interval), interval == 0} },
 		log:     cfg.Logger,
 		hooks:   &cfg.Hooks,
 		ended:   make(chan struct{}),
@@ -83,31 +78,6 @@ func newSupervisor(cfg *ServerConfig, prepare func(context.Context, broker.Sessi
 		link:    link{state: StateConnecting, since: time.Now()},
 	}
 }
-
-// reconnectPauses gives the pauses between the tries of an outage.
-func reconnectPauses(interval time.Duration) backoff.BackOff {
-	if interval > 0 {
-		return jittered(interval)
-	}
-	// Full jitter: with a factor of 1 the library draws from [0, 2x], so x is half of the bound that grows 0.5 s → 30 s.
-	return newBackOff(250*time.Millisecond, 15*time.Second, 1)
-}
-
-// newBackOff is an exponential backoff that never ends: the library's own limit of 15 minutes would make a reconnect loop
-// stop in silence.
-func newBackOff(initial, most time.Duration, jitter float64) *backoff.ExponentialBackOff {
-	return backoff.NewExponentialBackOff(
-		backoff.WithInitialInterval(initial), backoff.WithMaxInterval(most), backoff.WithMultiplier(2),
-		backoff.WithRandomizationFactor(jitter), backoff.WithMaxElapsedTime(0))
-}
-
-// jittered is a fixed interval, give or take intervalJitter.
-type jittered time.Duration
-
-func (j jittered) NextBackOff() time.Duration {
-	return time.Duration(float64(j) * (1 - intervalJitter + 2*intervalJitter*rand.Float64()))
-}
-func (j jittered) Reset() {}
 
 // start makes the first connection, which ctx bounds, and keeps it up from then on. After an error nothing runs.
 func (s *supervisor) start(ctx context.Context) error {
@@ -125,7 +95,7 @@ func (s *supervisor) start(ctx context.Context) error {
 
 // run waits for the death of the session and opens the next one. It ends when stop has cancelled ctx, or when the
 // connection was given up.
-func (s *supervisor) run(ctx context.Context, session broker.Session, pauses backoff.BackOff) {
+func (s *supervisor) run(ctx context.Context, session broker.Session, pauses pacing) {
 	defer close(s.ended)
 	for {
 		born := time.Now()
@@ -141,7 +111,7 @@ func (s *supervisor) run(ctx context.Context, session broker.Session, pauses bac
 		s.tell(s.hooks.Disconnected, StateConnecting, session.Err())
 		if time.Since(born) >= stableAfter {
 			pauses.Reset()
-		} else if !sleep(ctx, pauses.NextBackOff()) {
+		} else if !sleep(ctx, pauses.answered()) {
 			return
 		}
 		var err error
@@ -164,22 +134,22 @@ func (s *supervisor) run(ctx context.Context, session broker.Session, pauses bac
 
 func (s *supervisor) tell(hook func(ConnectionEvent), state State, err error) {
 	if hook != nil {
-		fire(s.log, hook, ConnectionEvent{state, err})
+		fireApart(s.log, hook, ConnectionEvent{state, err})
 	}
 }
 
 // connect tries until there is a prepared session, the retries are used up or ctx ends.
-func (s *supervisor) connect(ctx context.Context, pauses backoff.BackOff, first bool) (broker.Session, error) {
+func (s *supervisor) connect(ctx context.Context, pauses pacing, first bool) (broker.Session, error) {
 	for try := 0; ; try++ {
-		session, err := s.try(ctx)
+		session, opened, err := s.try(ctx, first)
 		if err == nil {
 			return session, nil
 		}
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("connect: %w: last error: %w", ctx.Err(), err)
 		}
-		// At the first connect a wrong address or a refused declaration is the programmer's error, to be told at once. Later it
-		// is an operator's change, and may be undone.
+		// At the first connect a wrong address or a refused declaration is the programmer's error, to be reported at once. Later it
+		// is an operator's change, and may be undone. A queue that is away is neither: it is waited for.
 		if first && (errors.Is(err, broker.ErrPermanent) || errors.Is(err, broker.ErrRejected) || errors.Is(err, errors.ErrUnsupported)) {
 			return nil, fmt.Errorf("connect: %w", err)
 		}
@@ -187,7 +157,12 @@ func (s *supervisor) connect(ctx context.Context, pauses backoff.BackOff, first 
 			return nil, fmt.Errorf("connect: given up after %d retries: %w", s.retries, err)
 		}
 		s.failed(err)
-		pause := pauses.NextBackOff()
+		var pause time.Duration
+		if opened {
+			pause = pauses.answered()
+		} else {
+			pause = pauses.NextBackOff()
+		}
 		s.log.Errorf("connect: %v; next try in %v", err, pause.Round(time.Millisecond))
 		if !sleep(ctx, pause) {
 			return nil, fmt.Errorf("connect: %w: last error: %w", ctx.Err(), err)
@@ -195,19 +170,19 @@ func (s *supervisor) connect(ctx context.Context, pauses backoff.BackOff, first 
 	}
 }
 
-// try opens one session and prepares it.
-func (s *supervisor) try(ctx context.Context) (broker.Session, error) {
+// try opens one session and prepares it. It also reports whether some node let it in.
+func (s *supervisor) try(ctx context.Context, first bool) (_ broker.Session, opened bool, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	session, err := s.open(ctx)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	if err := s.prepare(ctx, session); err != nil {
+	if err := s.prepare(ctx, session, first); err != nil {
 		s.discard(session)
-		return nil, err
+		return nil, true, err
 	}
-	return session, nil
+	return session, true, nil
 }
 
 // discard closes a session that never came into use.
@@ -317,16 +292,4 @@ func endedBefore(outcome error, ctx context.Context) error {
 		return fmt.Errorf("%w: %w (%v)", outcome, err, cause)
 	}
 	return fmt.Errorf("%w: %w", outcome, err)
-}
-
-// sleep waits for d and reports whether it did so to the end: false means that ctx ended first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

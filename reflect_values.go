@@ -95,38 +95,100 @@ func leafOf(v any) leaf {
 	return leafOther
 }
 
-// replacedText reports whether json.Marshal has replaced text that is not UTF-8 in writing raw. It writes the replacement as
-// an escape, while a U+FFFD that was in the text stays as it is: only then the value itself is searched.
-func replacedText(v any, raw []byte) bool {
-	return bytes.Contains(raw, []byte(`\ufffd`)) && holdsBadText(reflect.ValueOf(v))
-}
+// replacement is what json.Marshal writes in place of bytes that are not UTF-8. A U+FFFD that is in the text itself it writes as it
+// is, so the escape comes from there, or from a type's own method, which is trusted.
+var replacement = []byte(`\ufffd`)
 
-// holdsBadText follows what json.Marshal has just encoded, so it ends. What a type's own method has written is trusted.
-func holdsBadText(v reflect.Value) bool {
-	if !v.IsValid() || v.Type().Implements(jsonMarshaler) || v.Type().Implements(textMarshaler) {
+// replacedText reports whether json.Marshal has replaced text of v in writing raw. It follows raw, and looks only where the
+// replacement stands: so it ends where raw does, whatever v refers to.
+func replacedText(v any, raw []byte) bool { return replaced(reflect.ValueOf(v), raw) }
+
+func replaced(v reflect.Value, raw []byte) bool {
+	if !bytes.Contains(raw, replacement) {
 		return false
 	}
-	switch v.Kind() {
-	case reflect.String:
-		return !utf8.ValidString(v.String())
-	case reflect.Pointer, reflect.Interface:
-		return holdsBadText(v.Elem())
-	case reflect.Slice, reflect.Array:
-		for i := range v.Len() {
-			if holdsBadText(v.Index(i)) {
+	for !ownEncoding(v) {
+		switch v.Kind() {
+		case reflect.Pointer, reflect.Interface:
+			v = v.Elem()
+			continue
+		case reflect.String:
+			return !utf8.ValidString(v.String())
+		case reflect.Slice, reflect.Array:
+			return replacedElement(v, raw)
+		case reflect.Map:
+			return replacedMember(v, raw)
+		case reflect.Struct:
+			return replacedField(v, raw)
+		}
+		return false
+	}
+	return false
+}
+
+// ownEncoding reports whether a type's own method writes v. v may be the zero Value, which is written as null.
+func ownEncoding(v reflect.Value) bool {
+	if !v.IsValid() {
+		return true
+	}
+	t := v.Type()
+	if v.CanAddr() && t.Kind() != reflect.Pointer {
+		t = reflect.PointerTo(t) // has the methods of both
+	}
+	return t.Implements(jsonMarshaler) || t.Implements(textMarshaler)
+}
+
+func replacedElement(v reflect.Value, raw []byte) bool {
+	i := 0
+	for value := range elements(raw) {
+		if i < v.Len() && replaced(v.Index(i), value) {
+			return true
+		}
+		i++
+	}
+	return false
+}
+
+func replacedMember(v reflect.Value, raw []byte) bool {
+	named := v.Type().Key().Kind() == reflect.String
+	for key, value := range members(raw) {
+		if named && bytes.Contains(key, replacement) {
+			for it := v.MapRange(); it.Next(); {
+				if !utf8.ValidString(it.Key().String()) {
+					return true
+				}
+			}
+		}
+		if !bytes.Contains(value, replacement) {
+			continue
+		}
+		if named {
+			name, _ := unquote(key)
+			if e := v.MapIndex(reflect.ValueOf(name).Convert(v.Type().Key())); e.IsValid() && replaced(e, value) {
+				return true
+			}
+			continue
+		}
+		for it := v.MapRange(); it.Next(); { // all are written, so one that fits is enough
+			if replaced(it.Value(), value) {
 				return true
 			}
 		}
-	case reflect.Map:
-		for it := v.MapRange(); it.Next(); {
-			if it.Key().Kind() == reflect.String && !utf8.ValidString(it.Key().String()) || holdsBadText(it.Value()) {
-				return true
-			}
+	}
+	return false
+}
+
+func replacedField(v reflect.Value, raw []byte) bool {
+	for key, value := range members(raw) {
+		if !bytes.Contains(value, replacement) {
+			continue
 		}
-	case reflect.Struct:
-		for f, fv := range v.Fields() {
-			if (f.IsExported() || f.Anonymous) && f.Tag.Get("json") != "-" && holdsBadText(fv) {
-				return true
+		name, _ := unquote(key)
+		for _, f := range reflect.VisibleFields(v.Type()) {
+			if tag, _, _ := strings.Cut(f.Tag.Get("json"), ","); f.IsExported() && (tag == name || f.Name == name) {
+				if field, err := v.FieldByIndexErr(f.Index); err == nil && replaced(field, value) {
+					return true
+				}
 			}
 		}
 	}

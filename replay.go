@@ -144,7 +144,7 @@ func (r *replay) message(letter *broker.Message) (broker.Message, error) {
 		m.Exchange, m.RoutingKey = "", r.queue
 	}
 	for name := range m.Headers {
-		if strings.HasPrefix(name, headerPrefix) && name != headerRoutingKey {
+		if strings.HasPrefix(name, headerPrefix) && name != headerRoutingKey && name != broker.RawHeaders {
 			delete(m.Headers, name)
 		}
 	}

@@ -63,6 +63,7 @@ func (p *RetryPolicy) withDefaults() *RetryPolicy {
 		out.Jitter = defaultJitter
 	}
 	out.Jitter = max(out.Jitter, 0)
+	out.MaxAge = min(out.MaxAge, maxDuration)
 	return &out
 }
 

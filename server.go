@@ -18,14 +18,16 @@ type Server struct {
 	log       Log
 	sup       *supervisor
 	publisher *publisher
+	refused   *undeclared
 	courier   *courier // nil without an outbox
 	stats     taskCounters
 	replayed  atomic.Int64 // dead letters
 	running   running
 	suspect   chan struct{} // holds one while a suspect runs
 
-	givenUp chan struct{} // what NewServer returned: closed once, by watch
-	watched chan struct{} // closed when watch has returned
+	givenUp  chan struct{} // what NewServer returned: closed once, by watch
+	watched  chan struct{} // closed when watch has returned
+	declared chan struct{} // closed when declareAgain has returned
 
 	mu      sync.Mutex         // guards what follows
 	workers map[string]*Worker // nil value: the name is reserved by a NewWorker under way
@@ -36,7 +38,8 @@ type Server struct {
 //
 // It blocks until the first connection stands, with Exchange and InitQueues declared, or until
 // ServerConfig.ReconnectionRetries are used up; with ReconnectionRetriesForever and no broker that is for ever: use
-// [NewServerContext] to bound it. A wrong address or a refused declaration is an error without retries.
+// [NewServerContext] to bound it. A wrong address or a refused declaration is an error without retries. A queue whose node is away is
+// waited for as a connection is.
 //
 // The returned channel is closed once the connection is given up for good, after running tasks have ended or
 // ServerConfig.ShutdownTimeout has passed: a program may exit on it and let its supervisor start it again. Close and
@@ -57,14 +60,17 @@ func NewServerContext(ctx context.Context, cfg *ServerConfig) (*Server, chan str
 		return nil, nil, err
 	}
 	s := &Server{
-		cfg:     cfg.withDefaults(),
-		givenUp: make(chan struct{}),
-		watched: make(chan struct{}),
-		workers: map[string]*Worker{},
-		suspect: make(chan struct{}, 1),
+		cfg:      cfg.withDefaults(),
+		givenUp:  make(chan struct{}),
+		watched:  make(chan struct{}),
+		declared: make(chan struct{}),
+		workers:  map[string]*Worker{},
+		suspect:  make(chan struct{}, 1),
 	}
+	s.cfg.contain()
 	s.log = s.cfg.Logger
 	s.sup = newSupervisor(&s.cfg, s.declare)
+	s.refused = newUndeclared(s.log, s.sup)
 	s.publisher = &publisher{cfg: &s.cfg, sup: s.sup}
 	var err error
 	if s.courier, err = newCourier(ctx, &s.cfg, s.sup, &s.publisher.stats); err != nil {
@@ -75,20 +81,43 @@ func NewServerContext(ctx context.Context, cfg *ServerConfig) (*Server, chan str
 		return nil, nil, err
 	}
 	s.courier.start()
+	go s.declareAgain()
 	go s.watch()
 	return s, s.givenUp, nil
 }
 
-// declare makes the server's topology in a new session. Workers declare their own.
-func (s *Server) declare(ctx context.Context, session broker.Session) error {
-	t := broker.Topology{Exchanges: []broker.Exchange{{Name: s.cfg.Exchange, Kind: broker.Direct}}}
+// declare makes the server's topology in a new session. Workers declare their own. In the first one all of it must be accepted.
+func (s *Server) declare(ctx context.Context, session broker.Session, first bool) error {
+	if !first {
+		return s.refused.declare(ctx, session, s.parts())
+	}
+	var all broker.Topology
+	for _, p := range s.parts() {
+		all.Exchanges = append(all.Exchanges, p.topology.Exchanges...)
+		all.Queues = append(all.Queues, p.topology.Queues...)
+		all.Bindings = append(all.Bindings, p.topology.Bindings...)
+	}
+	return session.Declare(ctx, all)
+}
+
+// parts are what the server declares: its exchange, and each of InitQueues with its bindings.
+func (s *Server) parts() []part {
+	exchange := broker.Exchange{Name: s.cfg.Exchange, Kind: broker.Direct}
+	parts := []part{{kind: "exchange", name: exchange.Name, topology: broker.Topology{Exchanges: []broker.Exchange{exchange}}}}
 	for _, q := range s.cfg.InitQueues {
-		t.Queues = append(t.Queues, broker.QueueSpec{Name: q.Name})
+		t := broker.Topology{Queues: []broker.QueueSpec{{Name: q.Name}}}
 		for _, key := range q.BindingKeys {
 			t.Bindings = append(t.Bindings, broker.Binding{Queue: q.Name, Exchange: s.cfg.Exchange, Key: key})
 		}
+		parts = append(parts, part{kind: "queue", name: q.Name, topology: t})
 	}
-	return session.Declare(ctx, t)
+	return parts
+}
+
+// declareAgain tries what the broker did not accept until the connection is closed or given up.
+func (s *Server) declareAgain() {
+	defer close(s.declared)
+	s.refused.run()
 }
 
 // watch waits for the end of the supervision. If the connection was given up, it lets running tasks end and tells the
@@ -116,7 +145,8 @@ func (s *Server) watch() {
 //
 // A function's signature is checked here, once: see [TaskConfig]. Errors, all problems at once: [ErrDisconnected] (no
 // connection now), [ErrWorkerNameRequired], [ErrWorkerQueueRequired], [ErrWorkerExists], and others that name field, task
-// and parameter. It blocks for the declarations, at most 30 s.
+// and parameter. It blocks for the declarations, at most 30 s. It waits as long for a queue whose node is away; the error then Is
+// [ErrUnavailable], and the name is free again.
 func (s *Server) NewWorker(cfg *WorkerConfig, tasks map[string]TaskConfig) (*Worker, error) {
 	if cfg == nil {
 		return nil, errors.New("WorkerConfig is nil")
@@ -135,7 +165,7 @@ func (s *Server) NewWorker(cfg *WorkerConfig, tasks map[string]TaskConfig) (*Wor
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
 	defer cancel()
-	if err := session.Declare(ctx, w.topology()); err != nil {
+	if err := s.declareFirst(ctx, session, w.topology()); err != nil {
 		s.register(w.cfg.Name, nil)
 		if errors.Is(err, broker.ErrSessionLost) {
 			return nil, fmt.Errorf("worker %q: %w: %w", w.cfg.Name, ErrDisconnected, err)
@@ -146,6 +176,29 @@ func (s *Server) NewWorker(cfg *WorkerConfig, tasks map[string]TaskConfig) (*Wor
 		return nil, ErrServerClosed
 	}
 	return w, nil
+}
+
+// declareFirst declares what must be accepted, and waits meanwhile for queues that are away. The error is about the last try.
+func (s *Server) declareFirst(ctx context.Context, session broker.Session, t broker.Topology) error {
+	return s.waitForQueues(ctx, session, func(session broker.Session) error { return session.Declare(ctx, t) })
+}
+
+// waitForQueues calls f, and again as long as it fails since a queue is away, with the session that lives then.
+func (s *Server) waitForQueues(ctx context.Context, session broker.Session, f func(broker.Session) error) error {
+	for {
+		err := f(session)
+		if !errors.Is(err, broker.ErrUnavailable) || ctx.Err() != nil || !sleep(ctx, jittered(awayPause).NextBackOff()) {
+			return err
+		}
+		next, waited := s.sup.await(ctx, nil)
+		switch {
+		case errors.Is(waited, ErrServerClosed):
+			return waited
+		case waited != nil:
+			return err
+		}
+		session = next
+	}
 }
 
 // reserve takes a worker's name while its queues are being declared.
@@ -223,9 +276,11 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	defer cancel()
 	err = errors.Join(err, s.courier.stop(closing))
 	err = errors.Join(err, s.sup.stop(closing))
-	select {
-	case <-s.watched:
-	case <-closing.Done():
+	for _, ended := range []chan struct{}{s.watched, s.declared} {
+		select {
+		case <-ended:
+		case <-closing.Done():
+		}
 	}
 	return err
 }

@@ -3,8 +3,6 @@ package dispatcher
 import (
 	"context"
 	"errors"
-	"fmt"
-	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
 )
@@ -12,8 +10,8 @@ import (
 // Carrying out verdicts.
 
 // settle ends a delivery as the verdict says. What cannot be settled because its connection is gone is delivered again by
-// the broker. It reports whether the delivery is settled.
-func (s *shift) settle(c *call, v verdict) bool {
+// the broker. It reports whether the delivery stays instead, to be called: see errStays.
+func (s *shift) settle(c *call, v verdict) (stays bool) {
 	stats := &s.w.server.stats
 	var err error
 	switch v.action {
@@ -29,9 +27,14 @@ func (s *shift) settle(c *call, v verdict) bool {
 	case release:
 		err = s.giveBack(c)
 	default:
-		err = s.forward(c, v)
+		v, err = s.forward(c, v)
 	}
 	if err == nil {
+		s.w.server.running.settled(&c.run) // first: a hook may end this goroutine
+		s.tellForwarded(c, v)
+		return false
+	}
+	if err == errStays {
 		return true
 	}
 	what := "the broker delivers it again"
@@ -71,71 +74,8 @@ func (s *shift) giveBack(c *call) (err error) {
 	return c.delivery.Release() // it may be charged: better than to be held
 }
 
-// forward keeps the delivery open until the copy that the verdict asks for is confirmed: trying again with pauses, until
-// the connection is lost or the worker's time is up, when the delivery is given back. It must never be given back at once: that
-// is a requeue loop.
-func (s *shift) forward(c *call, v verdict) error {
-	msg := c.forwarded(v, s.w.cfg.Name, time.Now())
-	pauses := newBackOff(100*time.Millisecond, 30*time.Second, 0.5)
-	slim, bare := false, false
-	for {
-		err := s.forwardOnce(c, v, msg)
-		switch {
-		case err == nil:
-			s.forwardDone(c, v)
-			return nil
-		case errors.Is(err, broker.ErrDeliveryLost), errors.Is(err, broker.ErrSettled), errors.Is(err, broker.ErrSessionLost):
-			return err
-		case errors.Is(err, errors.ErrUnsupported) && v.action != toDeadLetters:
-			s.w.log.Errorf("worker %q: %s of task %q (%q): %v; kept as a dead letter", s.w.cfg.Name, v.action, excerpt(c.name), excerpt(c.uuid), err)
-			v = v.withoutDelays()
-			msg = c.forwarded(v, s.w.cfg.Name, time.Now())
-			continue
-		case errors.Is(err, broker.ErrRejected) && !errors.Is(err, broker.ErrUnroutable) && !slim:
-			slim = true // its own headers may have made it too large
-			slimDown(msg.Headers)
-			continue
-		// They came so large that there is no room for ours. To wait with it would hold a slot for ever, and as many such messages as
-		// there are slots would stop the worker. A dead letter needs less room than what is sent through delays.
-		case errors.Is(err, broker.ErrHeadersTooLarge) && v.action != toDeadLetters:
-			made := v.made
-			v = deadLetter(ReasonMalformed, outcomeOf(fmt.Errorf("%w: %w; %s: %s", ErrMalformed, broker.ErrHeadersTooLarge, v.action, v.text)))
-			v.made = made
-			msg, slim = c.forwarded(v, s.w.cfg.Name, time.Now()), false
-			continue
-		case errors.Is(err, broker.ErrHeadersTooLarge) && !bare:
-			bare = true
-			bareHeaders(msg.Headers)
-			continue
-		}
-		s.w.log.Errorf("worker %q: %s of task %q (%q): %v; trying again", s.w.cfg.Name, v.action, excerpt(c.name), excerpt(c.uuid), err)
-		if errors.Is(err, broker.ErrUnroutable) {
-			s.redeclare() // somebody has deleted the queue
-		}
-		if err := s.awaitRetry(c.delivery, pauses.NextBackOff(), err); err != nil {
-			return err
-		}
-		if s.settling.Err() != nil || s.tasks.Err() != nil {
-			return s.giveBack(c)
-		}
-	}
-}
-
-func (s *shift) forwardOnce(c *call, v verdict, msg broker.Message) error {
-	ctx, cancel := context.WithTimeout(s.hard, s.w.server.cfg.PublishTimeout)
-	defer cancel()
-	switch v.action {
-	case toDeadLetters:
-		return c.delivery.DeadLetter(ctx, msg)
-	case toSuspects, putOff:
-		return c.delivery.Suspect(ctx, msg)
-	default:
-		return c.delivery.Retry(ctx, msg, v.delay)
-	}
-}
-
-// forwardDone counts and tells what has been done.
-func (s *shift) forwardDone(c *call, v verdict) {
+// tellForwarded counts and tells what became of a delivery that was forwarded.
+func (s *shift) tellForwarded(c *call, v verdict) {
 	stats, hooks, log := &s.w.server.stats, &s.w.server.cfg.Hooks, s.w.log
 	worker, name, uuid := s.w.cfg.Name, excerpt(c.name), excerpt(c.uuid)
 	if v.action == postpone || v.action == putOff {
@@ -164,44 +104,5 @@ func (s *shift) forwardDone(c *call, v verdict) {
 		stats.suspected.Add(1)
 		log.Errorf("worker %q: task %q (%q) was lost with its connection or worker %d times: it runs alone now", worker, name, uuid, v.losses)
 		s.suspectMade()
-	}
-}
-
-// awaitRetry waits for d, or until trying is over, and has Health say why meanwhile. The error: the delivery is lost.
-func (s *shift) awaitRetry(d broker.Delivery, pause time.Duration, why error) error {
-	s.stuckBy(+1, why)
-	defer s.stuckBy(-1, nil)
-	timer := time.NewTimer(pause)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-s.settling.Done():
-	case <-s.tasks.Done():
-	case <-d.Lost():
-		return broker.ErrDeliveryLost
-	}
-	return nil
-}
-
-// redeclare makes the worker's queues again, if there is a connection.
-func (s *shift) redeclare() {
-	session, err := s.w.server.sup.session()
-	if err != nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(s.hard, openTimeout)
-	defer cancel()
-	if err := session.Declare(ctx, s.w.topology()); err != nil {
-		s.w.log.Errorf("worker %q: %v", s.w.cfg.Name, err)
-	}
-}
-
-// stuckBy counts, for Health, the deliveries that cannot be settled now.
-func (s *shift) stuckBy(n int, why error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.stuck += n
-	if why != nil {
-		s.err = why
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
@@ -34,7 +33,6 @@ type shift struct {
 	suspected chan struct{} // there is a new suspect; holds one
 	patrolled chan struct{} // closed when patrol has returned
 
-	first *feed         // where the slots begin to read
 	began chan struct{} // closed when Start has ended, either way
 	ended chan struct{} // closed when run has returned, or will never run
 	over  chan struct{} // closed when run and all slots have returned; the worker can be started again
@@ -49,34 +47,16 @@ type shift struct {
 	calls     int           // calls of task functions under way, abandoned ones included
 	stuck     int           // deliveries whose verdict cannot be written now
 	cancelled time.Time     // when stop cancelled tasks
+	feed      *feed         // the latest; nil before the first
+	fed       chan struct{} // closed when feed is replaced
 	consuming bool
 	err       error // the last problem with consuming or settling
 }
 
-// feed is one consumer in the sequence of a shift's consumers. The slots walk along it: each reads a consumer's
-// deliveries until there are no more, and then goes on to the next consumer.
-type feed struct {
-	consumer broker.Consumer // nil in the feed before the first consumer
-	session  broker.Session  // of the consumer
-	exact    bool            // it counts losses exactly
-	streak   atomic.Int64    // deliveries marked as redelivered since the last one that was not
-	credible int64           // how many of those in a row are believed
-	next     *feed           // written before replaced is closed
-	replaced chan struct{}
-}
-
-// minCredible is the least of feed.credible.
-const minCredible = 20
-
-// believes reports whether the mark of a redelivered message is a reason to suspect it. What a worker that died gives back is at the
-// head of the queue, and no more than it had fetched. But RabbitMQ marks all messages of a classic queue when a node was killed,
-// those too that nobody ever had (3.10.8, measured): a long row of marks says nothing of any of them.
-func (f *feed) believes() bool { return f.streak.Add(1) <= f.credible }
-
 func newShift(w *Worker) *shift {
 	s := &shift{
 		w:     w,
-		first: &feed{replaced: make(chan struct{})},
+		fed:   make(chan struct{}),
 		began: make(chan struct{}),
 		ended: make(chan struct{}),
 		over:  make(chan struct{}),
@@ -109,7 +89,7 @@ func (s *shift) begin(session broker.Session, consumer broker.Consumer) {
 	s.consuming = true
 	s.mu.Unlock()
 	for range s.w.cfg.Limit {
-		go s.slot(s.first, nil)
+		go s.slot(nil, nil)
 	}
 	go s.run(session, consumer)
 	go s.patrol()
@@ -117,7 +97,7 @@ func (s *shift) begin(session broker.Session, consumer broker.Consumer) {
 	s.w.log.Infof("worker %q takes tasks from %q", s.w.cfg.Name, s.w.cfg.Queue)
 	s.warnOfConsumerTimeout(session.Capabilities().ConsumerTimeout)
 	if hook := s.w.server.cfg.Hooks.WorkerStarted; hook != nil {
-		fire(s.w.log, hook, WorkerEvent{s.w.cfg.Name, s.w.cfg.Queue})
+		fireApart(s.w.log, hook, WorkerEvent{s.w.cfg.Name, s.w.cfg.Queue})
 	}
 }
 
@@ -126,7 +106,7 @@ func (s *shift) consume(ctx context.Context, session broker.Session) (broker.Con
 	if err := session.Declare(ctx, s.w.topology()); err != nil {
 		return nil, err
 	}
-	return session.Consume(ctx, broker.ConsumeOptions{Queue: s.w.cfg.Queue, Tag: s.w.cfg.Name, Prefetch: s.w.cfg.Limit})
+	return session.Consume(ctx, s.w.consuming())
 }
 
 // warnOfConsumerTimeout tells of tasks that may be held for longer than the broker lets a consumer hold them: it then gives them
@@ -147,16 +127,9 @@ func (s *shift) warnOfConsumerTimeout(most time.Duration) {
 func (s *shift) run(session broker.Session, consumer broker.Consumer) {
 	defer s.runEnded()
 	defer func() { <-s.patrolled }() // all ways out have stopped taking
-	last := s.first
 	pauses := newBackOff(100*time.Millisecond, 30*time.Second, 0.5)
 	for consumer != nil {
-		next := &feed{
-			consumer: consumer, session: session, exact: session.Capabilities().ExactLosses,
-			credible: int64(max(2*s.w.cfg.Limit, minCredible)), replaced: make(chan struct{}),
-		}
-		last.next = next
-		close(last.replaced)
-		last = next
+		s.feedSlots(newFeed(session, consumer, s.w.cfg.Limit))
 
 		born := time.Now()
 		select {
@@ -180,10 +153,18 @@ func (s *shift) run(session broker.Session, consumer broker.Consumer) {
 // reopen consumes again, in the session that lives then. It returns nothing when the shift is stopped or there will be no
 // session any more.
 func (s *shift) reopen(dead broker.Session, pauses interface{ NextBackOff() time.Duration }) (broker.Session, broker.Consumer) {
+	away, deaths, said := false, 0, ""
 	for {
-		// The supervisor paces the sessions: no pause here for one that is dead. Its Done may come later than its consumer's.
-		if dead.Err() == nil && !sleep(s.taking, pauses.NextBackOff()) {
-			return nil, nil
+		// The supervisor paces the sessions: no pause here for one that is dead, unless this worker ends one after the other. Its Done
+		// may come later than its consumer's.
+		if dead.Err() == nil || deaths > 1 {
+			pause := pauses.NextBackOff()
+			if away {
+				pause = min(pause, jittered(awayPause).NextBackOff())
+			}
+			if !sleep(s.taking, pause) {
+				return nil, nil
+			}
 		}
 		var not broker.Session
 		if dead.Err() != nil {
@@ -194,7 +175,7 @@ func (s *shift) reopen(dead broker.Session, pauses interface{ NextBackOff() time
 			return nil, nil
 		}
 		ctx, cancel := context.WithTimeout(s.taking, openTimeout)
-		consumer, err := s.consume(ctx, session)
+		consumer, err := s.w.consumeAgain(ctx, session)
 		cancel()
 		if err == nil {
 			s.note(true, nil)
@@ -205,8 +186,13 @@ func (s *shift) reopen(dead broker.Session, pauses interface{ NextBackOff() time
 			return nil, nil
 		}
 		s.note(false, err)
-		s.w.log.Errorf("worker %q: consume: %v", s.w.cfg.Name, err)
-		dead = session
+		if text := err.Error(); text != said { // a queue may be away for hours
+			said = text
+			s.w.log.Errorf("worker %q: consume: %v; trying again", s.w.cfg.Name, err)
+		}
+		if dead, away = session, errors.Is(err, broker.ErrUnavailable); errors.Is(err, broker.ErrSessionLost) {
+			deaths++
+		}
 	}
 }
 
@@ -214,12 +200,14 @@ func (s *shift) reopen(dead broker.Session, pauses interface{ NextBackOff() time
 func (s *shift) finish(consumer broker.Consumer) {
 	s.note(false, nil)
 	ctx, cancel := context.WithTimeout(s.hard, closeTimeout)
+	most := closeTimeout
 	if err := consumer.Stop(ctx); err != nil && !errors.Is(err, broker.ErrSessionLost) {
 		s.w.log.Errorf("worker %q: stop consuming: %v", s.w.cfg.Name, err)
+		most = grace // what does not answer this will not answer Close
 	}
 	cancel()
 	s.awaitSlots()
-	ctx, cancel = context.WithTimeout(context.Background(), closeTimeout)
+	ctx, cancel = context.WithTimeout(context.Background(), most)
 	defer cancel()
 	if err := consumer.Close(ctx); err != nil && !errors.Is(err, broker.ErrSessionLost) {
 		s.w.log.Errorf("worker %q: close consumer: %v", s.w.cfg.Name, err)
@@ -250,6 +238,7 @@ func (s *shift) stop(ctx context.Context) error {
 		return nil
 	case <-timer.C:
 	}
+	s.stopSettle()
 	s.stopHard()
 	return s.leaveBehind()
 }
@@ -332,9 +321,10 @@ func (s *shift) endShift() {
 	s.stopSettle()
 	s.stopTasks(nil)
 	s.stopHard()
+	s.w.server.refused.forget(s.w.cfg.Name)
 	s.w.free(s)
-	if hook := s.w.server.cfg.Hooks.WorkerStopped; hook != nil && s.first.next != nil {
-		fire(s.w.log, hook, WorkerEvent{s.w.cfg.Name, s.w.cfg.Queue})
+	if hook := s.w.server.cfg.Hooks.WorkerStopped; hook != nil && s.feed != nil {
+		fireApart(s.w.log, hook, WorkerEvent{s.w.cfg.Name, s.w.cfg.Queue})
 	}
 	close(s.over)
 }

@@ -99,7 +99,9 @@ func (s *shift) takeSuspect(at *feed, o offer) *call {
 		<-alone
 		o.answer <- a
 	}
-	if s.taking.Err() != nil { // patrol has offered once more than it should
+	// Patrol has offered once more than it should, or so many verdicts cannot be written that this one's could not either: suspects are not
+	// bounded by what is fetched ahead.
+	if s.taking.Err() != nil || s.isStuck(s.w.cfg.Limit) {
 		over(noSuspect)
 		return nil
 	}

@@ -28,11 +28,15 @@ type Task struct {
 	// nil = none. [Args] makes them from plain values.
 	Args []TaskArgument `json:"args"`
 	// Headers travel beside the body; nil = none. Values are string, bool, integers (sent as int64, a larger uint64 is an
-	// error), floats, []byte, time.Time, nil, and slices and maps with string keys of these, at most 16 deep. Names have 1 to 255
-	// bytes; CC, BCC and names that begin with x-dispatcher- are refused.
+	// error), floats (not NaN and not infinite), []byte, time.Time, nil, and slices and maps with string keys of these, at most 16
+	// deep. Names have 1 to 255 bytes; CC, BCC and names that begin with x-dispatcher- are refused.
+	//
+	// Together they take at most 65,536 bytes as they travel; more is [ErrTooLarge]. A name takes 1 byte and its length, a string or
+	// []byte 5 bytes and its length, a number or a time 9 bytes, a bool 2, nil 1, a slice or map 5 bytes and its elements. There are
+	// at most 8,000 headers, and 8,000 elements in each slice or map: what RabbitMQ adds must leave a message that a worker can read.
 	Headers map[string]interface{} `json:"-"`
 	// Delay keeps the task back for that long from the call of Publish on; never less, a little more (docs/guarantees.md says how
-	// much). 0 = none. Negative, or more than 366 days: an error. On RabbitMQ the pause is kept by the broker, as exact as 16 ms.
+	// much). 0 = none. Negative, or more than 366 days: an error. On RabbitMQ the pause is kept by the broker, accurate to 32 ms.
 	// Publish then returns nil when the broker has stored the task; if its routing key leads nowhere when it is due, it is found in
 	// DeadLetters(Undeliverable).
 	Delay time.Duration `json:"-"`

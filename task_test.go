@@ -144,6 +144,15 @@ func TestEncodeAcceptsOtherGoTypesWhoseValueIsOfTheDeclaredType(t *testing.T) {
 		{TaskArgument{"time.Duration", 5}, time.Duration(5)},
 		{TaskArgument{"json", []byte{0, 1}}, "AAE="},
 		{TaskArgument{"json", map[string]any{"r": json.RawMessage(`"\ufffd"`)}}, map[string]any{"r": "\uFFFD"}},
+		{TaskArgument{"json", map[string]any{"\uFFFD": []any{json.RawMessage(`"\ufffd"`), "\uFFFD"}}}, map[string]any{"\uFFFD": []any{"\uFFFD", "\uFFFD"}}},
+		{TaskArgument{"json", map[int]any{1: json.RawMessage(`"\ufffd"`)}}, map[string]any{"1": "\uFFFD"}},
+		{TaskArgument{"json", selfEmbedded("fine", "\xff")}, map[string]any{"Text": "fine", "Raw": "\uFFFD"}},
+		{TaskArgument{"json", hiddenRing("\xff")}, map[string]any{"Raw": "\uFFFD"}},
+		{TaskArgument{"json", struct{ P *byPointer }{&byPointer{}}}, map[string]any{"P": "\uFFFD"}},
+		{TaskArgument{"json", struct {
+			Never string `json:"-"`
+			Raw   json.RawMessage
+		}{"\xff", json.RawMessage(`"\ufffd"`)}}, map[string]any{"Raw": "\uFFFD"}},
 	} {
 		body, err := encodeTask(&Task{Name: "n", Args: []TaskArgument{c.arg}})
 		if err != nil {
@@ -155,6 +164,46 @@ func TestEncodeAcceptsOtherGoTypesWhoseValueIsOfTheDeclaredType(t *testing.T) {
 		}
 	}
 }
+
+// selfEmbedding has a pointer to its own type in it, whose fields encoding/json does not follow.
+type selfEmbedding struct {
+	*selfEmbedding
+	Text string
+	Raw  json.RawMessage
+}
+
+// selfEmbedded ends in a ring, with other text there that nobody writes.
+func selfEmbedded(text, hidden string) *selfEmbedding {
+	ring := &selfEmbedding{Text: hidden}
+	ring.selfEmbedding = ring
+	return &selfEmbedding{selfEmbedding: ring, Text: text, Raw: json.RawMessage(`"\ufffd"`)}
+}
+
+// hiddenRing has two fields of one JSON name, which encoding/json leaves out, and in them a value that contains itself.
+func hiddenRing(text string) any {
+	type node struct {
+		Text string
+		Next *node
+	}
+	ring := &node{Text: text}
+	ring.Next = ring
+	field := func(name string, v any, tag reflect.StructTag) reflect.StructField {
+		return reflect.StructField{Name: name, Type: reflect.TypeOf(v), Tag: tag}
+	}
+	raw := json.RawMessage(`"\ufffd"`)
+	v := reflect.New(reflect.StructOf([]reflect.StructField{field("A", ring, `json:"n"`), field("B", ring, `json:"n"`), field("Raw", raw, "")})).Elem()
+	for i, value := range []any{ring, ring, raw} {
+		v.Field(i).Set(reflect.ValueOf(value))
+	}
+	return v.Interface()
+}
+
+type inner struct{ Text string }
+
+// byPointer is written by a method that only its pointer has.
+type byPointer struct{ Text string }
+
+func (*byPointer) MarshalJSON() ([]byte, error) { return []byte(`"\ufffd"`), nil }
 
 type panicking struct{}
 
@@ -197,6 +246,17 @@ func TestEncodeRefusesWhatTheWorkerCouldNotReadAsGiven(t *testing.T) {
 		{"invalid UTF-8 in a map", TaskArgument{"map[string]string", map[string]string{"a": "\xff"}}, "UTF-8"},
 		{"invalid UTF-8 in a key", TaskArgument{"map[string]int", map[string]int{"\xff": 1}}, "UTF-8"},
 		{"invalid UTF-8 in a struct", TaskArgument{"json", struct{ P *[]any }{&[]any{"\xff"}}}, "UTF-8"},
+		{"invalid UTF-8 beside an embedded ring", TaskArgument{"json", selfEmbedded("\xff", "fine")}, "UTF-8"},
+		{"invalid UTF-8 in a promoted field", TaskArgument{"json", struct{ *inner }{&inner{"\xff"}}}, "UTF-8"},
+		{"invalid UTF-8 in a field with a tag", TaskArgument{"json", struct {
+			T string `json:"other,omitempty"`
+		}{"\xff"}}, "UTF-8"},
+		{"invalid UTF-8 in a quoted field", TaskArgument{"json", struct {
+			T string `json:",string"`
+		}{"\xff"}}, "UTF-8"},
+		{"invalid UTF-8 below a number", TaskArgument{"json", map[int][]string{1: {"fine", "\xff"}}}, "UTF-8"},
+		{"invalid UTF-8 in a named key", TaskArgument{"json", map[namedText]any{"a": map[namedText]int{"\xff": 1}}}, "UTF-8"},
+		{"invalid UTF-8 beside raw json", TaskArgument{"json", []any{json.RawMessage(`"\ufffd"`), struct{ P *[]any }{&[]any{"\xff"}}}}, "UTF-8"},
 		{"invalid UTF-8 in raw json", TaskArgument{"json", json.RawMessage("\"\xff\"")}, "UTF-8"},
 		{"half a surrogate pair", TaskArgument{"json", json.RawMessage(`"\ud83d"`)}, "UTF-8"},
 		{"raw json that is none", TaskArgument{"json", json.RawMessage(`{`)}, "json"},

@@ -73,7 +73,7 @@ func (c *TaskConfig) timeout() (time.Duration, error) {
 	case c.TimeoutSeconds > 0:
 		return time.Duration(c.TimeoutSeconds) * time.Second, nil
 	default:
-		return c.Timeout, nil
+		return min(c.Timeout, maxDuration), nil
 	}
 }
 
@@ -92,13 +92,39 @@ func (w *Worker) topology() broker.Topology {
 	return t
 }
 
+// parts are topology, to be declared one by one.
+func (w *Worker) parts() []part {
+	t := w.topology()
+	parts := make([]part, len(t.Queues))
+	for i, q := range t.Queues {
+		parts[i] = part{owner: w.cfg.Name, kind: "queue", name: q.Name, topology: broker.Topology{Queues: []broker.QueueSpec{q}}}
+	}
+	parts[0].topology.Bindings = t.Bindings
+	return parts
+}
+
+// consumeAgain consumes in a session that is not the worker's first, also if some of its queues cannot be declared.
+func (w *Worker) consumeAgain(ctx context.Context, session broker.Session) (broker.Consumer, error) {
+	if err := w.server.refused.declare(ctx, session, w.parts()); err != nil {
+		return nil, err
+	}
+	return session.Consume(ctx, w.consuming())
+}
+
+// consuming is how the worker consumes.
+func (w *Worker) consuming() broker.ConsumeOptions {
+	return broker.ConsumeOptions{Queue: w.cfg.Queue, Tag: w.cfg.Name, Prefetch: w.cfg.Limit}
+}
+
 // Start begins to take tasks. s must be the server that made the worker; it is an argument because gofort/dispatcher
-// has it so. It blocks until the broker has accepted the consumer, at most 30 s. From then on the worker outlives lost
-// connections: its queue is declared and consumed again in every new one. After Close or Shutdown it can be started again.
+// has it so. It blocks until the broker has accepted the consumer, at most 30 s; as long it waits for a queue whose node is away. From then
+// on the worker outlives lost connections: its queue is declared and consumed again in every new one. A queue that cannot be declared then is
+// shown in Health.Undeclared, and consumed all the same if the broker lets it. After Close or Shutdown it can be started again.
 //
 // Errors: [ErrWorkerDisconnected], when there is no connection now; [ErrWorkerStarted], when it runs already or calls
 // of its former run have not ended; [ErrShutdown], when it was closed meanwhile; [ErrServerClosed], also when the connection
-// was given up.
+// was given up; [ErrUnavailable], when a queue's node was away all the time; an error that Is ErrRejected and names the limit, when the
+// connection has all the consumers that it can have (RabbitMQ: 1,967 workers a server, unless the node allows fewer channels).
 func (w *Worker) Start(s *Server) error {
 	if s != w.server {
 		return fmt.Errorf("start worker %q: it was made by another server", w.cfg.Name)
@@ -127,13 +153,20 @@ func (w *Worker) Start(s *Server) error {
 	}
 	ctx, cancel := context.WithTimeout(sh.taking, openTimeout)
 	defer cancel()
-	consumer, err := sh.consume(ctx, session)
+	var consumer broker.Consumer
+	err = s.waitForQueues(ctx, session, func(now broker.Session) (err error) {
+		session = now
+		consumer, err = sh.consume(ctx, session)
+		return err
+	})
 	if err != nil {
 		closed := sh.taking.Err() != nil
 		sh.neverBegan()
 		switch {
 		case closed:
 			return fmt.Errorf("start worker %q: closed meanwhile: %w", w.cfg.Name, ErrShutdown)
+		case errors.Is(err, ErrServerClosed):
+			return ErrServerClosed
 		case errors.Is(err, broker.ErrSessionLost):
 			return ErrWorkerDisconnected
 		}

@@ -75,7 +75,8 @@ type Session interface {
 	// Consume starts a consumer of an existing queue; [ErrQueueGone] if there is none.
 	Consume(ctx context.Context, o ConsumeOptions) (Consumer, error)
 
-	// TryGet takes up to max messages that are ready now, oldest first, without waiting for more; none is not an error.
+	// TryGet takes up to max messages that are ready now, oldest first, without waiting for more; none is not an error. Fewer than
+	// max say that no more were ready, unless ctx has ended.
 	// They are settled like every delivery, and given back when the session dies. [ErrQueueGone] if there is no such queue. What
 	// an earlier TryGet of this session has taken, and all of it was settled before, is seen as settled: what was released is
 	// found again. Purge sees it so too, and Inspect after a moment.
@@ -172,6 +173,8 @@ type Status struct {
 	// Unreadable counts, by queue, the messages that came in a form the client cannot read and that were handed out without their
 	// headers. Nil if there were none.
 	Unreadable map[string]int
+	// Channels says why no other consumer can begin in this session; "" while one can.
+	Channels string
 	// Delays says why delayed messages may be late; "" if nothing is known to hold them up.
 	Delays string
 }

@@ -24,7 +24,8 @@ var (
 	ErrUnroutable = fmt.Errorf("unroutable: no queue takes this routing key: %w", ErrRejected)
 	// ErrTooLarge: the body is larger than the broker, or a check before it, allows. Is ErrRejected.
 	ErrTooLarge error = tooLarge{}
-	// ErrHeadersTooLarge: the broker cannot carry so many bytes of headers, whatever the body. Is ErrRejected.
+	// ErrHeadersTooLarge: the broker cannot carry so many bytes of headers, or so many in one table, or so deeply nested, in a form that
+	// a receiver can read, whatever the body. Is ErrRejected.
 	ErrHeadersTooLarge = fmt.Errorf("headers are too large: %w", ErrRejected)
 )
 

@@ -20,7 +20,7 @@ type Message struct {
 	ReplyTo       string
 	Timestamp     time.Time // zero = none; brokers keep whole seconds
 
-	// Headers is read only once published or received: deliveries of the same message may share it. It carries string, bool, int64, float64, []byte, time.Time, nil, and []any and map[string]any of these. A
+	// Headers is read only once published or received: deliveries of the same message may share it. It carries string, bool, int64, finite float64, []byte, time.Time, nil, and []any and map[string]any of these. A
 	// received message may hold other types, left as the broker's client made them.
 	Headers map[string]any
 
@@ -32,7 +32,15 @@ type Message struct {
 	// it goes to the queue [Undeliverable]. It arrives with the Exchange and RoutingKey that it was published with. Not set in
 	// messages that were received, and not looked at by Settler.
 	NotBefore time.Time
+
+	// Unreadable says why the headers of a message that was received could not be read; "" = they could. Headers then holds at most
+	// [RawHeaders]. Other properties may be missing as well. It is not looked at in a message that is published.
+	Unreadable string
 }
+
+// RawHeaders is the header with the headers of a message that could not be read, in a []byte as they came over the wire. It may
+// be cut short. It is written by adapters.
+const RawHeaders = "x-dispatcher-raw-headers"
 
 // MaxDelay is the longest delay that every broker with [Capabilities.Delay] takes: a leap year.
 const MaxDelay = 366 * 24 * time.Hour
@@ -50,7 +58,7 @@ func (m Message) Forward() Message {
 			headers[k] = v
 		}
 	}
-	m.Headers, m.NotBefore = headers, time.Time{}
+	m.Headers, m.NotBefore, m.Unreadable = headers, time.Time{}, ""
 	return m
 }
 

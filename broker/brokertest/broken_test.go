@@ -27,7 +27,7 @@ type hooks struct {
 	deliver func(d *broker.Delivery)
 	settler func(s broker.Session, d broker.Delivery) broker.Settler
 	stopped func(unreceived broker.Delivery)
-	tryGet  func(ds []broker.Delivery)
+	tryGet  func(ds []broker.Delivery) []broker.Delivery
 	inspect func(i *broker.QueueInfo)
 	err     func(err error) error
 	restart func(s broker.Session)
@@ -155,7 +155,7 @@ func (s *brokenSession) TryGet(ctx context.Context, queue string, max int) ([]br
 		ds[i] = s.wrap(ds[i])
 	}
 	if s.b.tryGet != nil {
-		s.b.tryGet(ds)
+		ds = s.b.tryGet(ds)
 	}
 	return ds, err
 }

@@ -2,6 +2,7 @@ package brokertest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -23,11 +24,12 @@ type Chaos struct {
 
 	hold atomic.Bool
 
-	mu       sync.Mutex // guards the rest
-	open     error      // from Open
-	declare  error      // from Declare
-	dead     error      // from DeadLetter
-	retry    error      // from Retry and Suspect
+	mu       sync.Mutex       // guards the rest
+	open     error            // from Open
+	declare  error            // from Declare
+	dead     error            // from DeadLetter
+	retry    error            // from Retry and Suspect
+	queues   map[string]error // by queue, from what touches it
 	gate     chan struct{}
 	opens    int
 	sessions map[*chaosSession]struct{} // the live ones
@@ -46,6 +48,49 @@ func (c *Chaos) FailOpen(err error) { c.set(&c.open, err) }
 
 // RefuseDeclare makes every Declare return err and declare nothing, until RefuseDeclare(nil).
 func (c *Chaos) RefuseDeclare(err error) { c.set(&c.declare, err) }
+
+// FailQueue makes every Declare that names a queue return err and declare nothing, until FailQueue(queue, nil). If err Is
+// [broker.ErrUnavailable], Consume, TryGet, Inspect, Purge and Delete of it fail as well.
+func (c *Chaos) FailQueue(queue string, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.queues == nil {
+		c.queues = make(map[string]error)
+	}
+	if c.queues[queue] = err; err == nil {
+		delete(c.queues, queue)
+	}
+}
+
+// away returns why a queue cannot be used.
+func (c *Chaos) away(queue string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.queues[queue]; errors.Is(err, broker.ErrUnavailable) {
+		return err
+	}
+	return nil
+}
+
+// refuses returns why a topology cannot be declared.
+func (c *Chaos) refuses(t broker.Topology) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.declare != nil {
+		return c.declare
+	}
+	for _, q := range t.Queues {
+		if err := c.queues[q.Name]; err != nil {
+			return fmt.Errorf("declare queue %q: %w", q.Name, err)
+		}
+	}
+	for _, b := range t.Bindings {
+		if err := c.queues[b.Queue]; err != nil {
+			return fmt.Errorf("bind queue %q: %w", b.Queue, err)
+		}
+	}
+	return nil
+}
 
 // FailDeadLetter makes every DeadLetter return err and leave its delivery open, until FailDeadLetter(nil).
 func (c *Chaos) FailDeadLetter(err error) { c.set(&c.dead, err) }

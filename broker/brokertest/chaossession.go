@@ -66,7 +66,7 @@ func (s *chaosSession) Blocked() (reason string, blocked bool) {
 }
 
 func (s *chaosSession) Declare(ctx context.Context, t broker.Topology) error {
-	if err := s.c.get(&s.c.declare); err != nil {
+	if err := s.c.refuses(t); err != nil {
 		return err
 	}
 	return s.Session.Declare(ctx, t)
@@ -131,6 +131,9 @@ func (s *chaosSession) takeHeld() (held []heldAnswer, empty chan struct{}) {
 }
 
 func (s *chaosSession) Consume(ctx context.Context, o broker.ConsumeOptions) (broker.Consumer, error) {
+	if err := s.c.away(o.Queue); err != nil {
+		return nil, err
+	}
 	inner, err := s.Session.Consume(ctx, o)
 	if err != nil {
 		return nil, err
@@ -139,11 +142,35 @@ func (s *chaosSession) Consume(ctx context.Context, o broker.ConsumeOptions) (br
 }
 
 func (s *chaosSession) TryGet(ctx context.Context, queue string, max int) ([]broker.Delivery, error) {
+	if err := s.c.away(queue); err != nil {
+		return nil, err
+	}
 	ds, err := s.Session.TryGet(ctx, queue, max)
 	for i := range ds {
 		ds[i] = s.c.wrap(ds[i])
 	}
 	return ds, err
+}
+
+func (s *chaosSession) Inspect(ctx context.Context, queue string) (broker.QueueInfo, error) {
+	if err := s.c.away(queue); err != nil {
+		return broker.QueueInfo{}, err
+	}
+	return s.Session.Inspect(ctx, queue)
+}
+
+func (s *chaosSession) Purge(ctx context.Context, queue string) (int, error) {
+	if err := s.c.away(queue); err != nil {
+		return 0, err
+	}
+	return s.Session.Purge(ctx, queue)
+}
+
+func (s *chaosSession) Delete(ctx context.Context, queue string) error {
+	if err := s.c.away(queue); err != nil {
+		return err
+	}
+	return s.Session.Delete(ctx, queue)
 }
 
 func (s *chaosSession) Done() <-chan struct{} { return s.done }

@@ -49,6 +49,9 @@ func (k *kit) same(got, want broker.Message) {
 	if !bytes.Equal(got.Body, want.Body) {
 		k.Errorf("message %q: the body of %d bytes is not the one of %d bytes that was sent", want.ID, len(got.Body), len(want.Body))
 	}
+	if got.Unreadable != "" {
+		k.Errorf("message %q: Unreadable is %q", want.ID, got.Unreadable)
+	}
 	for name, v := range want.Headers {
 		g, ok := got.Headers[name]
 		if !ok || !sameValue(g, v) {

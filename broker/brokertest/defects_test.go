@@ -223,7 +223,22 @@ var defects = []defect{
 	{
 		name: "gives the newest first", area: "pull",
 		test: "the oldest come first and at most max",
-		make: func() hooks { return hooks{tryGet: slices.Reverse[[]broker.Delivery]} },
+		make: func() hooks {
+			return hooks{tryGet: func(ds []broker.Delivery) []broker.Delivery { slices.Reverse(ds); return ds }}
+		},
+	},
+	{
+		name: "gives fewer than are ready", area: "pull",
+		test: "fewer than max are all that was ready",
+		make: func() hooks {
+			return hooks{tryGet: func(ds []broker.Delivery) []broker.Delivery {
+				n := min(len(ds), 2)
+				for _, d := range ds[n:] {
+					_ = d.Release()
+				}
+				return ds[:n]
+			}}
+		},
 	},
 	{
 		name: "counts what is handed out as ready", area: "inspect",

@@ -30,6 +30,17 @@ func testPull(a *area) {
 		k.expectIDs(ds)
 	})
 
+	a.test("fewer than max are all that was ready", func(k *kit) {
+		q := k.queue("q")
+		msgs := ids(messages(q, 10))
+		k.send(messages(q, 10)...)
+		for _, want := range [][]string{msgs[:4], msgs[4:8], msgs[8:], nil} {
+			ds, err := k.s.TryGet(k.ctx, q, 4)
+			k.must("TryGet", err)
+			k.expectIDs(ds, want...)
+		}
+	})
+
 	a.test("TryGet does not wait for more than there is", func(k *kit) {
 		q := k.queue("q")
 		k.send(message(q, "m"))

@@ -116,6 +116,27 @@ func testSession(a *area) {
 		k.expectLeft(q)
 	})
 
+	a.test("the consumers of a lost session say so, every time", func(k *kit) {
+		const rounds, each = 3, 100
+		q := k.queue("q")
+		for range rounds {
+			s := k.open()
+			var consumers []broker.Consumer
+			for range each {
+				consumers = append(consumers, k.consume(s, q, 1))
+			}
+			k.h.Kill(k.T, k.b)
+			k.parallel("the end of the consumers", each, func(i int) {
+				for range consumers[i].Deliveries() {
+				}
+				k.wait("the consumer to end", consumers[i].Done())
+				k.is("Err of the consumer", consumers[i].Err(), broker.ErrSessionLost)
+				k.is("Err of its session at that moment", s.Err(), broker.ErrSessionLost)
+			})
+			k.wait("the session to end", s.Done())
+		}
+	})
+
 	a.test("methods whose context has ended return", func(k *kit) {
 		q := k.queue("q")
 		for _, m := range methods {

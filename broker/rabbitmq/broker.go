@@ -21,15 +21,17 @@
 //   - After a nack, and when an answer takes longer than 500 ms, the next message goes through a new channel, at most every
 //     500 ms. The old one is closed when it owes nothing.
 //   - Retry, Suspect and DeadLetter publish a copy through the default exchange and then ack.
-//   - A delayed message waits in quorum queues shared by all programs on the broker, dispatcher.delay.v1.4 to .34, without a
+//   - A delayed message waits in quorum queues shared by all programs on the broker, dispatcher.delay.v1.5 to .34 and .exit.0 to .f, without a
 //     plugin. Declare binds each durable queue, and each binding's queue, to where messages are that are due; the first
-//     delayed message of a session declares the rest, 0.4 s where it does not exist yet. Needs RabbitMQ, 3.10 or later, by its
-//     own words: other servers have no Capabilities.Delay. Times are kept to 16 ms, and the delay of a Retry may be an
+//     delayed message of a session declares the rest, 0.6 s where it does not exist yet. Needs RabbitMQ, 3.10 or later, by its
+//     own words: other servers have no Capabilities.Delay. Times are kept to 32 ms, and the delay of a Retry may be an
 //     eighth longer.
 //   - So a delayed message finds queues and bindings that were declared with this package. Others, ephemeral queues and dead
 //     letter queues it finds only as a Retry, which binds its queue; if that is deleted, it is seen when the message is due. The
 //     key does not matter with a fanout exchange for sessions that have declared the exchange; for others it must be one that
 //     a queue was bound with.
+//   - The client ends the connection over headers that it cannot read. They are replaced before it reads them, and the message has
+//     Message.Unreadable. Publishing such headers is [broker.ErrHeadersTooLarge].
 //   - Delivery.Losses is always 0: a redelivered message may have been given back, or lost, or never looked at.
 //   - Of quorum queues: what is released goes to the end of the queue unless it has a delivery limit, and counts against that
 //     before RabbitMQ 4.3; closing a consumer may lose some of the last acks, and those messages come again.
@@ -39,11 +41,9 @@
 package rabbitmq
 
 import (
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/url"
 	"strconv"
@@ -58,7 +58,7 @@ import (
 // Config says where the broker is and how to talk to it.
 type Config struct {
 	// URLs of the nodes of one broker, amqp://user:password@host:port/vhost or amqps://…, tried in random order, all of
-	// them in every Open. Reserved characters in user, password and vhost are percent-encoded. Required.
+	// them in every Open, the next one before a node that does not answer is given up. Reserved characters in user, password and vhost are percent-encoded. Required.
 	URLs []string
 	// TLS for amqps URLs; an amqp URL beside it is an error, since it would be dialled in the clear. nil = the system's
 	// certificates, or those that the URL names. It is cloned for every dial: ServerName is the URL's host unless set here,
@@ -92,11 +92,13 @@ const heartbeat = 10 * time.Second
 // dialTimeout bounds one connection's way from dialling to open.
 const dialTimeout = 10 * time.Second
 
-// Broker opens sessions. Make it with [New]; it is safe for use by many goroutines and holds no connection.
+// Broker opens sessions. Make it with [New]; it is safe for use by many goroutines and holds no connection. It remembers for half a
+// minute which nodes failed, and tries them last.
 type Broker struct {
 	cfg       Config
 	addresses []address
 	heartbeat time.Duration
+	shunned   shunned
 }
 
 var _ broker.Broker = (*Broker)(nil)
@@ -145,58 +147,15 @@ func (b *Broker) String() string {
 // GoString is String: no format shows credentials.
 func (b *Broker) GoString() string { return b.String() }
 
-// Open makes a session with the first address, in random order, that lets it. The error tells what happened at each. It is
-// never permanent: RabbitMQ closes the link on a wrong password in much the same way as on an overload, and what is
-// missing (a user, a virtual host) may be on its way.
-func (b *Broker) Open(ctx context.Context) (broker.Session, error) {
-	var problems []error
-	for _, i := range rand.Perm(len(b.addresses)) {
-		if ctx.Err() != nil {
-			break
-		}
-		s, err := b.open(ctx, b.addresses[i])
-		if err == nil {
-			return s, nil
-		}
-		problems = append(problems, fmt.Errorf("%s: %w", b.addresses[i].place, err))
-	}
-	if err := ctx.Err(); err != nil {
-		problems = append(problems, err)
-	}
-	return nil, fmt.Errorf("open session: %w", errors.Join(problems...))
-}
-
-// open makes the two connections of a session with one node.
-func (b *Broker) open(ctx context.Context, a address) (*session, error) {
-	publish, err := b.dial(ctx, a, "publish")
-	if err != nil {
-		return nil, err
-	}
-	consume, err := b.dial(ctx, a, "consume")
-	if err != nil {
-		publish.cut()
-		return nil, err
-	}
-	stop := context.AfterFunc(ctx, func() { publish.socket.kill(); consume.socket.kill() })
-	defer stop()
-	s, err := newSession(b.cfg.QueueType, publish, consume)
-	if err != nil {
-		publish.cut()
-		consume.cut()
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		return nil, err
-	}
-	return s, nil
-}
-
 // address is one parsed URL.
 type address struct {
-	raw    string // with credentials: never printed
+	clear  string   // for the client, which need not know of TLS: with credentials, never printed
+	uri    amqp.URI // has them too
 	scheme string
 	host   string
+	vhost  string
 	place  string // scheme, host and vhost, for people
+	heard  func() // called when the peer has said something; nil = nobody asks
 }
 
 // parseURL checks a URL. Its errors never quote from it: what does not parse may hold a password anywhere, and the errors
@@ -220,6 +179,8 @@ func parseURL(raw string) (address, error) {
 	if uri.Port < 1 || uri.Port > 65535 {
 		return address{}, errors.New("its port is not in 1 to 65535")
 	}
-	place := url.URL{Scheme: uri.Scheme, Host: net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)), Path: "/" + strings.TrimPrefix(uri.Vhost, "/")}
-	return address{raw: raw, scheme: uri.Scheme, host: uri.Host, place: place.String()}, nil
+	host := net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port))
+	place := url.URL{Scheme: uri.Scheme, Host: host, Path: "/" + strings.TrimPrefix(uri.Vhost, "/")}
+	u.Scheme, u.Opaque, u.Host, u.Path, u.RawPath = "amqp", "", host, "/", ""
+	return address{clear: u.String(), uri: uri, scheme: uri.Scheme, host: uri.Host, vhost: uri.Vhost, place: place.String()}, nil
 }

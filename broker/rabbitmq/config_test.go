@@ -73,7 +73,7 @@ func TestOnlyPortableArgumentsAreDeclared(t *testing.T) {
 	portable := map[string]bool{
 		"x-queue-type": true, "x-dead-letter-exchange": true, "x-dead-letter-routing-key": true, "x-dead-letter-strategy": true,
 		"x-message-ttl": true, "x-max-length": true, "x-overflow": true, "x-single-active-consumer": true,
-		"x-delivery-limit": true, "alternate-exchange": true,
+		"x-delivery-limit": true, "x-expires": true, "alternate-exchange": true,
 	}
 	declared := rabbitmq.DelayArguments()
 	for _, kind := range []string{"", "quorum"} {

@@ -2,7 +2,6 @@ package rabbitmq
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -18,6 +17,7 @@ type conn struct {
 	*amqp.Connection
 	role    string // "publish" or "consume"
 	socket  *socket
+	marker  string             // see frames
 	closes  chan *amqp.Error   // the client tells the end of the connection here
 	blocked chan amqp.Blocking // and here that the broker blocks it
 }
@@ -27,6 +27,7 @@ func (b *Broker) dial(ctx context.Context, a address, role string) (*conn, error
 	ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, fmt.Errorf("no connection after %v", dialTimeout))
 	defer cancel()
 	var s *socket
+	var in *frames
 	// The client waits for the handshake as long as the socket does, and looks at no context.
 	stop := func() bool { return true }
 	defer func() { stop() }()
@@ -39,24 +40,23 @@ func (b *Broker) dial(ctx context.Context, a address, role string) (*conn, error
 			"platform":        "Go",
 			"connection_name": b.cfg.ConnectionName + " " + role,
 		},
+		Vhost: a.vhost,
 		Dial: func(network, addr string) (net.Conn, error) {
 			raw, err := new(net.Dialer).DialContext(ctx, network, addr)
 			if err != nil {
 				return nil, err
 			}
-			s = &socket{Conn: raw}
+			s = &socket{Conn: a.listen(raw)}
 			stop = context.AfterFunc(ctx, s.kill)
-			return s, nil
+			c, err := b.secure(ctx, s, a)
+			if err != nil {
+				return nil, err
+			}
+			in = newFrames(c)
+			return in, nil
 		},
 	}
-	if b.cfg.TLS != nil {
-		cfg.TLSClientConfig = b.cfg.TLS.Clone()
-		cfg.TLSClientConfig.MinVersion = max(cfg.TLSClientConfig.MinVersion, tls.VersionTLS12)
-		if cfg.TLSClientConfig.ServerName == "" {
-			cfg.TLSClientConfig.ServerName = a.host
-		}
-	}
-	ac, err := amqp.DialConfig(a.raw, cfg)
+	ac, err := amqp.DialConfig(a.clear, cfg)
 	if err != nil {
 		if s != nil {
 			s.kill() // the client leaves the socket of a failed handshake open
@@ -66,7 +66,8 @@ func (b *Broker) dial(ctx context.Context, a address, role string) (*conn, error
 		}
 		return nil, dialError(a, err)
 	}
-	c := &conn{Connection: ac, role: role, socket: s}
+	in.agree(ac.Config.FrameSize) // no message has come yet
+	c := &conn{Connection: ac, role: role, socket: s, marker: in.marker}
 	c.closes = ac.NotifyClose(make(chan *amqp.Error, 1))
 	c.blocked = ac.NotifyBlocked(make(chan amqp.Blocking, 4))
 	// From here the peer has to be heard of at every second heartbeat at the latest. No heartbeats, by the URL or the

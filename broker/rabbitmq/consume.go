@@ -56,7 +56,7 @@ func (s *session) newConsumer(ctx context.Context, o broker.ConsumeOptions) (*co
 	if err := checkName("tag", o.Tag); err != nil {
 		return nil, err
 	}
-	return call(ctx, s, func() (*consumer, error) {
+	return ask(ctx, s, o.Queue, func() (*consumer, error) {
 		tag, err := s.reserveTag(o.Tag)
 		if err != nil {
 			return nil, err
@@ -67,13 +67,16 @@ func (s *session) newConsumer(ctx context.Context, o broker.ConsumeOptions) (*co
 			deliveries: make(chan broker.Delivery, o.Prefetch),
 			done:       make(chan struct{}),
 		}
-		if c.lane, err = s.openLane(o.Queue, o.Prefetch); err == nil {
-			c.lane.consumer = c
-			if err = c.subscribe(o.Prefetch); err == nil {
-				c.start()
-				return c, nil
+		if err = s.channels.consumer(); err == nil {
+			if c.lane, err = s.openLane(o.Queue, o.Prefetch); err == nil {
+				c.lane.consumer = c
+				if err = c.subscribe(o.Prefetch); err == nil {
+					c.start()
+					return c, nil
+				}
+				_ = c.ch.Close()
 			}
-			_ = c.ch.Close()
+			s.channels.give(true)
 		}
 		s.freeTag(tag)
 		return nil, refused(readQueue, err)

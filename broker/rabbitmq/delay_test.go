@@ -19,9 +19,9 @@ func anyDelay(t *rapid.T) time.Duration {
 	return min(broker.MaxDelay, time.Duration(rapid.Int64Range(1, 1<<magnitude).Draw(t, "delay")))
 }
 
-// held is how long the levels hold a message for so many ticks at least: at each it may be a millisecond short.
+// held is how long the levels and the exit hold a message for so many ticks at least: at each it may be a millisecond short.
 func held(ticks uint64) time.Duration {
-	d := time.Duration(0)
+	d := time.Duration(1<<exitLevel-1) * time.Millisecond
 	for level := lowestLevel; level <= highestLevel; level++ {
 		if ticks>>(level-lowestLevel)&1 == 1 {
 			d += time.Duration(1<<level-1) * time.Millisecond
@@ -38,14 +38,14 @@ func TestDelayIsNeverShorterAndHardlyLongerThanAsked(t *testing.T) {
 		if held(exact) < d || held(retry) < d {
 			t.Fatalf("%v becomes %v, as a retry %v", d, held(exact), held(retry))
 		}
-		if late := time.Duration(exact)*grain - d; late > 3*grain {
+		if late := exitTime + time.Duration(exact)*grain - d; late > 3*grain {
 			t.Errorf("%v becomes %v later", d, late)
 		}
-		if late := time.Duration(retry)*grain - d; late > d/8+3*grain {
+		if late := exitTime + time.Duration(retry)*grain - d; late > d/8+3*grain {
 			t.Errorf("as a retry %v becomes %v later", d, late)
 		}
 		if n := bits.OnesCount64(retry); n > retryDigits {
-			t.Errorf("a retry after %v takes %d hops", d, n)
+			t.Errorf("a retry after %v waits at %d levels", d, n)
 		}
 		if exact > maxTicks || retry > maxTicks {
 			t.Errorf("%v is longer than all levels together", d)
@@ -72,13 +72,14 @@ func TestTicksAtTheEdges(t *testing.T) {
 		d           time.Duration
 		exact, less uint64
 	}{
-		{1, 1, 1},
-		{15 * time.Millisecond, 1, 1},
-		{15*time.Millisecond + 1, 2, 2}, // the millisecond that RabbitMQ may cut off
-		{31 * time.Millisecond, 2, 2},
-		{32 * time.Millisecond, 3, 3},
-		{47 * time.Millisecond, 4, 4},
-		{16 * 16 * time.Millisecond, 17, 18},
+		{1, 0, 0}, // the exit alone
+		{15 * time.Millisecond, 0, 0},
+		{15*time.Millisecond + 1, 1, 1}, // the millisecond that RabbitMQ may cut off
+		{46 * time.Millisecond, 1, 1},
+		{46*time.Millisecond + 1, 2, 2},
+		{78 * time.Millisecond, 2, 2},
+		{17*32*time.Millisecond + 14*time.Millisecond, 18, 18},
+		{16*32*time.Millisecond + 15*time.Millisecond, 17, 18},
 	} {
 		if exact, less := ticks(test.d, exactDigits), ticks(test.d, retryDigits); exact != test.exact || less != test.less {
 			t.Errorf("%v: %d and %d, want %d and %d", test.d, exact, less, test.exact, test.less)
@@ -110,13 +111,71 @@ func matches(pattern, key string) bool {
 	return true
 }
 
+// A probe takes the way of all messages, and then comes to its session and to no other.
+func TestProbesComeToTheirSession(t *testing.T) {
+	t.Parallel()
+	key := probeKey("7", "me")
+	for level := firstLevel(probeTicks); level >= lowestLevel; level-- {
+		if !matches(levelPattern(level, "1"), key) {
+			t.Errorf("passes level %d", level)
+		}
+	}
+	if !matches(exitPattern("7"), key) || !matches(deliverPattern(probeWord), key) || !matches(probePattern("me"), key) || matches(probePattern("you"), key) {
+		t.Errorf("%q does not match %q, or matches another", key, probePattern("me"))
+	}
+}
+
+func TestProbesTellWhatIsLate(t *testing.T) {
+	t.Parallel()
+	var p probes
+	now := time.Now()
+	after := func(d time.Duration) time.Time { return now.Add(d) }
+	ids := func(at time.Time, n int) map[string]string {
+		t.Helper()
+		got := p.next(at)
+		if len(got) != n {
+			t.Fatalf("to be probed: %v, want %d", got, n)
+		}
+		for _, id := range got {
+			p.left(id, at)
+		}
+		return got
+	}
+	late := func(at time.Time, want string) {
+		t.Helper()
+		if got := p.late(at); got != want {
+			t.Errorf("late: %q, want %q", got, want)
+		}
+	}
+	ids(now, 0)
+	p.use("0")
+	p.use("f")
+	first := ids(now, 2)
+	late(after(probeMargin), "")
+	late(after(12*time.Second), "messages that were due 12s ago have not come through dispatcher.delay.v1.exit.0, dispatcher.delay.v1.exit.f")
+	p.came(first["0"])
+	late(after(13*time.Second), "messages that were due 13s ago have not come through dispatcher.delay.v1.exit.f")
+	ids(after(30*time.Second), 1) // followed up although nothing else goes there
+	late(after(31*time.Second), "messages that were due 31s ago have not come through dispatcher.delay.v1.exit.f")
+	third := ids(after(60*time.Second), 1)
+	ids(after(90*time.Second), 1)
+	ids(after(120*time.Second), 0) // enough
+	p.came(third["f"])
+	late(after(99*time.Second), "")
+	p.came(first["f"]) // when it comes does not matter any more
+	late(after(101*time.Second), "messages that were due 11s ago have not come through dispatcher.delay.v1.exit.f")
+	p.next(after(20 * time.Minute)) // a lost one
+	late(after(20*time.Minute), "")
+}
+
 // A message that follows the bindings from exchange to exchange comes to each queue whose time it needs, and then to its target.
 func TestBindingsLeadThroughTheLevelsOfADelay(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		n := rapid.Uint64Range(1, maxTicks).Draw(t, "ticks")
+		n := rapid.Uint64Range(0, maxTicks).Draw(t, "ticks")
 		to := target{rapid.String().Draw(t, "exchange"), rapid.String().Draw(t, "key")}
-		key := delayKey(n, to.word())
+		exit := exitOf(to.word())
+		key := delayKey(n, to.word(), exit)
 		if len(key) > maxName {
 			t.Fatalf("a key of %d bytes", len(key))
 		}
@@ -133,6 +192,15 @@ func TestBindingsLeadThroughTheLevelsOfADelay(t *testing.T) {
 		if waited != n<<lowestLevel {
 			t.Errorf("waits %d ms for %d ticks", waited, n)
 		}
+		ways := 0
+		for _, other := range strings.Split(exits, "") {
+			if matches(exitPattern(other), key) {
+				ways++
+			}
+		}
+		if ways != 1 || !matches(exitPattern(exit), key) {
+			t.Errorf("%d exits for %q", ways, key)
+		}
 		if !matches(deliverPattern(to.word()), key) || matches(deliverPattern(target{to.exchange, to.key + "x"}.word()), key) {
 			t.Error("comes to another target")
 		}
@@ -141,7 +209,7 @@ func TestBindingsLeadThroughTheLevelsOfADelay(t *testing.T) {
 
 func TestArrivedMessageIsAsItWasPublished(t *testing.T) {
 	t.Parallel()
-	d := amqp.Delivery{Exchange: levelName(7), RoutingKey: delayKey(5, target{"x", "k"}.word()), Headers: amqp.Table{
+	d := amqp.Delivery{Exchange: levelName(7), RoutingKey: delayKey(5, target{"x", "k"}.word(), "0"), Headers: amqp.Table{
 		targetHeader: "x\x00k\x00k", "mine": "kept",
 		"x-death": []any{amqp.Table{"count": int64(1)}}, "x-first-death-queue": "q", "x-first-death-reason": "expired", "x-last-death-exchange": "x",
 	}}
@@ -170,13 +238,15 @@ func TestOnlyRabbitMQSince310Delays(t *testing.T) {
 	for _, test := range []struct {
 		product, version string
 		delay            bool
-		timeout          time.Duration
+		timeout          time.Duration // of classic queues
 	}{
 		{"RabbitMQ", "3.10.8", true, 30 * time.Minute},
 		{"RabbitMQ", "3.10.0-rc.1", true, 30 * time.Minute},
 		{"RabbitMQ", "3.13.7.2", true, 30 * time.Minute},
 		{"RabbitMQ", "4.0.1", true, 30 * time.Minute},
-		{"RabbitMQ", "10.0", true, 30 * time.Minute},
+		{"RabbitMQ", "4.2.9", true, 30 * time.Minute},
+		{"RabbitMQ", "4.3.0", true, 0},
+		{"RabbitMQ", "10.0", true, 0},
 		{"RabbitMQ", "3.9.29", false, 30 * time.Minute},
 		{"RabbitMQ", "3.8.16", false, 0},
 		{"RabbitMQ", "2.10.9", false, 0},
@@ -184,9 +254,13 @@ func TestOnlyRabbitMQSince310Delays(t *testing.T) {
 		{"LavinMQ", "4.0.1", false, 0},
 		{"", "", false, 0},
 	} {
-		can := capabilitiesOf(amqp.Table{"product": test.product, "version": test.version})
+		server := amqp.Table{"product": test.product, "version": test.version}
+		can := capabilitiesOf(server, "")
 		if can.Delay != test.delay || can.ConsumerTimeout != test.timeout || !can.Fanout || !can.Ephemeral || can.ExactLosses {
 			t.Errorf("%s %s: %+v", test.product, test.version, can)
+		}
+		if can := capabilitiesOf(server, quorum); can.ConsumerTimeout == 0 && test.delay {
+			t.Errorf("%s %s: no timeout of quorum queues", test.product, test.version)
 		}
 	}
 }
@@ -203,4 +277,31 @@ func TestDelayBeyondTheLongestIsRefusedByName(t *testing.T) {
 	if _, err := s.newDelay(&broker.Message{Exchange: "a\x00b", NotBefore: time.Now().Add(time.Hour)}, exactDigits); !errors.Is(err, broker.ErrRejected) {
 		t.Errorf("an exchange whose name cannot be carried: %v", err)
 	}
+}
+
+// A binding is made again when it is old, by one caller, and when somebody doubts it.
+func TestBindingsForRetriesAreRenewed(t *testing.T) {
+	t.Parallel()
+	var d delays
+	now := time.Now()
+	needs := func(after time.Duration, want bool) {
+		t.Helper()
+		if d.needsBinding("q", now.Add(after)) != want {
+			t.Errorf("after %v: %t, want %t", after, !want, want)
+		}
+	}
+	needs(0, true)
+	d.noteBound("q", target{"x", "k"}.word())
+	needs(0, true) // it is bound for something else
+	d.noteBound("q", target{key: "q"}.word())
+	needs(0, false)
+	needs(bindingAge+time.Minute, true)
+	needs(bindingAge+time.Minute, false) // somebody is making it
+	d.noteBound("q", target{key: "q"}.word())
+	d.doubt("q")
+	needs(0, true)
+	if words := d.forgetBindings("q"); len(words) != 2 {
+		t.Errorf("bound for %q", words)
+	}
+	needs(0, true)
 }

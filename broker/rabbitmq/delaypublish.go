@@ -38,6 +38,7 @@ func (s *session) newDelay(m *broker.Message, digits int) (*delay, error) {
 		return nil, fmt.Errorf("with a delay to exchange %q: a name with a zero byte: %w", m.Exchange, broker.ErrRejected)
 	}
 	d.word = s.delays.target(m.Exchange, m.RoutingKey).word()
+	s.delays.probes.use(exitOf(d.word))
 	return d, nil
 }
 
@@ -50,7 +51,7 @@ func checkDelay(d time.Duration) error {
 
 // room is how many bytes of a frame the message's headers must leave free.
 func (d *delay) room() int {
-	return len(targetHeader) + len(d.target.header()) + 16 + (d.digits+2)*deathSize
+	return len(targetHeader) + len(d.target.header()) + 16 + (d.digits+3)*deathSize
 }
 
 // aim says where the message is to be written, right before that: what it waited for until then must not make it late. If it
@@ -63,7 +64,7 @@ func (d *delay) aim(f *flight, pub *amqp.Publishing) {
 		return
 	}
 	n := ticks(left, d.digits)
-	f.exchange, f.key = levelName(firstLevel(n)), delayKey(n, d.word)
+	f.exchange, f.key = levelName(firstLevel(n)), delayKey(n, d.word, exitOf(d.word))
 	if pub.Headers == nil {
 		pub.Headers = amqp.Table{}
 	}
@@ -84,7 +85,7 @@ func (p *publisher) mayWriteLevels() error {
 		closes := ch.NotifyClose(make(chan *amqp.Error, 1))
 		var last *amqp.DeferredConfirmation
 		err = ch.Confirm(false)
-		for level := lowestLevel; level <= highestLevel && err == nil; level++ {
+		for level := exitLevel; level <= highestLevel && err == nil; level++ {
 			last, err = ch.PublishWithDeferredConfirm(levelName(level), "", false, false, amqp.Publishing{})
 		}
 		if err == nil {

@@ -238,13 +238,45 @@ func TestDelayedRetryToAQueueOfAnotherProgram(t *testing.T) {
 	}
 }
 
+// Another program deletes a queue that is consumed, and declares it again, without the binding that retries need.
+func TestDelayedRetryToAQueueThatAnotherProgramMadeAgain(t *testing.T) {
+	t.Parallel()
+	s, ch := on(t), foreign(t)
+	q := workQueue(t, s)
+	fill(t, s, q, 1)
+	c := consume(t, s, q, 1)
+	d := receive(t, c)
+	if err := d.Retry(testContext(t), d.Forward(), time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, c)
+	if _, err := ch.QueueDelete(q, false, false, false); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "the consumer's end", c.Done())
+	if _, err := ch.QueueDeclare(q, true, false, false, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	fill(t, s, q, 1)
+	c = consume(t, s, q, 1)
+	d = receive(t, c)
+	const delay = 20 * time.Millisecond
+	at := time.Now().Add(delay)
+	if err := d.Retry(testContext(t), d.Forward(), delay); err != nil {
+		t.Fatal(err)
+	}
+	if err := due(t, c, at).Ack(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestQueueDeclaredAgainGetsWhatIsDue(t *testing.T) {
 	t.Parallel()
 	s := on(t)
 	q := workQueue(t, s)
 	fill(t, s, q, 1)
 	d := receive(t, consume(t, s, q, 1))
-	const delay = 400 * time.Millisecond
+	const delay = 3 * time.Second // the levels may have to be made first, and the queue deleted and declared
 	at := time.Now().Add(delay)
 	if err := d.Retry(testContext(t), d.Forward(), delay); err != nil {
 		t.Fatal(err)
@@ -289,7 +321,7 @@ func TestUndeliverableMessagesHoldUpNobody(t *testing.T) {
 	s := on(t)
 	good, gone, x := workQueue(t, s), workQueue(t, s), exchange(t, s, broker.Direct)
 	bind(t, s, gone, x, "key")
-	const lost, found, delay = 100, 50, 600 * time.Millisecond
+	const lost, found, delay = 100, 50, 3 * time.Second
 	at := time.Now().Add(delay)
 	prefix := uniqueName()
 	msgs := make([]broker.Message, lost)
@@ -367,7 +399,7 @@ func TestDelayedHeadersLeaveRoomForTheBrokersOwn(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	// What just fits goes through seven hops and can be read.
-	large.Headers["h"] = strings.Repeat("v", 131072-33*320-300)
+	large.Headers["h"] = strings.Repeat("v", 131072-4096-33*320-300)
 	large.NotBefore = time.Now().Add((1<<7 - 1 - 2) * 16 * time.Millisecond)
 	published(t, s, large)
 	if d := due(t, consume(t, s, q, 1), large.NotBefore); d.ID != "large" || len(d.Headers) != 1 {

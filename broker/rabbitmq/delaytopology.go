@@ -16,13 +16,14 @@ import (
 type delays struct {
 	base   errand // where messages go that are due
 	levels errand // where they wait
+	probes probes
 
 	mu      sync.Mutex
-	queues  map[string]struct{} // bound to the deliver exchange by their names, as retries need it
+	bound   map[string]*bound   // queues, to the deliver exchange
 	fanouts map[string]struct{} // exchanges that take every key
 }
 
-// levelArguments are those of the queue of a level. Only a quorum queue with this strategy loses nothing between two queues
+// levelArguments are those of the queue of a level, or of an exit. Only a quorum queue with this strategy loses nothing between two queues
 // (measured: kill -9 with 6,000 messages on their way lost 2,250 with classic queues and none with these); it does so since
 // 3.10, needs reject-publish for it, and falls back without a word if the feature flag stream_queue is off. No x-expires: a
 // queue that nobody consumes would count as unused and be deleted with what it holds.
@@ -35,16 +36,16 @@ func levelArguments(level int) amqp.Table {
 	return args
 }
 
-// below is the exchange that a message comes to after a level.
+// below is the exchange that a message comes to after a level, or after an exit.
 func below(level int) string {
-	if level == lowestLevel {
+	if level == exitLevel {
 		return deliverExchange
 	}
 	return levelName(level - 1)
 }
 
-// deliverArguments are those of the deliver exchange. A message that nobody takes there would stay in its level's queue, and 32 of
-// them stop it for everybody (measured). RabbitMQ asks the alternate exchange only about queues that are bound to the
+// deliverArguments are those of the deliver exchange. A message that nobody takes there would stay in its exit, and 32 of
+// them stop it (measured). RabbitMQ asks the alternate exchange only about queues that are bound to the
 // deliver exchange itself, so there must be no other exchange between.
 func deliverArguments() amqp.Table { return amqp.Table{"alternate-exchange": strayExchange} }
 
@@ -66,7 +67,7 @@ func (e *stepError) Unwrap() error { return e.err }
 
 // inOneGo runs steps on one channel, up to the first that is refused.
 func (s *session) inOneGo(ctx context.Context, steps []step) error {
-	return s.admin(ctx, func(ch *amqp.Channel) error {
+	return s.admin(ctx, "", func(ch *amqp.Channel) error {
 		for _, x := range steps {
 			if err := x.do(ch); err != nil {
 				return &stepError{x, err}
@@ -119,10 +120,21 @@ func baseSteps() []step {
 	}
 }
 
-// levelSteps make the levels from the bottom up: when a level exists, those below are complete. So if somebody stops in the
-// middle, a message to the last one is returned, and none gets stuck on its way.
+// levelSteps make the exits and then the levels from the bottom up: when a level exists, all below it is complete. So if somebody stops
+// in the middle, a message to the last one is returned, and none gets stuck on its way.
 func levelSteps() []step {
-	var steps []step
+	steps := []step{
+		stepQueue(probeSink, sinkArguments(), declareQueue),
+		stepBind(probeSink, deliverPattern(probeWord), deliverExchange),
+		stepExchange(exitExchange, "topic", nil, declareExchange),
+	}
+	for _, exit := range strings.Split(exits, "") {
+		name := exitName(exit)
+		steps = append(steps,
+			stepQueue(name, levelArguments(exitLevel), declareLevel),
+			stepBind(name, exitPattern(exit), exitExchange),
+		)
+	}
 	for level := lowestLevel; level <= highestLevel; level++ {
 		name := levelName(level)
 		steps = append(steps,
@@ -139,7 +151,7 @@ func levelSteps() []step {
 func (s *session) declareOrFind(steps []step, last string) error {
 	ctx := context.Background() // ends with the session
 	err := s.inOneGo(ctx, steps)
-	if mayNot(err) && s.admin(ctx, func(ch *amqp.Channel) error {
+	if mayNot(err) && s.admin(ctx, "", func(ch *amqp.Channel) error {
 		return ch.ExchangeDeclarePassive(last, "topic", true, false, false, false, nil)
 	}) == nil {
 		return nil
@@ -160,113 +172,10 @@ func (s *session) declareLevels(ctx context.Context) (*run, error) {
 		if err := s.declareOrFind(levelSteps(), levelName(highestLevel)); err != nil {
 			return err
 		}
-		return s.publish.mayWriteLevels()
+		if err := s.publish.mayWriteLevels(); err != nil {
+			return err
+		}
+		s.startProbes()
+		return nil
 	})
-}
-
-// target is what a message to an exchange, or a binding of it, is known by at the deliver exchange. Every binding of a fanout
-// exchange takes every key, so keys are left out, which both sides can do only if their sessions have declared the exchange.
-func (d *delays) target(exchange, key string) target {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if _, ok := d.fanouts[exchange]; ok {
-		key = ""
-	}
-	return target{exchange, key}
-}
-
-// noteExchange remembers the kind of an exchange.
-func (d *delays) noteExchange(x broker.Exchange) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if x.Kind == broker.Fanout {
-		if d.fanouts == nil {
-			d.fanouts = make(map[string]struct{})
-		}
-		d.fanouts[x.Name] = struct{}{}
-	} else {
-		delete(d.fanouts, x.Name)
-	}
-}
-
-// noteQueue remembers whether a queue is bound for retries.
-func (d *delays) noteQueue(name string, bound bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if !bound {
-		delete(d.queues, name)
-		return
-	}
-	if d.queues == nil {
-		d.queues = make(map[string]struct{})
-	}
-	d.queues[name] = struct{}{}
-}
-
-func (d *delays) knowsQueue(name string) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	_, ok := d.queues[name]
-	return ok
-}
-
-// bindDelays gives the queues of a topology what is due for them: what is retried, for each durable queue that is worked on, and
-// what is published, for each binding.
-func (s *session) bindDelays(ctx context.Context, t broker.Topology) error {
-	if !s.can.Delay {
-		return nil
-	}
-	var binds []step
-	var queues []string
-	for _, q := range t.Queues {
-		if !q.Ephemeral && q.Name != broker.Undeliverable && !strings.HasSuffix(q.Name, broker.DeadSuffix) && !strings.HasSuffix(q.Name, broker.SuspectsSuffix) {
-			queues = append(queues, q.Name)
-			binds = append(binds, s.bindDue(q.Name, "", q.Name))
-		}
-	}
-	for _, b := range t.Bindings {
-		binds = append(binds, s.bindDue(b.Queue, b.Exchange, b.Key))
-	}
-	if len(binds) == 0 {
-		return nil
-	}
-	if err := s.bindAll(ctx, binds); err != nil {
-		return err
-	}
-	for _, q := range queues {
-		s.delays.noteQueue(q, true)
-	}
-	return nil
-}
-
-func (s *session) bindDue(queue, exchange, key string) step {
-	return stepBind(queue, deliverPattern(s.delays.target(exchange, key).word()), deliverExchange)
-}
-
-// bindAll binds queues to the deliver exchange.
-func (s *session) bindAll(ctx context.Context, binds []step) error {
-	base, err := s.declareBase(ctx)
-	if err != nil {
-		return err
-	}
-	err = s.inOneGo(ctx, binds)
-	if e, ok := errors.AsType[*amqp.Error](err); ok && e.Code == amqp.NotFound {
-		s.delays.base.forget(base) // perhaps it is that what is missing: the next call makes it
-	}
-	return explained(err)
-}
-
-// bindRetries makes sure that a delayed retry finds back to its queue, which somebody else may have declared. Ephemeral and dead
-// letter queues are bound here too, since hardly any message is retried there.
-func (s *session) bindRetries(ctx context.Context, queue string) error {
-	if s.delays.knowsQueue(queue) {
-		return nil
-	}
-	bind := s.bindDue(queue, "", queue)
-	bind.op.missing = broker.ErrUnroutable
-	if err := s.bindAll(ctx, []step{bind}); err != nil {
-		return err
-	}
-	s.delays.noteQueue(queue, true)
-	return nil
 }

@@ -3,6 +3,7 @@ package rabbitmq
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -56,7 +57,10 @@ func refused(op operation, err error) error {
 		return err
 	}
 	switch text := reply(e); e.Code {
-	case amqp.NotFound: // no such queue or exchange
+	case amqp.NotFound:
+		if absent(e) {
+			return fmt.Errorf("%s: %w", text, broker.ErrUnavailable)
+		}
 		return fmt.Errorf("%s: %w", text, op.missing)
 	case amqp.ResourceLocked: // exclusive to another connection
 		return fmt.Errorf("%s: %w", text, broker.ErrLocked)
@@ -69,6 +73,24 @@ func refused(op operation, err error) error {
 	default: // the channel or connection ended for another reason; trying again may help
 		return errors.New(text)
 	}
+}
+
+// absences are what RabbitMQ says, also with the code 404, of a queue that exists and cannot be used now (rabbit_amqqueue:absent, 3.10 to
+// 4.1): its node is down, its process ended and does not come back, or it did not answer for a minute, as a classic queue on a node
+// that is down from 4.0 on with Khepri.
+var absences = []string{
+	"is down or inaccessible",
+	"process is stopped by supervisor",
+	"has crashed and failed to restart",
+	"due to timeout",
+	"may be stopping or being demoted",
+}
+
+// absent reports whether a 404 is about something that exists. What does not begins with "no", and a name follows, which may contain
+// anything.
+func absent(e *amqp.Error) bool {
+	return !strings.HasPrefix(e.Reason, "NOT_FOUND - no ") &&
+		slices.ContainsFunc(absences, func(text string) bool { return strings.Contains(e.Reason, text) })
 }
 
 // reply is what the broker, or the client in its place, gave as the reason.

@@ -23,12 +23,24 @@ func WithoutDelay(s broker.Session) broker.Session {
 
 // DelayArguments returns what the queues and exchanges of delays are declared with.
 func DelayArguments() []map[string]any {
-	all := []map[string]any{deliverArguments(), quorumArguments()}
-	for level := lowestLevel; level <= highestLevel; level++ {
+	all := []map[string]any{deliverArguments(), quorumArguments(), sinkArguments(), probeArguments()}
+	for level := exitLevel; level <= highestLevel; level++ {
 		all = append(all, levelArguments(level))
 	}
 	return all
 }
+
+// Order returns the indices of the URLs in the order in which the next Open tries them.
+func (b *Broker) Order() []int { return b.shunned.order(len(b.addresses)) }
+
+// Shun makes a node one that failed just now.
+func (b *Broker) Shun(i int) { b.shunned.add(i) }
+
+// Shunned returns how many nodes failed lately.
+func (b *Broker) Shunned() int { return len(b.shunned.until) }
+
+// ExitOf names the exit through which delayed messages come to a queue.
+func ExitOf(queue string) string { return exitOf(target{key: queue}.word()) }
 
 // Channel returns what tells one channel for the default exchange from the next.
 func Channel(s broker.Session) any {
@@ -43,4 +55,11 @@ func HoldDelays(s broker.Session) (release func()) {
 	pt := &s.(*session).publish.ports[delayPort]
 	pt.writing <- struct{}{}
 	return pt.writing.give
+}
+
+// WithProbes sets how often a session that nobody uses yet sends probes, and when they are late.
+func WithProbes(s broker.Session, every, margin time.Duration) broker.Session {
+	p := &s.(*session).delays.probes
+	p.every, p.margin = every, margin
+	return s
 }

@@ -14,6 +14,13 @@ import (
 // maxName is the longest short string of AMQP: its length is one byte. The client ends the connection over a longer one.
 const maxName = 255
 
+// RabbitMQ adds headers of its own to a message: x-delivery-count, x-death with the names that go with it, and those of its
+// interceptors. A message that could not bear them would become unreadable on its way.
+const (
+	brokerEntries = 16
+	brokerRoom    = 32 // one part in so many of a frame, 4 KiB of 128 KiB
+)
+
 func checkName(what, name string) error {
 	if len(name) > maxName {
 		return fmt.Errorf("%s of %d bytes, at most %d: %w", what, len(name), maxName, broker.ErrRejected)
@@ -42,13 +49,17 @@ func encode(m *broker.Message, frameSize int) (amqp.Publishing, error) {
 		}
 		size += len(f.name) + 1
 	}
-	headers, n, err := encodeTable(m.Headers)
+	headers, n, err := encodeTable(m.Headers, 0)
 	if err != nil {
 		return amqp.Publishing{}, fmt.Errorf("%w: %w", err, broker.ErrRejected)
 	}
+	if len(headers) > maxFieldEntries-brokerEntries {
+		return amqp.Publishing{}, fmt.Errorf("%d headers, at most %d: %w", len(headers), maxFieldEntries-brokerEntries, broker.ErrHeadersTooLarge)
+	}
 	// Properties and headers are one frame, which cannot be split as the body can.
-	if size += n; frameSize > 0 && size > frameSize {
-		return amqp.Publishing{}, fmt.Errorf("headers of %d bytes, at most %d with the properties: %w", n, frameSize, broker.ErrHeadersTooLarge)
+	limit := frameSize - frameSize/brokerRoom
+	if size += n; frameSize > 0 && size > limit {
+		return amqp.Publishing{}, fmt.Errorf("headers and properties of %d bytes, at most %d: %w", size, limit, broker.ErrHeadersTooLarge)
 	}
 	return amqp.Publishing{
 		DeliveryMode:  amqp.Persistent,
@@ -63,8 +74,12 @@ func encode(m *broker.Message, frameSize int) (amqp.Publishing, error) {
 	}, nil
 }
 
-// encodeTable returns a copy of headers with the client's types, and its size on the wire.
-func encodeTable(headers map[string]any) (amqp.Table, int, error) {
+// encodeTable returns a copy of headers with the client's types, and its size on the wire. depth is that of the table; the headers
+// themselves have 0.
+func encodeTable(headers map[string]any, depth int) (amqp.Table, int, error) {
+	if err := checkShape(len(headers), depth); err != nil {
+		return nil, 0, err
+	}
 	size := 4
 	if len(headers) == 0 {
 		return nil, size, nil
@@ -74,7 +89,7 @@ func encodeTable(headers map[string]any) (amqp.Table, int, error) {
 		if err := checkName("header name", name); err != nil {
 			return nil, 0, err
 		}
-		encoded, n, err := encodeValue(v)
+		encoded, n, err := encodeValue(v, depth)
 		if err != nil {
 			return nil, 0, fmt.Errorf("header %q: %w", name, err)
 		}
@@ -84,9 +99,28 @@ func encodeTable(headers map[string]any) (amqp.Table, int, error) {
 	return table, size, nil
 }
 
+// checkShape refuses a table or array that RabbitMQ takes and a receiver with this client cannot read.
+func checkShape(entries, depth int) error {
+	if depth > maxFieldDepth {
+		return fmt.Errorf("nested deeper than %d: %w", maxFieldDepth, broker.ErrHeadersTooLarge)
+	}
+	if entries > maxFieldEntries {
+		return fmt.Errorf("%d entries, at most %d: %w", entries, maxFieldEntries, broker.ErrHeadersTooLarge)
+	}
+	return nil
+}
+
+// checkFloat refuses a number that RabbitMQ cannot read: it ends the connection over it, with 541 INTERNAL_ERROR (3.10.8).
+func checkFloat(f float64) error {
+	if math.IsNaN(f) || math.IsInf(f, 0) {
+		return fmt.Errorf("%v cannot be sent", f)
+	}
+	return nil
+}
+
 // encodeValue turns a header value into one that the client can write, and returns its size on the wire. Beside what the
 // contract allows it takes every type that a received message may hold, so that a message with them can be retried.
-func encodeValue(v any) (any, int, error) {
+func encodeValue(v any, depth int) (any, int, error) {
 	switch v := v.(type) {
 	case nil:
 		return nil, 1, nil
@@ -94,16 +128,20 @@ func encodeValue(v any) (any, int, error) {
 		return v, 2, nil
 	case int16, uint16:
 		return v, 3, nil
-	case int32, uint32, float32:
+	case int32, uint32:
 		return v, 5, nil
-	case int64, float64, time.Time:
+	case float32:
+		return v, 5, checkFloat(float64(v))
+	case float64:
+		return v, 9, checkFloat(v)
+	case int64, time.Time:
 		return v, 9, nil
 	case amqp.Decimal:
 		return v, 6, nil
 	case int: // the client would cut it to 32 bits
 		return int64(v), 9, nil
 	case uint:
-		return encodeValue(uint64(v))
+		return encodeValue(uint64(v), depth)
 	case uint64:
 		if v > math.MaxInt64 {
 			return nil, 0, fmt.Errorf("%d does not fit in 64 bits with a sign", v)
@@ -114,9 +152,12 @@ func encodeValue(v any) (any, int, error) {
 	case []byte:
 		return v, 5 + len(v), nil
 	case []any:
+		if err := checkShape(len(v), depth+1); err != nil {
+			return nil, 0, err
+		}
 		list, size := make([]any, len(v)), 5
 		for i, e := range v {
-			encoded, n, err := encodeValue(e)
+			encoded, n, err := encodeValue(e, depth+1)
 			if err != nil {
 				return nil, 0, fmt.Errorf("element %d: %w", i, err)
 			}
@@ -124,13 +165,13 @@ func encodeValue(v any) (any, int, error) {
 		}
 		return list, size, nil
 	case map[string]any:
-		table, n, err := encodeTable(v)
+		table, n, err := encodeTable(v, depth+1)
 		if table == nil && err == nil {
 			table = amqp.Table{}
 		}
 		return table, 1 + n, err
 	case amqp.Table:
-		return encodeValue(map[string]any(v))
+		return encodeValue(map[string]any(v), depth)
 	}
 	return nil, 0, errors.New("a value of type " + fmt.Sprintf("%T", v) + " cannot be sent")
 }

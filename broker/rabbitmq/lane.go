@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -108,6 +109,7 @@ func (l *lane) forget() {
 	l.s.mu.Lock()
 	defer l.s.mu.Unlock()
 	delete(l.s.lanes, l)
+	l.s.channels.give(l.consumer != nil)
 }
 
 // settled waits until the broker has taken the settlements of lanes that have nothing left to settle: they close their
@@ -139,8 +141,12 @@ func (l *lane) serve() {
 		case e := <-l.closes:
 			l.broken(e)
 			return
-		case <-l.cancels:
-			l.lose(l.s.whyCancelled(l.queue))
+		case _, cancelled := <-l.cancels:
+			if cancelled {
+				l.lose(l.s.whyCancelled(l.queue))
+			} else { // the client closes it with the channel
+				l.broken(<-l.closes)
+			}
 			return
 		case <-l.wake:
 			l.flush()
@@ -157,19 +163,29 @@ func (l *lane) serve() {
 // broken ends the lane after its channel.
 func (l *lane) broken(e *amqp.Error) {
 	if l.s.consume.IsClosed() || e == nil {
-		<-l.s.dead // the whole connection: the session tells the lane
+		// The whole connection. The session also tells the lanes, but later than it closes dead: the reason must be here first, or the
+		// consumer would end without one.
+		<-l.s.dead
+		l.lose(l.s.Err())
 		return
 	}
 	l.lose(fmt.Errorf("%w: %s", broker.ErrConsumerLost, reply(e)))
 }
 
+// whyTimeout is how long a queue has to answer whether it is still there.
+const whyTimeout = 5 * time.Second
+
 // whyCancelled finds out why the broker ended a subscription, which it does not say: its queue was deleted, or is not
 // available at the moment.
 func (s *session) whyCancelled(queue string) error {
-	_, err := s.Inspect(context.Background(), queue)
+	ctx, cancel := context.WithTimeout(context.Background(), whyTimeout)
+	defer cancel()
+	_, err := s.Inspect(ctx, queue)
 	switch {
 	case errors.Is(err, broker.ErrQueueGone), errors.Is(err, broker.ErrSessionLost):
 		return err
+	case err != nil:
+		return fmt.Errorf("the broker ended the subscription: %w: %w", broker.ErrConsumerLost, err)
 	}
 	return fmt.Errorf("queue %q: the broker ended the subscription: %w", queue, broker.ErrConsumerLost)
 }
@@ -177,10 +193,14 @@ func (s *session) whyCancelled(queue string) error {
 // lose ends the right to settle, and with it the lane.
 func (l *lane) lose(reason error) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.gone == nil {
+	first := l.gone == nil
+	if first {
 		l.gone = reason
 		close(l.lost)
+	}
+	l.mu.Unlock()
+	if first {
+		l.s.delays.doubt(l.queue) // it may have been deleted
 	}
 }
 
@@ -265,8 +285,10 @@ func (l *lane) handOut(a *amqp.Delivery, from *subscription) broker.Delivery {
 		from.open++
 	}
 	l.mu.Unlock()
+	m := decode(a)
+	l.s.noteUnreadable(l.queue, &m)
 	return broker.Delivery{
-		Message:     decode(a),
+		Message:     m,
 		Queue:       l.queue,
 		Redelivered: a.Redelivered,
 		Settler:     &delivery{lane: l, from: from, tag: a.DeliveryTag, id: a.MessageId},

@@ -160,7 +160,7 @@ func (p *publisher) send(ctx context.Context, m *broker.Message, slots chan stru
 			err = p.rewrite(ctx, f, err)
 		}
 		end := p.land(f, err)
-		done(err)
+		done(p.explain(f, err))
 		end()
 	}()
 	select {
@@ -217,6 +217,17 @@ func (p *publisher) yield(ctx context.Context, other *flight) error {
 	case <-p.s.dead:
 		return errOver
 	}
+}
+
+// explain tells a queue that is away from one that does not exist. A message that was returned is in no queue, so it counts as not sent.
+func (p *publisher) explain(f *flight, err error) error {
+	if !errors.Is(err, broker.ErrUnroutable) {
+		return err
+	}
+	if away := p.s.whyUnroutable(f.to.exchange, f.to.key); away != nil {
+		return fmt.Errorf("%w: %w", broker.ErrNotSent, away)
+	}
+	return err
 }
 
 // prepare makes all that is needed to write a message, which may be the levels, if it is the first that has to wait. An error is

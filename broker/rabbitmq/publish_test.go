@@ -168,7 +168,7 @@ func TestWhatDoesNotFitIsRefusedBeforeItIsWritten(t *testing.T) {
 		}
 	}
 	// What just fits passes.
-	edge := broker.Message{RoutingKey: q, ID: long[:255], Type: long[:255], Headers: map[string]any{long[:255]: strings.Repeat("v", 130_000), "int": 1 << 40}}
+	edge := broker.Message{RoutingKey: q, ID: long[:255], Type: long[:255], Headers: map[string]any{long[:255]: strings.Repeat("v", 126_000), "int": 1 << 40}}
 	if err := outcomes(t, s, edge)[0]; err != nil {
 		t.Errorf("what just fits: %v", err)
 	}

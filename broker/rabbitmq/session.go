@@ -5,8 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
-
-	amqp "github.com/rabbitmq/amqp091-go"
+	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
 )
@@ -18,7 +17,9 @@ type session struct {
 	delays    delays
 	publish   *publisher
 	consume   *conn // everything but publishing, since an exclusive queue belongs to its connection
-	calls     chan struct{}
+	channels  channels
+	routes    routes
+	turns     turns
 
 	dead chan struct{} // closed when err is set
 	done chan struct{} // closed when, after that, nothing is under way
@@ -32,18 +33,19 @@ type session struct {
 	lanes   map[*lane]struct{}
 	tags    map[string]bool // of live consumers
 	tagged  int             // tags made up
+
+	unreadable map[string]int // how many messages came that the client could not read, by queue
 }
 
-// maxCalls is how many declarations, inspections and the like may be under way at once, each on a channel of its own: a
-// broker that does not answer must not use up the connection's channels.
-const maxCalls = 16
+// hangUpTimeout is how long the broker has to answer the end of a connection.
+const hangUpTimeout = 5 * time.Second
 
 func newSession(queueType string, publish, consume *conn) (*session, error) {
 	s := &session{
 		queueType: queueType,
-		can:       capabilitiesOf(publish.Properties),
+		can:       capabilitiesOf(publish.Properties, queueType),
 		consume:   consume,
-		calls:     make(chan struct{}, maxCalls),
+		channels:  newChannels(consume.Config.ChannelMax),
 		dead:      make(chan struct{}),
 		done:      make(chan struct{}),
 		lanes:     make(map[*lane]struct{}),
@@ -80,7 +82,12 @@ func (s *session) Blocked() (reason string, ok bool) {
 }
 
 // Status implements [broker.Session].
-func (s *session) Status() broker.Status { return broker.Status{Unanswered: s.publish.unanswered()} }
+func (s *session) Status() broker.Status {
+	return broker.Status{
+		Channels: s.channels.status(), Unreadable: s.unreadables(),
+		Unanswered: s.publish.unanswered(), Delays: s.delays.probes.late(time.Now()),
+	}
+}
 
 // Done implements [broker.Session].
 func (s *session) Done() <-chan struct{} { return s.done }
@@ -154,8 +161,16 @@ func (s *session) watch(c *conn) {
 	s.fail(lost(c, e))
 }
 
+// ended reports whether the session is dead. If a connection has ended, its watcher is about to say why, and ended waits for that.
+func (s *session) ended() bool {
+	if s.consume.IsClosed() || s.publish.conn.IsClosed() {
+		<-s.dead
+	}
+	return s.Err() != nil
+}
+
 // Close implements [broker.Session]. It waits for publishes in flight, writes out the acks, and closes the connections in
-// peace, so that the broker has taken it all when it returns nil.
+// peace, so that the broker has taken it all when it returns nil. For the latter it waits five seconds at most.
 func (s *session) Close(ctx context.Context) error {
 	s.mu.Lock()
 	second, died := s.closing, s.err != nil
@@ -190,11 +205,14 @@ func (s *session) Close(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}
+	// A channel of a queue that does not answer keeps RabbitMQ from answering the end of its connection. All was written before.
+	hanging, cancel := context.WithTimeout(ctx, hangUpTimeout)
+	defer cancel()
 	var hangUp sync.WaitGroup
 	var cut atomic.Bool
 	for _, c := range []*conn{s.publish.conn, s.consume} {
 		hangUp.Go(func() {
-			stop := context.AfterFunc(ctx, func() { cut.Store(true); c.socket.kill() })
+			stop := context.AfterFunc(hanging, func() { cut.Store(true); c.socket.kill() })
 			defer stop()
 			// All that was published is confirmed, so a broker that blocks publishers, and does not read either, has nothing
 			// to answer.
@@ -210,7 +228,7 @@ func (s *session) Close(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	if late == nil && cut.Load() {
-		late = fmt.Errorf("close session: the broker has not confirmed it: %w", ctx.Err())
+		late = fmt.Errorf("close session: the broker has not confirmed it: %w", hanging.Err())
 	}
 	return late
 }
@@ -240,7 +258,7 @@ func call[T any](ctx context.Context, s *session, f func() (T, error), undo func
 	var over error
 	select {
 	case <-ready:
-		if err != nil && s.Err() != nil { // what the client says of a dead connection explains nothing
+		if err != nil && s.ended() { // what the client says of a dead connection explains nothing
 			return none, s.Err()
 		}
 		return v, err
@@ -257,26 +275,4 @@ func call[T any](ctx context.Context, s *session, f func() (T, error), undo func
 		}
 	}
 	return none, over
-}
-
-// admin runs f on a throw-away channel of the consuming connection: whatever RabbitMQ refuses closes the channel.
-func (s *session) admin(ctx context.Context, f func(ch *amqp.Channel) error) error {
-	_, err := call(ctx, s, func() (struct{}, error) {
-		select {
-		case s.calls <- struct{}{}:
-			defer func() { <-s.calls }()
-		case <-ctx.Done():
-			return struct{}{}, ctx.Err()
-		case <-s.dead:
-			return struct{}{}, errOver
-		}
-		ch, err := s.consume.Channel()
-		if err != nil {
-			return struct{}{}, err
-		}
-		err = f(ch)
-		_ = ch.Close() // nothing if the broker has closed it
-		return struct{}{}, err
-	}, nil)
-	return err
 }

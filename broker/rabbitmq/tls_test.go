@@ -6,13 +6,19 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"io"
 	"math/big"
 	"net"
+	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
@@ -101,5 +107,45 @@ func TestTLSIsVerified(t *testing.T) {
 				_ = s.Close(testContext(t))
 			}
 		}
+	}
+}
+
+// Frames are filtered above TLS, and the parameters of a URL count when there is no configuration.
+func TestTLSFromTheURLAndUnreadableMessagesOverIt(t *testing.T) {
+	t.Parallel()
+	cfg := &tls.Config{}
+	port, _ := encrypted(t, cfg)
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cfg.Certificates[0].Certificate[0]}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	u := *amqpURL(t)
+	u.Scheme, u.Host = "amqps", "127.0.0.1:"+port
+	query := url.Values{"cacertfile": {file}}
+	u.RawQuery = query.Encode()
+	if _, err := newBroker(t, rabbitmq.Config{URLs: []string{u.String()}}).Open(testContext(t)); err == nil || !strings.Contains(err.Error(), "127.0.0.1") {
+		t.Errorf("another host name: %v", err)
+	}
+	query.Set("server_name_indication", "localhost")
+	u.RawQuery = query.Encode()
+	s := open(t, newBroker(t, rabbitmq.Config{URLs: []string{u.String()}}))
+	q := newQueue(t, s)
+	ch := otherClient(t, nil)
+	send(t, ch, q, amqp.Publishing{MessageId: "1", Headers: nested(33), Body: make([]byte, 300_000)})
+	send(t, ch, q, amqp.Publishing{MessageId: "2", Headers: amqp.Table{"fine": true}})
+	got, err := s.TryGet(testContext(t), q, 2)
+	if err != nil || len(got) != 2 || got[0].Unreadable == "" || len(got[0].Body) != 300_000 || got[1].Headers["fine"] != true {
+		t.Fatalf("%d came, %v", len(got), err)
+	}
+}
+
+// A function of the configuration runs while the server connects.
+func TestAPanicOfATLSConfigurationIsAnError(t *testing.T) {
+	t.Parallel()
+	port, roots := encrypted(t, &tls.Config{})
+	cfg := &tls.Config{RootCAs: roots, VerifyConnection: func(tls.ConnectionState) error { panic("boom") }}
+	b := newBroker(t, rabbitmq.Config{URLs: []string{"amqps://localhost:" + port}, TLS: cfg})
+	if _, err := b.Open(testContext(t)); err == nil || !strings.Contains(err.Error(), "boom") {
+		t.Error(err)
 	}
 }

@@ -55,6 +55,7 @@ func (s *session) Declare(ctx context.Context, t broker.Topology) error {
 		}
 		s.delays.noteExchange(x)
 	}
+	s.noteRoutes(t)
 	for _, q := range t.Queues {
 		if err := s.declareQueue(ctx, q); err != nil {
 			return fmt.Errorf("declare queue %q: %w", q.Name, err)
@@ -89,10 +90,10 @@ func (s *session) declareExchange(ctx context.Context, x broker.Exchange) error 
 	if x.Kind != broker.Direct && x.Kind != broker.Fanout { // RabbitMQ ends the connection over a kind it does not know
 		return fmt.Errorf("kind %q: %w", x.Kind, errors.ErrUnsupported)
 	}
-	err := s.admin(ctx, func(ch *amqp.Channel) error {
+	err := s.admin(ctx, "", func(ch *amqp.Channel) error {
 		return ch.ExchangeDeclare(x.Name, string(x.Kind), true, false, false, false, nil)
 	})
-	if mayNot(err) && s.admin(ctx, func(ch *amqp.Channel) error {
+	if mayNot(err) && s.admin(ctx, "", func(ch *amqp.Channel) error {
 		return ch.ExchangeDeclarePassive(x.Name, string(x.Kind), true, false, false, false, nil)
 	}) == nil {
 		return nil
@@ -127,7 +128,7 @@ func (s *session) declareQueue(ctx context.Context, q broker.QueueSpec) error {
 	if err != nil {
 		return err
 	}
-	err = s.admin(ctx, func(ch *amqp.Channel) error {
+	err = s.admin(ctx, q.Name, func(ch *amqp.Channel) error {
 		_, err := ch.QueueDeclare(q.Name, !q.Ephemeral, false, q.Ephemeral, false, args)
 		return err
 	})
@@ -160,7 +161,7 @@ func (s *session) bind(ctx context.Context, b broker.Binding) error {
 	if err := checkName("key", b.Key); err != nil {
 		return err
 	}
-	return refused(bindQueue, s.admin(ctx, func(ch *amqp.Channel) error {
+	return refused(bindQueue, s.admin(ctx, b.Queue, func(ch *amqp.Channel) error {
 		return ch.QueueBind(b.Queue, b.Key, b.Exchange, false, nil)
 	}))
 }
@@ -174,7 +175,7 @@ func (s *session) Inspect(ctx context.Context, queue string) (broker.QueueInfo, 
 		err = s.settled(ctx, queue)
 	}
 	if err == nil {
-		err = refused(inspectQueue, s.admin(ctx, func(ch *amqp.Channel) (err error) {
+		err = refused(inspectQueue, s.admin(ctx, queue, func(ch *amqp.Channel) (err error) {
 			q, err = ch.QueueDeclarePassive(queue, true, false, false, false, nil)
 			return err
 		}))
@@ -193,7 +194,7 @@ func (s *session) Purge(ctx context.Context, queue string) (int, error) {
 		err = s.settled(ctx, queue)
 	}
 	if err == nil {
-		err = refused(readQueue, s.admin(ctx, func(ch *amqp.Channel) (err error) {
+		err = refused(readQueue, s.admin(ctx, queue, func(ch *amqp.Channel) (err error) {
 			n, err = ch.QueuePurge(queue, false)
 			return err
 		}))
@@ -208,7 +209,8 @@ func (s *session) Purge(ctx context.Context, queue string) (int, error) {
 func (s *session) Delete(ctx context.Context, queue string) error {
 	err := checkQueue(queue)
 	if err == nil {
-		err = refused(deleteQueue, s.admin(ctx, func(ch *amqp.Channel) error {
+		s.unbindDelays(ctx, queue)
+		err = refused(deleteQueue, s.admin(ctx, queue, func(ch *amqp.Channel) error {
 			_, err := ch.QueueDelete(queue, false, false, false)
 			return err
 		}))
@@ -216,7 +218,6 @@ func (s *session) Delete(ctx context.Context, queue string) error {
 	if err != nil && !errors.Is(err, broker.ErrQueueGone) {
 		return fmt.Errorf("delete queue %q: %w", queue, err)
 	}
-	s.delays.noteQueue(queue, false)
 	return nil
 }
 
@@ -237,8 +238,12 @@ func (s *session) TryGet(ctx context.Context, queue string, most int) ([]broker.
 		lane *lane
 		ds   []broker.Delivery
 	}
-	got, err := call(ctx, s, func() (p pulled, err error) {
+	got, err := ask(ctx, s, queue, func() (p pulled, err error) {
+		if err := s.channels.pull(most); err != nil {
+			return p, err
+		}
 		if p.lane, err = s.openLane(queue, 0); err != nil {
+			s.channels.give(false)
 			return p, err
 		}
 		for ok := true; ok && err == nil && len(p.ds) < most && ctx.Err() == nil; {
@@ -249,6 +254,7 @@ func (s *session) TryGet(ctx context.Context, queue string, most int) ([]broker.
 		}
 		if err != nil || len(p.ds) == 0 {
 			_ = p.lane.ch.Close()
+			s.channels.give(false)
 			return p, err
 		}
 		p.lane.retire()

@@ -1,0 +1,224 @@
+package rabbitmq
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// RabbitMQ does not say over AMQP what is overdue: a message whose time has come and that is not passed on is counted nowhere. So a session that
+// delays messages sends some of its own, the probes, and sees when they come. A probe takes the way through the lower levels and one of
+// the exits that the session's messages use.
+const (
+	probeEvery  = 30 * time.Second
+	probeMargin = 10 * time.Second // so much later than due is late
+	probeTicks  = 1<<6 - 1         // levels 5 to 10, 2 s: each of them takes part in most delays
+	probeMemory = 10 * time.Minute // a probe that did not come for so long is lost
+	probeCall   = 5 * time.Second  // the most that a round may take to send its probes: nothing is received meanwhile
+
+	// maxProbes is how many of an exit may be on their way. Each of them may hold one of the 32 places of an exit that stands still.
+	maxProbes = 4
+)
+
+// All probes also come to one queue that keeps nothing, or they would be undeliverable when their session's queue is gone. A session's
+// queue outlives it for a while, since a message to a queue that is being deleted holds up its exit.
+const (
+	probeWord = "probe"
+	probeSink = delayPrefix + probeWord
+)
+
+func sinkArguments() amqp.Table {
+	args := quorumArguments()
+	args["x-message-ttl"] = int64(1000)
+	return args
+}
+
+func probeArguments() amqp.Table { return amqp.Table{"x-expires": int64(60_000)} }
+
+// probeKey is the routing key of a session's probes. The session stands behind the words that levels and exits look at.
+func probeKey(exit, session string) string {
+	return delayKey(probeTicks, probeWord, exit) + "." + session
+}
+
+// probePattern binds a session's probes to its queue.
+func probePattern(session string) string {
+	return probeWord + strings.Repeat(".*", strings.Count(probeKey("", ""), ".")-1) + "." + session
+}
+
+// probe is one that has not come.
+type probe struct {
+	id  string
+	due time.Time
+}
+
+// probes is what a session knows of its probes. The zero value is ready.
+type probes struct {
+	every, margin time.Duration // 0 = probeEvery, probeMargin; set before first use
+	begun         atomic.Bool
+	used          atomic.Uint32 // the exits of the session's messages since the last round, a bit each
+
+	mu   sync.Mutex
+	seq  int
+	sent map[string][]probe // by exit, the oldest first
+}
+
+// use notes that a message goes to an exit.
+func (p *probes) use(exit string) { p.used.Or(1 << strings.Index(exits, exit)) }
+
+// next returns the exits to be probed, and the id of each one's probe.
+func (p *probes) next(now time.Time) map[string]string {
+	used := p.used.Swap(0)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ids := make(map[string]string)
+	for i, exit := range strings.Split(exits, "") {
+		sent := slices.DeleteFunc(p.sent[exit], func(x probe) bool { return now.Sub(x.due) > probeMemory })
+		if used>>i&1 == 1 || len(sent) > 0 { // one that has not come is followed up, or nobody would see the end of it
+			if len(sent) < maxProbes {
+				p.seq++
+				ids[exit] = fmt.Sprintf("%s.%d", exit, p.seq)
+			}
+		}
+		p.keep(exit, sent)
+	}
+	return ids
+}
+
+// keep replaces what has not come of an exit. The caller holds mu.
+func (p *probes) keep(exit string, sent []probe) {
+	if len(sent) == 0 {
+		delete(p.sent, exit)
+		return
+	}
+	if p.sent == nil {
+		p.sent = make(map[string][]probe)
+	}
+	p.sent[exit] = sent
+}
+
+// left notes that the broker has a probe.
+func (p *probes) left(id string, due time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	exit, _, _ := strings.Cut(id, ".")
+	p.keep(exit, append(p.sent[exit], probe{id, due}))
+}
+
+// came notes an arrival. Those that were sent before it do not matter any more: what is sent now comes.
+func (p *probes) came(id string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	exit, _, _ := strings.Cut(id, ".")
+	if i := slices.IndexFunc(p.sent[exit], func(x probe) bool { return x.id == id }); i >= 0 {
+		p.keep(exit, p.sent[exit][i+1:])
+	}
+}
+
+// late says which exits are late, and by how much at least; "" = none.
+func (p *probes) late(now time.Time) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var names []string
+	var most time.Duration
+	for exit, sent := range p.sent {
+		if by := now.Sub(sent[0].due); by > cmp.Or(p.margin, probeMargin) {
+			names, most = append(names, exitName(exit)), max(most, by)
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	slices.Sort(names)
+	return fmt.Sprintf("messages that were due %v ago have not come through %s", most.Truncate(time.Second), strings.Join(names, ", "))
+}
+
+// forget drops what has not come: the queue that it was to come to is gone.
+func (p *probes) forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	clear(p.sent)
+}
+
+// startProbes is called when the session has delayed something.
+func (s *session) startProbes() {
+	if !s.delays.probes.begun.CompareAndSwap(false, true) || s.begin(&s.goroutines) != nil {
+		return
+	}
+	go func() {
+		defer s.goroutines.done()
+		s.probe()
+	}()
+}
+
+// probe sends probes and receives them until the session is dead. Whoever may not declare its queue has none, and sees nothing.
+func (s *session) probe() {
+	p := &s.delays.probes
+	every := cmp.Or(p.every, probeEvery)
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	var name string
+	var arrivals <-chan broker.Delivery
+	for {
+		select {
+		case <-s.dead:
+			return
+		case d, ok := <-arrivals:
+			if !ok {
+				arrivals = nil
+				p.forget()
+				continue
+			}
+			p.came(strings.TrimPrefix(d.ID, probeWord+"."))
+			_ = d.Ack()
+		case <-tick.C:
+			ids := p.next(time.Now())
+			if _, blocked := s.Blocked(); blocked || len(ids) == 0 {
+				continue
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), min(every, probeCall))
+			if arrivals == nil {
+				name = rand.Text()
+				arrivals = s.awaitProbes(ctx, name)
+			}
+			if arrivals != nil {
+				s.sendProbes(ctx, name, ids)
+			}
+			cancel()
+		}
+	}
+}
+
+// awaitProbes makes the queue of a session's probes and consumes it. Without the rights for that it returns nil.
+func (s *session) awaitProbes(ctx context.Context, name string) <-chan broker.Delivery {
+	queue := probeSink + "." + name
+	if s.inOneGo(ctx, []step{
+		stepQueue(queue, probeArguments(), declareQueue),
+		stepBind(queue, probePattern(name), deliverExchange),
+	}) != nil {
+		return nil
+	}
+	c, err := s.Consume(ctx, broker.ConsumeOptions{Queue: queue, Prefetch: len(exits) * maxProbes})
+	if err != nil {
+		return nil
+	}
+	return c.Deliveries()
+}
+
+func (s *session) sendProbes(ctx context.Context, name string, ids map[string]string) {
+	for exit, id := range ids {
+		m := broker.Message{ID: probeWord + "." + id, Exchange: levelName(firstLevel(probeTicks)), RoutingKey: probeKey(exit, name)}
+		if s.publish.confirm(ctx, &m) == nil {
+			s.delays.probes.left(id, time.Now().Add(exitTime+probeTicks*grain))
+		}
+	}
+}

@@ -1,0 +1,140 @@
+package rabbitmq
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+const (
+	// maxRoutes bounds the bindings that a session remembers.
+	maxRoutes = 10_000
+	// routeFresh is for how long it is not asked again why a message could not be routed.
+	routeFresh = time.Second
+	// manyAsked is how many answers are kept before those that are not fresh are removed.
+	manyAsked = 1000
+	// routeTimeout is how long a queue has to answer that it is away.
+	routeTimeout = 2 * time.Second
+)
+
+// routes knows the bindings that a session has declared, or was to declare. RabbitMQ up to 3.13 forgets those of a classic queue while its
+// node is down, and returns what is published to it as it does when there is no such queue. The zero value is ready.
+type routes struct {
+	mu     sync.Mutex
+	known  int
+	queues map[target][]string
+	asked  map[target]*askedRoute
+}
+
+// askedRoute is the answer to why messages could not be routed.
+type askedRoute struct {
+	over  chan struct{} // closed when the others are set
+	err   error         // Is ErrUnavailable, or nil: there is no queue
+	until time.Time     // when to ask again
+}
+
+// noteRoutes remembers the bindings of a topology, also when they cannot be declared now.
+func (s *session) noteRoutes(t broker.Topology) {
+	for _, b := range t.Bindings {
+		s.routes.add(s.delays.target(b.Exchange, b.Key), b.Queue)
+	}
+}
+
+func (r *routes) add(t target, queue string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.known >= maxRoutes || slices.Contains(r.queues[t], queue) {
+		return
+	}
+	if r.queues == nil {
+		r.queues = make(map[target][]string)
+	}
+	r.queues[t] = append(r.queues[t], queue)
+	r.known++
+}
+
+// whyUnroutable finds out why no queue took a message: it returns an error that Is ErrUnavailable if a queue that this session has bound
+// to the key, or with the default exchange the queue of that name, is away, and nil otherwise. It waits for RabbitMQ, two seconds a queue
+// at most, and asks once a second for each key however many messages come back.
+func (s *session) whyUnroutable(exchange, key string) error {
+	t := s.delays.target(exchange, key)
+	a, queues := s.routes.ask(t)
+	if queues == nil {
+		select {
+		case <-a.over:
+			return a.err
+		case <-s.dead:
+			return nil
+		}
+	}
+	for _, queue := range queues {
+		if err := s.lookAway(queue); err != nil {
+			a.err = err
+			break
+		}
+	}
+	a.until = time.Now().Add(routeFresh)
+	close(a.over)
+	return a.err
+}
+
+// ask returns the answer for a target, with the queues to look at if it is for the caller to find it.
+func (r *routes) ask(t target) (*askedRoute, []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if a := r.asked[t]; a != nil && !a.stale() {
+		return a, nil
+	}
+	queues := slices.Clone(r.queues[t])
+	if t.exchange == "" {
+		queues = []string{t.key}
+	}
+	a := &askedRoute{over: make(chan struct{})}
+	if len(queues) == 0 {
+		close(a.over)
+		return a, nil
+	}
+	if len(r.asked) >= manyAsked {
+		maps.DeleteFunc(r.asked, func(_ target, b *askedRoute) bool { return b.stale() })
+	}
+	if r.asked == nil {
+		r.asked = make(map[target]*askedRoute)
+	}
+	r.asked[t] = a
+	return a, queues
+}
+
+// stale reports whether it is time to ask again.
+func (a *askedRoute) stale() bool {
+	select {
+	case <-a.over:
+		return time.Now().After(a.until)
+	default:
+		return false
+	}
+}
+
+// lookAway returns an error if a queue is away, and nil if it is there, does not exist, or does not say.
+func (s *session) lookAway(queue string) error {
+	if checkQueue(queue) != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), routeTimeout)
+	defer cancel()
+	err := refused(inspectQueue, s.admin(ctx, queue, func(ch *amqp.Channel) error {
+		_, err := ch.QueueDeclarePassive(queue, true, false, false, false, nil)
+		return err
+	}))
+	if errors.Is(err, broker.ErrUnavailable) {
+		return fmt.Errorf("queue %q: %w", queue, err)
+	}
+	return nil
+}

@@ -1,0 +1,233 @@
+package dispatcher
+
+import (
+	"container/list"
+	"context"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// call is one delivery on its way through a slot and, if its task can be called, one attempt.
+type call struct {
+	delivery broker.Delivery
+	history  history
+	losses   int    // since the history was written
+	at       *feed  // where its delivery came from, or, of a suspect, whose session fetched it
+	name     string // of the task; what the message says until the body is decoded
+	uuid     string
+	args     []wireArgument
+	plan     *taskPlan // nil = not to be called
+	run      run
+	started  time.Time
+	due      time.Time         // started + timeout + grace; zero without a timeout
+	over     func(offerAnswer) // of a suspect: lets the next one run; otherwise nil
+	stage    atomic.Int32      // callStage
+	aside    bool              // it does not hold a slot any more; its goroutine ends with it
+
+	// Guarded by shift.mu.
+	state   callState
+	index   int           // in shift.watched; -1 = not there
+	overdue *list.Element // in shift.overdue; nil = not there
+}
+
+func newCall(d broker.Delivery, at *feed) *call {
+	c := &call{delivery: d, history: readHistory(d.Headers), losses: d.Losses, at: at, name: d.Type, uuid: d.ID, index: -1}
+	if !at.exact && d.Redelivered && (c.suspect() || at.believes()) {
+		c.losses = 1
+	}
+	return c
+}
+
+// suspect reports whether the task is one that may end its worker.
+func (c *call) suspect() bool { return strings.HasSuffix(c.delivery.Queue, broker.SuspectsSuffix) }
+
+// end lets the next suspect run, if it was one. The first answer counts.
+func (c *call) end(a offerAnswer) {
+	if over := c.over; over != nil {
+		c.over = nil
+		over(a)
+	}
+}
+
+// firstBegan is when the first attempt of the task began.
+func (c *call) firstBegan() time.Time {
+	if c.history.attempts > 0 {
+		if log := attemptLog(c.delivery.Headers); len(log) > 0 && !log[0].At.IsZero() && log[0].At.Before(c.started) {
+			return log[0].At
+		}
+	}
+	return c.started
+}
+
+type callState int
+
+const (
+	callRunning   callState = iota
+	callAbandoned           // overdue: its delivery is a dead letter and its slot was given to others
+	callFinished
+)
+
+// callStage says how far an attempt has come. Its slot and the timer agree on it: a function is never called whose dead letter is
+// written already.
+type callStage = int32
+
+const (
+	callBinding callStage = iota // its arguments are being decoded, perhaps by methods of the user's types
+	callBegun                    // it is an attempt
+	callUnbound                  // abandoned while its arguments were being decoded
+)
+
+// outcome is how an attempt ended. Text and wish are read while the call is still watched, since they come from the user's code.
+type outcome struct {
+	err  error
+	text string
+	wish wish
+}
+
+func outcomeOf(err error) outcome { return outcome{err, errorText(err), wishOf(err)} }
+
+// invoke binds the arguments, calls the function, and returns how it ended; a panic is an error with its stack. All of that may be the
+// user's code, so all of it is counted and watched. The function is not called if the arguments do not fit, or if the call was abandoned or
+// the worker's time was up before they were bound.
+func (s *shift) invoke(c *call) (o outcome) {
+	s.callBegins(c)
+	defer func() {
+		if v := recover(); v != nil {
+			o = outcomeOf(&PanicError{Value: v, Stack: debug.Stack()})
+		}
+	}()
+	bound, err := c.plan.bind(c.args)
+	if err != nil || s.tasks.Err() != nil || !c.stage.CompareAndSwap(callBinding, callBegun) {
+		return outcomeOf(err)
+	}
+	if hook := s.w.server.cfg.Hooks.Started; hook != nil {
+		fire(s.w.log, hook, StartEvent{*c.info(s.w.cfg.Name)})
+	}
+	ctx, cancel := s.taskContext(c)
+	defer cancel()
+	if len(c.plan.middleware) > 0 {
+		next := func(ctx context.Context) error {
+			return c.plan.call(ctx, c.uuid, boundCall{slices.Clone(bound.in)}) // middleware may call it several times, also at once
+		}
+		return outcomeOf(wrap(c.plan.middleware, next)(ctx))
+	}
+	return outcomeOf(c.plan.call(ctx, c.uuid, bound))
+}
+
+// taskContext is made only for functions that take one, or middleware.
+func (s *shift) taskContext(c *call) (context.Context, context.CancelFunc) {
+	if !c.plan.takesContext && len(c.plan.middleware) == 0 {
+		return s.tasks, func() {}
+	}
+	ctx := context.WithValue(s.tasks, taskInfoKey{}, c.info(s.w.cfg.Name))
+	if c.plan.timeout == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithDeadlineCause(ctx, c.started.Add(c.plan.timeout), ErrTimeout)
+}
+
+// callBegins counts the call and, if it has a timeout, puts it under watch.
+func (s *shift) callBegins(c *call) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls++
+	if !c.due.IsZero() {
+		s.watched.add(c)
+	}
+}
+
+// callEnded ends the watch and reports whether the call had been abandoned. An abandoned call that ends makes room for the
+// next overdue one.
+func (s *shift) callEnded(c *call) (abandoned bool) {
+	s.mu.Lock()
+	s.calls--
+	abandoned = c.state == callAbandoned
+	c.state = callFinished
+	s.watched.remove(c)
+	if c.overdue != nil {
+		s.overdue.Remove(c.overdue)
+	}
+	var next *call
+	if abandoned {
+		s.abandoned--
+		next = s.abandonOverdue()
+	}
+	s.mu.Unlock()
+	if next != nil {
+		s.replace(next)
+	}
+	return abandoned
+}
+
+// conclude judges how a call ended and settles its delivery. abandoned: it has not ended. A hook that ends this goroutine keeps none of
+// that from being done.
+func (s *shift) conclude(c *call, o outcome, abandoned bool) {
+	if c.stage.Load() != callBegun {
+		s.concludeUnbound(c, o, abandoned)
+		return
+	}
+	now := time.Now()
+	a := attempt{
+		outcome: o, timeout: c.plan.timeout, shutdown: s.tasks.Err() != nil, abandoned: abandoned,
+		number: c.history.attempts + 1, first: c.firstBegan(), expires: c.history.expires, now: now,
+	}
+	if a.timeout > 0 {
+		deadline := c.started.Add(a.timeout)
+		a.late = !now.Before(deadline)
+		if a.shutdown && s.cancelledAt().Before(deadline) {
+			a.late = false // the shutdown came first and is what ended it
+		}
+	}
+	v := judge(a, c.plan.retry)
+	if v.action == retryLater || v.action == toDeadLetters {
+		v.made = Attempt{Number: a.number, At: c.started, Duration: now.Sub(c.started), Worker: s.w.cfg.Name, Error: v.text}
+	}
+	s.w.server.running.decide(&c.run, v, abandoned)
+	if !abandoned {
+		s.w.server.running.end(&c.run)
+	}
+	c.end(oneSuspect)
+	defer s.settle(c, v)
+	if hook := s.w.server.cfg.Hooks.Finished; hook != nil {
+		fire(s.w.log, hook, FinishEvent{*c.info(s.w.cfg.Name), v.action.verdict(), o.err, now.Sub(c.started)})
+	}
+}
+
+// concludeUnbound settles a call whose function was not called since its arguments did not become values. That is no attempt.
+func (s *shift) concludeUnbound(c *call, o outcome, abandoned bool) {
+	switch {
+	case !abandoned && o.err == nil:
+		s.settleUncalled(c, verdict{action: release})
+		return
+	case !abandoned:
+		s.settleUncalled(c, deadLetter(ReasonBadArguments, o))
+		return
+	}
+	v := deadLetter(ReasonTimeout, outcomeOf(fmt.Errorf("%w of %v: its arguments are still being decoded", ErrTimeout, c.plan.timeout)))
+	s.w.server.running.decide(&c.run, v, true)
+	c.end(oneSuspect)
+	s.settle(c, v)
+}
+
+// settleUncalled settles what is not to be called. The task counts as under way until that is done: a copy that came back sooner and ended this
+// process would leave the original unsettled, and there would be two. It reports whether the task stays, to be called.
+func (s *shift) settleUncalled(c *call, v verdict) (stays bool) {
+	defer func() { // also when a hook ends this goroutine
+		if stays {
+			return
+		}
+		s.w.server.running.end(&c.run)
+		if v.action == putOff { // it would be found again at once
+			c.end(noSuspect)
+		} else {
+			c.end(oneSuspect)
+		}
+	}()
+	return s.settle(c, v)
+}

@@ -1,0 +1,62 @@
+package dispatcher
+
+import (
+	"sync/atomic"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// feed is the consumer that the slots of a shift read from now. When it is over they ask the shift for the next one. A feed does not know
+// its successor: a call that runs for a year would keep every consumer that there was meanwhile.
+type feed struct {
+	consumer broker.Consumer
+	session  broker.Session // of the consumer
+	exact    bool           // it counts losses exactly
+	delays   bool           // it can publish for later
+	streak   atomic.Int64   // deliveries marked as redelivered since the last one that was not
+	credible int64          // how many of those in a row are believed
+}
+
+// minCredible is the least of feed.credible.
+const minCredible = 20
+
+func newFeed(session broker.Session, consumer broker.Consumer, limit int) *feed {
+	can := session.Capabilities()
+	return &feed{
+		consumer: consumer, session: session, exact: can.ExactLosses, delays: can.Delay,
+		credible: int64(max(2*limit, minCredible)),
+	}
+}
+
+// believes reports whether the mark of a redelivered message is a reason to suspect it. What a worker that died gives back is at the
+// head of the queue, and no more than it had fetched. But RabbitMQ marks all messages of a classic queue when a node was killed,
+// those too that nobody ever had (3.10.8, measured): a long row of marks says nothing of any of them.
+func (f *feed) believes() bool { return f.streak.Add(1) <= f.credible }
+
+// feedSlots has the slots read from f. The consumer before it is over, and has given back what no slot had received.
+func (s *shift) feedSlots(f *feed) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.feed = f
+	close(s.fed)
+	s.fed = make(chan struct{})
+}
+
+// nextFeed waits for a feed other than over, which may be nil; nil when the shift takes nothing any more.
+func (s *shift) nextFeed(over *feed) *feed {
+	for {
+		s.mu.Lock()
+		f, fed := s.feed, s.fed
+		s.mu.Unlock()
+		switch {
+		case s.taking.Err() != nil:
+			return nil
+		case f != over:
+			return f
+		}
+		select {
+		case <-fed:
+		case <-s.taking.Done():
+		}
+	}
+}

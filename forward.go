@@ -1,0 +1,146 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// forwardTimeout bounds one try to write a copy, if PublishTimeout does not do so sooner: a slot waits for the first one.
+const forwardTimeout = 30 * time.Second
+
+// roomDelay is the delay of a retry that its queue has refused. What is delayed needs no room in the queue now.
+const roomDelay = 100 * time.Millisecond
+
+// errStays: a task that was lost once can be moved nowhere, so it is called where it is.
+var errStays = errors.New("neither its queue nor that of its suspects takes it")
+
+// forward keeps the delivery open until the copy that the verdict asks for is confirmed: trying again with pauses, until
+// the connection is lost or the worker's time is up, when the delivery is given back. It must never be given back at once: that
+// is a requeue loop. The pauses are spent beside the slots. It returns the verdict that was carried out.
+//
+// A queue that is full drains only if what waits at its head does not need room at its end. So a task that was lost once and cannot go to the
+// back goes to the suspects, which have room of their own, and if they have none either it is called where it is.
+func (s *shift) forward(c *call, v verdict) (verdict, error) {
+	msg := c.forwarded(v, s.w.cfg.Name, time.Now())
+	pauses := newBackOff(100*time.Millisecond, 30*time.Second, 0.5)
+	slim, bare, moved, stuck := false, false, false, false
+	for {
+		err := s.forwardOnce(c, v, msg)
+		switch {
+		case err == nil, errors.Is(err, broker.ErrDeliveryLost), errors.Is(err, broker.ErrSettled), errors.Is(err, broker.ErrSessionLost):
+			return v, err
+		case errors.Is(err, errors.ErrUnsupported) && v.action != toDeadLetters:
+			s.w.log.Errorf("worker %q: %s of task %q (%q): %v; kept as a dead letter", s.w.cfg.Name, v.action, excerpt(c.name), excerpt(c.uuid), err)
+			v = v.withoutDelays()
+			msg = c.forwarded(v, s.w.cfg.Name, time.Now())
+			continue
+		case errors.Is(err, broker.ErrHeadersTooLarge) && !slim:
+			slim = true // our own may have made them so
+			slimDown(msg.Headers)
+			continue
+		// They came so large that there is no room for ours. To wait with it would hold the delivery for ever, and as many such messages as
+		// are fetched would stop the worker. A dead letter needs less room than what is sent through delays.
+		case errors.Is(err, broker.ErrHeadersTooLarge) && v.action != toDeadLetters:
+			made := v.made
+			v = deadLetter(ReasonMalformed, outcomeOf(fmt.Errorf("%w: %w; %s: %s", ErrMalformed, broker.ErrHeadersTooLarge, v.action, v.text)))
+			v.made = made
+			msg, slim = c.forwarded(v, s.w.cfg.Name, time.Now()), false
+			continue
+		case errors.Is(err, broker.ErrHeadersTooLarge) && !bare:
+			bare = true
+			bareHeaders(msg.Headers)
+			continue
+		}
+		switch {
+		case v.action == toBack:
+			s.w.log.Errorf("worker %q: %s of task %q (%q): %v; it goes to the suspects", s.w.cfg.Name, v.action, excerpt(c.name), excerpt(c.uuid), err)
+			v.action, moved = toSuspects, true
+			continue
+		case moved:
+			s.w.log.Errorf("worker %q: %s of task %q (%q): %v; it is called now, and its loss is not counted", s.w.cfg.Name, v.action, excerpt(c.name), excerpt(c.uuid), err)
+			return v, errStays
+		case v.action == retryLater && c.at.delays:
+			v.delay = max(v.delay, roomDelay)
+		}
+		s.w.log.Errorf("worker %q: %s of task %q (%q): %v; trying again", s.w.cfg.Name, v.action, excerpt(c.name), excerpt(c.uuid), err)
+		if !stuck {
+			stuck = true
+			s.stepAside(c)
+			s.stuckBy(+1, nil)
+			defer s.stuckBy(-1, nil)
+		}
+		s.stuckBy(0, err)
+		if errors.Is(err, broker.ErrUnroutable) {
+			s.redeclare() // somebody has deleted the queue
+		}
+		if err := s.awaitRetry(c.delivery, pauses.NextBackOff()); err != nil {
+			return v, err
+		}
+		if s.settling.Err() != nil || s.tasks.Err() != nil {
+			v.action = release
+			return v, s.giveBack(c)
+		}
+	}
+}
+
+// forwardOnce tries to write the copy. It ends at the latest with the time for settling.
+func (s *shift) forwardOnce(c *call, v verdict, msg broker.Message) error {
+	ctx, cancel := context.WithTimeout(s.settling, min(s.w.server.cfg.PublishTimeout, forwardTimeout))
+	defer cancel()
+	switch v.action {
+	case toDeadLetters:
+		return c.delivery.DeadLetter(ctx, msg)
+	case toSuspects, putOff:
+		return c.delivery.Suspect(ctx, msg)
+	default:
+		return c.delivery.Retry(ctx, msg, v.delay)
+	}
+}
+
+// awaitRetry waits for the pause, or until trying is over. The error: the delivery is lost.
+func (s *shift) awaitRetry(d broker.Delivery, pause time.Duration) error {
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-s.settling.Done():
+	case <-s.tasks.Done():
+	case <-d.Lost():
+		return broker.ErrDeliveryLost
+	}
+	return nil
+}
+
+// redeclare makes the worker's queues again, if there is a connection.
+func (s *shift) redeclare() {
+	session, err := s.w.server.sup.session()
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.settling, openTimeout)
+	defer cancel()
+	if err := session.Declare(ctx, s.w.topology()); err != nil {
+		s.w.log.Errorf("worker %q: %v", s.w.cfg.Name, err)
+	}
+}
+
+// stuckBy counts, for Health, the deliveries that cannot be settled now.
+func (s *shift) stuckBy(n int, why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stuck += n
+	if why != nil {
+		s.err = why
+	}
+}
+
+// isStuck reports whether n deliveries or more cannot be settled now.
+func (s *shift) isStuck(n int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stuck >= n
+}

@@ -1,0 +1,69 @@
+package dispatcher
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+)
+
+const (
+	// intervalJitter is the share by which a fixed interval is made longer or shorter, at random.
+	intervalJitter = 0.2
+	// awayPause is about how long something waits that is tried again because a queue is away. To ask is cheap.
+	awayPause = 1500 * time.Millisecond
+)
+
+// reconnectPauses gives the pauses between the tries of an outage.
+func reconnectPauses(interval time.Duration) backoff.BackOff {
+	if interval > 0 {
+		return jittered(interval)
+	}
+	// Full jitter: with a factor of 1 the library draws from [0, 2x], so x is half of the bound that grows 0.5 s → 30 s.
+	return newBackOff(250*time.Millisecond, 15*time.Second, 1)
+}
+
+// pacing gives the pauses between the tries of a connection.
+type pacing struct {
+	backoff.BackOff
+	grows bool // the user has set no interval
+}
+
+// answered is the pause before the next try when some node has let us in: what went wrong then is no reason to leave the others alone
+// for half a minute.
+func (p pacing) answered() time.Duration {
+	pause := p.NextBackOff()
+	if p.grows {
+		pause = min(pause, jittered(awayPause).NextBackOff())
+	}
+	return pause
+}
+
+// newBackOff is an exponential backoff that never ends: the library's own limit of 15 minutes would make a reconnect loop
+// stop in silence.
+func newBackOff(initial, most time.Duration, jitter float64) *backoff.ExponentialBackOff {
+	return backoff.NewExponentialBackOff(
+		backoff.WithInitialInterval(initial), backoff.WithMaxInterval(most), backoff.WithMultiplier(2),
+		backoff.WithRandomizationFactor(jitter), backoff.WithMaxElapsedTime(0))
+}
+
+// jittered is a fixed interval, give or take intervalJitter.
+type jittered time.Duration
+
+func (j jittered) NextBackOff() time.Duration {
+	return time.Duration(float64(j) * (1 - intervalJitter + 2*intervalJitter*rand.Float64()))
+}
+func (j jittered) Reset() {}
+
+// sleep waits for d and reports whether it did so to the end: false means that ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,253 @@
+package dispatcher
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// Declarations that the broker does not accept now. At the first connect they are errors; later they are tried again here, and
+// everything else goes on.
+
+const (
+	// declareTimeout bounds the declarations before a new session is used, or a worker consumes in it. What takes longer is tried again
+	// beside all else: a queue that does not answer must not hold up the others.
+	declareTimeout = 5 * time.Second
+	// declareEach bounds one of them.
+	declareEach = 2 * time.Second
+)
+
+// errNotYet is the problem of a part that was not tried.
+var errNotYet = errors.New("not declared yet: others take too long")
+
+// Undeclared is a queue or an exchange that could not be declared in the present connection. It is tried again, with pauses up to
+// 30 s, as long as the server lives.
+type Undeclared struct {
+	Kind    string    // "queue" or "exchange"
+	Name    string    // of the queue or exchange
+	Problem string    // why, mostly in the broker's words
+	Since   time.Time // when it was first refused
+}
+
+// part is one thing to declare, with its bindings.
+type part struct {
+	owner    string // the worker that needs it; "" = the server
+	kind     string // as in Undeclared
+	name     string
+	topology broker.Topology
+}
+
+// partKey tells parts apart.
+type partKey struct{ owner, kind, name string }
+
+func (p *part) key() partKey { return partKey{p.owner, p.kind, p.name} }
+
+// undeclared keeps the parts that the broker did not accept, and tries them again on its goroutine.
+type undeclared struct {
+	log  Log
+	sup  *supervisor
+	wake chan struct{} // there is a new one; holds one
+
+	mu    sync.Mutex // guards what follows; never held across I/O
+	died  partKey    // what was being declared when a session died, if nothing of it was declared since
+	parts map[partKey]*refusedPart
+}
+
+// refusedPart is a part that the broker does not accept.
+type refusedPart struct {
+	part
+	problem string
+	since   time.Time
+	due     time.Time // when it is tried again
+	fatal   bool      // the session ended over it, or in the same moment
+	pauses  backoff.BackOff
+}
+
+func newUndeclared(log Log, sup *supervisor) *undeclared {
+	return &undeclared{log: log, sup: sup, wake: make(chan struct{}, 1), parts: make(map[partKey]*refusedPart)}
+}
+
+// declare declares parts one by one and notes those that fail. It returns an error only if the session is dead or ctx has ended.
+func (u *undeclared) declare(ctx context.Context, session broker.Session, parts []part) error {
+	bounded, cancel := context.WithTimeout(ctx, declareTimeout)
+	defer cancel()
+	for i := range parts {
+		p := &parts[i]
+		switch {
+		case u.postponed(p):
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case bounded.Err() != nil:
+			u.note(p, errNotYet, false, false)
+		default:
+			if err := u.try(bounded, session, p, false); err != nil {
+				return err
+			}
+		}
+	}
+	return ctx.Err()
+}
+
+// try declares one part. It returns an error only if the session is dead.
+func (u *undeclared) try(ctx context.Context, session broker.Session, p *part, again bool) error {
+	ctx, cancel := context.WithTimeout(ctx, declareEach)
+	defer cancel()
+	err := session.Declare(ctx, p.topology)
+	dead := session.Err()
+	if errors.Is(err, context.Canceled) && dead == nil {
+		return nil // nobody wants it any more
+	}
+	if u.ended(p, err == nil, dead != nil) {
+		u.note(p, err, dead != nil, again)
+	}
+	return dead
+}
+
+// ended reports whether the outcome of a declaration says something about the part. If the session has died, it does at the second time
+// in a row.
+func (u *undeclared) ended(p *part, accepted, dead bool) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	before := u.died
+	if dead && !accepted {
+		u.died = p.key()
+		return before == p.key()
+	}
+	if before == p.key() {
+		u.died = partKey{}
+	}
+	return true
+}
+
+// postponed reports whether a part has to wait since a session ended over it: it would end this one before it is used. RabbitMQ ends
+// the connection over a quorum queue that it cannot make (541), for want of a majority.
+func (u *undeclared) postponed(p *part) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	r := u.parts[p.key()]
+	return r != nil && r.fatal && time.Now().Before(r.due)
+}
+
+// note records the outcome of a declaration, and logs it if it is another than before. With again it is ignored if the part was forgotten
+// meanwhile.
+func (u *undeclared) note(p *part, err error, fatal, again bool) {
+	u.mu.Lock()
+	r := u.parts[p.key()]
+	if again && r == nil {
+		u.mu.Unlock()
+		return
+	}
+	before := ""
+	if r != nil {
+		before = r.problem
+	}
+	switch {
+	case err == nil:
+		delete(u.parts, p.key())
+	case r == nil:
+		r = &refusedPart{since: time.Now(), pauses: reconnectPauses(0)}
+		u.parts[p.key()] = r
+		fallthrough
+	default:
+		pause := r.pauses.NextBackOff()
+		if errors.Is(err, broker.ErrUnavailable) {
+			pause = min(pause, time.Duration(jittered(awayPause).NextBackOff()))
+		}
+		r.part, r.problem, r.fatal, r.due = *p, err.Error(), fatal, time.Now().Add(pause)
+	}
+	u.mu.Unlock()
+	switch {
+	case err == nil && before != "":
+		u.log.Infof("%s %q is declared again", p.kind, p.name)
+	case err != nil && err.Error() != before:
+		u.log.Errorf("%s %q: %v; everything else goes on, and it is tried again", p.kind, p.name, err)
+		select {
+		case u.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// forget drops what a worker needs, once it has ended.
+func (u *undeclared) forget(owner string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	maps.DeleteFunc(u.parts, func(key partKey, _ *refusedPart) bool { return key.owner == owner })
+}
+
+// list returns what is refused now, by name.
+func (u *undeclared) list() []Undeclared {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	var list []Undeclared
+	for _, r := range u.parts {
+		list = append(list, Undeclared{r.kind, r.name, r.problem, r.since})
+	}
+	slices.SortFunc(list, func(a, b Undeclared) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Kind, b.Kind), a.Since.Compare(b.Since))
+	})
+	// Several workers may need the same queue.
+	return slices.CompactFunc(list, func(a, b Undeclared) bool { return a.Name == b.Name && a.Kind == b.Kind })
+}
+
+// next returns the part to try next, and how long to wait before.
+func (u *undeclared) next() (p *part, wait time.Duration) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	var first *refusedPart
+	for _, r := range u.parts {
+		if first == nil || r.due.Before(first.due) {
+			first = r
+		}
+	}
+	if first == nil {
+		return nil, 0
+	}
+	again := first.part
+	return &again, time.Until(first.due)
+}
+
+// run tries the parts again until the supervision has ended.
+func (u *undeclared) run() {
+	var dead broker.Session
+	for {
+		p, wait := u.next()
+		timer := time.NewTimer(wait)
+		due := timer.C
+		if p == nil {
+			due = nil
+		}
+		select {
+		case <-due:
+			session, err := u.sup.await(context.Background(), dead)
+			if err != nil {
+				return // closed, or given up
+			}
+			// A new session begins with all that the server needs, so that may be done.
+			if u.still(p) && u.try(context.Background(), session, p, true) != nil {
+				dead = session
+			}
+		case <-u.wake:
+		case <-u.sup.ended:
+			timer.Stop()
+			return
+		}
+		timer.Stop()
+	}
+}
+
+// still reports whether a part is to be tried now.
+func (u *undeclared) still(p *part) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	r := u.parts[p.key()]
+	return r != nil && !time.Now().Before(r.due)
+}

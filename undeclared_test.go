@@ -1,0 +1,380 @@
+package dispatcher_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher"
+	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/broker/brokertest"
+	"github.com/seed-416683c9/dispatcher/broker/memory"
+)
+
+var (
+	errOtherProperties = fmt.Errorf("406 PRECONDITION_FAILED - inequivalent arg: %w", broker.ErrRejected)
+	errAway            = fmt.Errorf("404 NOT_FOUND - home node is down or inaccessible: %w", broker.ErrUnavailable)
+)
+
+// awayServer configures a server on a broker of its own.
+func awayServer(retries int, queues ...string) (*brokertest.Chaos, dispatcher.ServerConfig) {
+	mem := memory.New()
+	chaos := brokertest.NewChaos(mem, func() { mem.KillSessions() })
+	cfg := dispatcher.ServerConfig{
+		Broker: chaos, Exchange: "jobs", DefaultRoutingKey: "jobs", Logger: &recorder{},
+		ReconnectionRetries: retries, ReconnectionRetriesForever: retries < 0,
+	}
+	cfg.ReconnectionRetries = max(retries, 0)
+	for _, q := range queues {
+		cfg.InitQueues = append(cfg.InitQueues, dispatcher.Queue{q, []string{q}})
+	}
+	return chaos, cfg
+}
+
+// Somebody has declared a queue of InitQueues anew, with other properties. All else goes on, and Health says so.
+func TestRefusedQueueDoesNotStopTheServer(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(c *dispatcher.ServerConfig) {
+		c.InitQueues = []dispatcher.Queue{{"other", []string{"other"}}, {"last", []string{"last"}}}
+		c.ReconnectionRetries, c.ReconnectionRetriesForever = 3, false
+	})
+	ran := make(chan int, 10)
+	r.worker("w", tasks{"f": fn(func(n int) { ran <- n })})
+	r.chaos.FailQueue("other", errOtherProperties)
+	for round := range 3 {
+		opens := r.chaos.Opens()
+		r.chaos.Kill()
+		eventually(t, "connected again", func() bool { return r.chaos.Opens() > opens })
+		if err := r.server.PublishContext(t.Context(), dispatcher.NewTask("f", round)); err != nil {
+			t.Fatal(err)
+		}
+		for wait(t, ran, "call") != round { // one of before, whose ack was lost with the link
+		}
+		if err := r.server.PublishContext(t.Context(), &dispatcher.Task{Name: "x", RoutingKey: "last"}); err != nil {
+			t.Errorf("publish to the queue after the refused one: %v", err)
+		}
+	}
+	h := r.server.Health(t.Context())
+	if len(h.Undeclared) != 1 || h.Undeclared[0].Name != "other" || h.Undeclared[0].Kind != "queue" || !strings.Contains(h.Undeclared[0].Problem, "406") ||
+		h.Undeclared[0].Since.IsZero() || h.OK() {
+		t.Errorf("health: OK %t, %+v", h.OK(), h.Undeclared)
+	}
+	if text, err := json.Marshal(h.Undeclared); err != nil || !strings.Contains(string(text), `"Name":"other"`) {
+		t.Errorf("as JSON: %s, %v", text, err)
+	}
+	if n := strings.Count(r.log.String(), `error: queue "other": `); n != 1 {
+		t.Errorf("logged %d times, want once", n)
+	}
+	r.chaos.FailQueue("other", nil)
+	eventually(t, "declared", func() bool { h := r.server.Health(t.Context()); return h.OK() && h.Undeclared == nil })
+	eventually(t, "logged", func() bool { return strings.Contains(r.log.String(), `info: queue "other" is declared again`) })
+}
+
+// Without a cut nobody asks, so the first connect is the only one that a refusal can fail.
+func TestRefusedQueueIsAnErrorAtTheFirstConnect(t *testing.T) {
+	t.Parallel()
+	chaos, cfg := awayServer(-1, "q")
+	chaos.FailQueue("q", errOtherProperties)
+	if _, _, err := dispatcher.NewServer(&cfg); !errors.Is(err, broker.ErrRejected) || chaos.Opens() != 1 {
+		t.Errorf("after %d tries: %v", chaos.Opens(), err)
+	}
+}
+
+// The queues of a worker are refused one by one, too.
+func TestWorkerRunsWhileSomeOfItsQueuesAreRefused(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ran := make(chan int, 10)
+	w := r.worker("w", tasks{"f": fn(func(n int) { ran <- n })})
+	for _, q := range []string{"jobs", "jobs.dead", "jobs.suspects"} {
+		r.chaos.FailQueue(q, errOtherProperties)
+	}
+	opens := r.chaos.Opens()
+	r.chaos.Kill()
+	eventually(t, "connected again", func() bool { return r.chaos.Opens() > opens })
+	if err := r.server.PublishContext(t.Context(), dispatcher.NewTask("f", 1)); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, ran, "call")
+	eventually(t, "all three shown", func() bool {
+		h := r.server.Health(t.Context())
+		return len(h.Undeclared) == 3 && h.Workers[0].Consuming && !h.OK()
+	})
+	w.Close()
+	if h := r.server.Health(t.Context()); h.Undeclared != nil || !h.OK() {
+		t.Errorf("after its end the worker's queues are still shown: %+v", h.Undeclared)
+	}
+}
+
+// A queue that is away keeps its own worker waiting, never for long after it is back, and nobody else.
+func TestWorkerOfAQueueThatIsAwayComesBackSoon(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		chaos, cfg := awayServer(-1)
+		log := cfg.Logger.(*recorder)
+		s, _, err := dispatcher.NewServer(&cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		ran := make(chan string, 10)
+		for _, name := range []string{"here", "away"} {
+			w, err := s.NewWorker(&dispatcher.WorkerConfig{Name: name, Queue: name, BindingKeys: []string{name}},
+				tasks{"f": fn(func() { ran <- name })})
+			if err == nil {
+				err = w.Start(s)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Minute)
+		for _, q := range []string{"away", "away.dead"} {
+			chaos.FailQueue(q, errAway)
+		}
+		chaos.Kill()
+		time.Sleep(10 * time.Minute)
+		publish := func(key string) {
+			if err := s.Publish(&dispatcher.Task{Name: "f", RoutingKey: key}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		publish("here")
+		if got := <-ran; got != "here" {
+			t.Fatalf("ran %q", got)
+		}
+		if h := s.Health(t.Context()); h.OK() || h.State != dispatcher.StateConnected {
+			t.Errorf("health: %+v", h)
+		}
+		for _, q := range []string{"away", "away.dead"} {
+			chaos.FailQueue(q, nil)
+		}
+		back := time.Now()
+		publish("away")
+		<-ran
+		if took := time.Since(back); took > 3*time.Second {
+			t.Errorf("the worker came back after %v", took)
+		}
+		eventually(t, "all declared", func() bool { return s.Health(t.Context()).OK() })
+		if took := time.Since(back); took > 3*time.Second {
+			t.Errorf("all was declared after %v", took)
+		}
+		if n := strings.Count(log.String(), `worker "away": consume: `); n != 1 {
+			t.Errorf("logged %d times, want once", n)
+		}
+	})
+}
+
+// The node of a classic queue is down when the program starts: no error of the programmer's.
+func TestNewServerWaitsForAQueueThatIsAway(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		chaos, cfg := awayServer(-1, "q")
+		chaos.FailQueue("q", errAway)
+		time.AfterFunc(time.Hour, func() { chaos.FailQueue("q", nil) })
+		began := time.Now()
+		s, _, err := dispatcher.NewServer(&cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		if took := time.Since(began); took < time.Hour || took > time.Hour+3*time.Second {
+			t.Errorf("connected after %v, the queue was back after an hour", took)
+		}
+	})
+}
+
+func TestNewServerGivesUpAQueueThatIsAwayAfterItsRetries(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		chaos, cfg := awayServer(3, "q")
+		chaos.FailQueue("q", errAway)
+		if _, _, err := dispatcher.NewServer(&cfg); !errors.Is(err, dispatcher.ErrUnavailable) || chaos.Opens() != 4 {
+			t.Errorf("after %d tries: %v", chaos.Opens(), err)
+		}
+	})
+}
+
+func TestNewWorkerAndStartWaitForAQueueThatIsAway(t *testing.T) {
+	t.Parallel()
+	for _, away := range []string{"q", "q.dead", "q.suspects"} {
+		t.Run(away, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				chaos, cfg := awayServer(-1)
+				s, _, err := dispatcher.NewServer(&cfg)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer s.Close()
+				worker := &dispatcher.WorkerConfig{Name: "w", Queue: "q"}
+				absent := func(for_ time.Duration) {
+					chaos.FailQueue(away, errAway)
+					time.AfterFunc(for_, func() { chaos.FailQueue(away, nil) })
+				}
+				bounded := func(what string, f func() error) {
+					t.Helper()
+					began := time.Now()
+					err := f()
+					if took := time.Since(began); !errors.Is(err, dispatcher.ErrUnavailable) || took > 31*time.Second {
+						t.Errorf("%s after %v: %v", what, took, err)
+					}
+				}
+
+				absent(time.Minute)
+				bounded("NewWorker", func() error { _, err := s.NewWorker(worker, nil); return err })
+				time.Sleep(time.Minute)
+				absent(20 * time.Second)
+				w, err := s.NewWorker(worker, nil) // its name is free
+				if err != nil {
+					t.Fatal(err)
+				}
+				absent(time.Minute)
+				bounded("Start", func() error { return w.Start(s) })
+				time.Sleep(time.Minute)
+				absent(20 * time.Second)
+				if err := w.Start(s); err != nil {
+					t.Fatal(err)
+				}
+			})
+		})
+	}
+}
+
+// A server that is closed does not wait for queues.
+func TestCloseEndsTheWaitForAQueueThatIsAway(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		chaos, cfg := awayServer(-1)
+		s, _, err := dispatcher.NewServer(&cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		chaos.FailQueue("q", errAway)
+		made := make(chan error, 1)
+		go func() {
+			_, err := s.NewWorker(&dispatcher.WorkerConfig{Name: "w", Queue: "q"}, nil)
+			made <- err
+		}()
+		synctest.Wait()
+		s.Close()
+		began := time.Now()
+		err = <-made
+		if took := time.Since(began); took > 3*time.Second || !errors.Is(err, dispatcher.ErrServerClosed) {
+			t.Errorf("after %v: %v", took, err)
+		}
+	})
+}
+
+// Nodes that answer are not left alone for half a minute because the sessions with them end soon.
+func TestPausesDoNotGrowWhileANodeAnswers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		chaos, cfg := awayServer(-1)
+		s, _, err := dispatcher.NewServer(&cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		for range 50 {
+			opens, cut := chaos.Opens(), time.Now()
+			chaos.Kill()
+			for chaos.Opens() == opens {
+				time.Sleep(10 * time.Millisecond)
+			}
+			if took := time.Since(cut); took > 2*time.Second {
+				t.Fatalf("the next session was opened after %v", took)
+			}
+			synctest.Wait()
+		}
+	})
+}
+
+// deadly is a broker whose sessions end when a queue is declared, as RabbitMQ ends the connection over a quorum queue that it cannot make.
+type deadly struct {
+	*memory.Broker
+	queue string
+	armed chan struct{} // closed: it does so
+}
+
+type deadlySession struct {
+	broker.Session
+	b *deadly
+}
+
+func (b *deadly) Open(ctx context.Context) (broker.Session, error) {
+	s, err := b.Broker.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &deadlySession{s, b}, nil
+}
+
+func (s *deadlySession) Declare(ctx context.Context, t broker.Topology) error {
+	select {
+	case <-s.b.armed:
+		for _, q := range t.Queues {
+			if q.Name == s.b.queue {
+				_ = s.Close(ctx)
+			}
+		}
+	default:
+	}
+	return s.Session.Declare(ctx, t)
+}
+
+// A declaration over which the broker ends the session must not be the first thing in every session.
+func TestDeclarationThatEndsTheSessionIsPutOff(t *testing.T) {
+	t.Parallel()
+	for _, queue := range []string{"init", "deadly"} {
+		t.Run(queue, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				_, cfg := awayServer(-1, "init")
+				mem := memory.New()
+				b := &deadly{Broker: mem, queue: queue, armed: make(chan struct{})}
+				cfg.Broker = b
+				s, _, err := dispatcher.NewServer(&cfg)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer s.Close()
+				ran := make(chan struct{}, 1)
+				for _, name := range []string{"good", "deadly"} {
+					w, err := s.NewWorker(&dispatcher.WorkerConfig{Name: name, Queue: name, BindingKeys: []string{name}},
+						tasks{"f": fn(func() { ran <- struct{}{} })})
+					if err == nil {
+						err = w.Start(s)
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+				}
+				time.Sleep(time.Minute)
+				close(b.armed)
+				mem.KillSessions()
+				time.Sleep(5 * time.Minute)
+				up := 0
+				for range 1000 {
+					time.Sleep(100 * time.Millisecond)
+					h := s.Health(t.Context())
+					if i := 1; h.State == dispatcher.StateConnected && h.Workers[i].Name == "good" && h.Workers[i].Consuming {
+						up++
+					}
+				}
+				if up < 800 {
+					t.Errorf("connected with the other worker consuming in %d of 1000 looks", up)
+				}
+				if err := s.PublishContext(t.Context(), &dispatcher.Task{Name: "f", RoutingKey: "good"}); err != nil {
+					t.Fatal(err)
+				}
+				<-ran
+			})
+		})
+	}
+}
