@@ -27,6 +27,9 @@ type Health struct {
 	// Unreadable counts, by queue, the messages that came over the present connection with headers that cannot be read. A worker
 	// makes each a dead letter with the reason malformed. Nil if there were none.
 	Unreadable map[string]int
+	// Unanswered is how many messages the broker owes an answer to although nobody waits for it any more: a queue does not answer.
+	// They may be in it. It does not count towards OK, since other queues are not affected.
+	Unanswered int
 }
 
 // OK reports whether the connection stands, publishing is not blocked, the outbox does not fail, everything is declared, and every started
@@ -74,6 +77,7 @@ func (s *Server) Health(ctx context.Context) Health {
 		}
 		status := l.session.Status()
 		h.Delays, h.Channels, h.Unreadable = status.Delays, status.Channels, status.Unreadable
+		h.Unanswered = status.Unanswered
 	}
 	s.mu.Lock()
 	for _, w := range s.workers {
