@@ -4,10 +4,10 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 10s
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test cluster check fuzz bench toolchain
+.PHONY: help demo test cluster check fuzz bench test-rabbitmq4 chaos toolchain
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## Run a real job on the embedded broker: SHA-256 of every file of this project
 	@go run ./examples/quickstart
@@ -30,6 +30,18 @@ fuzz: ## Run each fuzz target for FUZZTIME (10s)
 
 bench: ## Measure: decode + dispatch, and a task's whole way through the embedded broker
 	@go test -run '^$$' -bench . -benchmem ./...
+
+test-rabbitmq4: toolchain ## Every test that needs RabbitMQ, on 4.0 and then on 4.3 (as root; unpacks Debian's packages once, 250 MB each)
+	@for version in 4.0 4.3; do \
+		dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; echo "RabbitMQ $$version:"; \
+		DISPATCHER_AMQP_CON= DISPATCHER_RABBITMQ=$$version DISPATCHER_TEST_NODES=1 scripts/brokers.sh run "$$dir" -- \
+			env CGO_ENABLED=1 go test -race -count=1 -timeout 30m . ./broker/rabbitmq || exit; \
+	done
+
+chaos: ## What takes too long for make test: a storm of 10,000 tasks, 10,000,000 tasks and 1,000 reconnects beside one task (half an hour)
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && scripts/brokers.sh run "$$dir" -- \
+		go test -count=1 -timeout 90m -v -run '^(TestARetryStormLeavesNothingBehind|TestTheHeap.*)$$' . \
+			-storm.tasks 10000 -heap.tasks 10000000 -heap.reconnects 1000
 
 toolchain: # the C compiler that the race detector needs
 	@scripts/toolchain.sh

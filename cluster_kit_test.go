@@ -135,26 +135,29 @@ func (c *cluster) leader(via *member, queue string) *member {
 	c.t.Helper()
 	var m *member
 	eventually(c.t, "a leader of "+queue, func() bool {
-		m = c.named(c.leaders(via)[queue])
+		leaders, err := c.leaders(via)
+		if err == nil {
+			m = c.named(leaders[queue])
+		}
 		return m != nil
 	})
 	return m
 }
 
 // leaders are the Erlang names of the nodes that lead the queues, by the queues' names.
-func (c *cluster) leaders(via *member) map[string]string {
-	c.t.Helper()
+func (c *cluster) leaders(via *member) (map[string]string, error) {
 	all := map[string]string{}
-	for line := range strings.Lines(via.eval(`
+	out, err := via.tryEval(`
 		[io:format("~s ~s~n", [element(4, amqqueue:get_name(Q)), case amqqueue:get_pid(Q) of
 			{Name, Node} -> case ra_leaderboard:lookup_leader(Name) of {_, Leader} -> Leader; _ -> Node end;
 			Pid -> node(Pid)
-		end]) || Q <- rabbit_amqqueue:list()].`)) {
+		end]) || Q <- rabbit_amqqueue:list()].`)
+	for line := range strings.Lines(out) {
 		if queue, node, ok := strings.Cut(strings.TrimSpace(line), " "); ok {
 			all[queue] = node
 		}
 	}
-	return all
+	return all, err
 }
 
 // lead has m lead all quorum queues.

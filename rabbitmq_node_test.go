@@ -19,16 +19,21 @@ type node struct {
 	scripts func(verb string) string // scripts/brokers.sh for this node
 }
 
+// afterKill are the settings of a node that is started again. What is due while it boots, and finds no queue, is tried again after
+// this time, which is three minutes by itself.
+const afterKill = "[{rabbit,[{dead_letter_worker_publisher_confirm_timeout,5000}]}]."
+
 // newNode starts a node, or skips the test.
 func newNode(t *testing.T) *node {
 	t.Helper()
 	if os.Getenv("DISPATCHER_TEST_NODES") != "1" {
 		t.Skip("needs DISPATCHER_TEST_NODES=1, and starts a RabbitMQ of its own")
 	}
-	dir := t.TempDir()
+	dir, settings := t.TempDir(), ""
 	n := &node{t: t, scripts: func(verb string) string {
 		cmd := exec.Command("scripts/brokers.sh", verb, dir)
-		cmd.Env = append(os.Environ(), "DISPATCHER_AMQP_CON=")
+		cmd.Env = append(os.Environ(), "DISPATCHER_AMQP_CON=", "DISPATCHER_BROKERS_ERL="+settings)
+		settings = afterKill
 		var stderr strings.Builder
 		cmd.Stderr = &stderr
 		out, err := cmd.Output()

@@ -47,25 +47,29 @@ type Session interface {
 	// it stays. The session survives a refused declaration.
 	Declare(ctx context.Context, t Topology) error
 
-	// Publish writes msgs in order and returns when all are written or have failed. It blocks only for the window of
-	// unconfirmed messages, for a broker that blocks publishers, and for the write; ctx bounds exactly that.
+	// Publish writes msgs in order and returns when all are written or have failed. Messages to different exchanges may still
+	// overtake each other. It blocks only for the window of unconfirmed messages, for a broker that blocks publishers, and
+	// for the write.
 	//
 	// done runs exactly once for every message, with its index in msgs, in any order: on a goroutine of the session or,
 	// before Publish returns, on the caller's. It must not block and must not call the session. err is
 	//
 	//   - nil: the broker has confirmed the message and it is in at least one queue (with NotBefore: it is stored);
 	//   - Is [ErrNotSent]: nothing of it was written, publishing again cannot duplicate;
-	//   - Is [ErrRejected]: the broker refused it, [ErrUnroutable] among them; also an exchange that does not exist, unless
-	//     the broker ends the session over it, which is ErrUnconfirmed;
+	//   - Is [ErrRejected]: the broker refused it, [ErrUnroutable] and [ErrTooLarge] among them; also an exchange that does not
+	//     exist;
 	//   - Is [ErrUnconfirmed]: written, and the session died before the broker answered; or the broker answered without saying
-	//     whether a queue has the message ([ErrNacked]).
+	//     whether a queue has the message ([ErrNacked]); or it refused another message and did not say what became of this one
+	//     ([ErrProtocol]).
 	//
-	// The end of ctx after the write changes nothing: the message is in flight, done still runs (at the latest when the
-	// session dies), and a caller that waits no longer has to call it unconfirmed itself.
+	// ctx bounds the wait of the caller, for the outcome too. When it ends after the write, the message stays in flight and done
+	// still runs (at the latest when the session dies), but the session takes it that nobody waits: the message no longer
+	// has a place in the window nor keeps its ID from others, Close does not wait for it, and Status counts it. The caller has to
+	// call it unconfirmed itself.
 	//
-	// Message.ID is unique among the messages in flight: a second publish of an ID waits, within ctx, for the outcome of
-	// the first and then gets its own. An empty ID is refused with ErrRejected. Bodies and headers are not copied: the
-	// caller leaves them untouched from the call on.
+	// Message.ID is unique among the messages to an exchange that somebody waits for: a second publish of an ID waits, within ctx,
+	// for the outcome of the first and then gets its own. An empty ID is refused with ErrRejected. Bodies and headers are
+	// not copied: the caller leaves them untouched from the call on.
 	Publish(ctx context.Context, msgs []Message, done func(i int, err error))
 
 	// Consume starts a consumer of an existing queue; [ErrQueueGone] if there is none.
@@ -101,8 +105,8 @@ type Session interface {
 	// Err is nil while the session lives, then the reason, which Is [ErrSessionLost]; after Close it also Is [ErrClosed].
 	Err() error
 
-	// Close ends the session and waits, at most until ctx ends, for what was handed to the broker; then it cuts. Consumers
-	// end, what they had not settled is given back by the broker. Twice is harmless: the second call waits for the first.
+	// Close ends the session and waits, at most until ctx ends, for what was handed to the broker and somebody waits for; then it
+	// cuts. Consumers end, what they had not settled is given back by the broker. Twice is harmless: the second call waits for the first.
 	// The error tells what could not be handed over in time; the session is dead whatever it says.
 	Close(ctx context.Context) error
 }

@@ -22,6 +22,8 @@ var (
 
 	// ErrUnroutable: no queue is bound to the routing key. Is ErrRejected.
 	ErrUnroutable = fmt.Errorf("unroutable: no queue takes this routing key: %w", ErrRejected)
+	// ErrTooLarge: the body is larger than the broker, or a check before it, allows. Is ErrRejected.
+	ErrTooLarge error = tooLarge{}
 	// ErrHeadersTooLarge: the broker cannot carry so many bytes of headers, or so many in one table, or so deeply nested, in a form that
 	// a receiver can read, whatever the body. Is ErrRejected.
 	ErrHeadersTooLarge = fmt.Errorf("headers are too large: %w", ErrRejected)
@@ -35,7 +37,16 @@ var (
 	ErrSessionLost = errors.New("session lost")
 	// ErrClosed: ended by its own Close.
 	ErrClosed = errors.New("closed")
+	// ErrProtocol: the broker ended the connection, or the part of it that carried a message, over something that was sent. From
+	// Session.Err, and from Publish together with ErrUnconfirmed: it may have been this message or another that was under way.
+	ErrProtocol = errors.New("ended by the broker over what was sent")
 )
+
+// tooLarge is the type of ErrTooLarge. The text is that of the root, which programs may compare.
+type tooLarge struct{}
+
+func (tooLarge) Error() string { return "task is too large" }
+func (tooLarge) Unwrap() error { return ErrRejected }
 
 // Errors of queues and consumers.
 var (

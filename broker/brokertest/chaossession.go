@@ -92,7 +92,7 @@ func (s *chaosSession) Publish(ctx context.Context, msgs []broker.Message, done 
 func (s *chaosSession) answer(a heldAnswer) {
 	s.mu.Lock()
 	// hold is read under mu, so that what is held here is seen by the release that follows its reset.
-	if s.c.hold.Load() && !s.over && (a.err == nil || errors.Is(a.err, broker.ErrRejected)) {
+	if s.c.hold.Load() && !s.over && (a.err == nil || errors.Is(a.err, broker.ErrRejected) || errors.Is(a.err, broker.ErrNacked)) {
 		if s.empty == nil {
 			s.empty = make(chan struct{})
 		}

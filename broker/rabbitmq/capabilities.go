@@ -23,8 +23,8 @@ func (v version) atLeast(w version) bool {
 }
 
 // capabilitiesOf tells from what a server says of itself what it can do. Others speak AMQP too and take every argument without a
-// word, so that only the name and the version say whether it means something to them.
-func capabilitiesOf(server amqp.Table) broker.Capabilities {
+// word, so that only the name and the version say whether it means something to them. queueType is that of the session's queues.
+func capabilitiesOf(server amqp.Table, queueType string) broker.Capabilities {
 	can := broker.Capabilities{Fanout: true, Ephemeral: true}
 	text, _ := server["version"].(string)
 	var v version
@@ -32,7 +32,8 @@ func capabilitiesOf(server amqp.Table) broker.Capabilities {
 		return can
 	}
 	can.Delay = v.atLeast(version{3, 10, 0})
-	if v.atLeast(version{3, 8, 17}) { // it was 15 minutes for two versions, and never before
+	// It was 15 minutes for two versions, and never before. From 4.3 on classic queues have none.
+	if v.atLeast(version{3, 8, 17}) && (queueType == quorum || !v.atLeast(version{4, 3, 0})) {
 		can.ConsumerTimeout = 30 * time.Minute
 	}
 	return can

@@ -238,13 +238,15 @@ func TestOnlyRabbitMQSince310Delays(t *testing.T) {
 	for _, test := range []struct {
 		product, version string
 		delay            bool
-		timeout          time.Duration
+		timeout          time.Duration // of classic queues
 	}{
 		{"RabbitMQ", "3.10.8", true, 30 * time.Minute},
 		{"RabbitMQ", "3.10.0-rc.1", true, 30 * time.Minute},
 		{"RabbitMQ", "3.13.7.2", true, 30 * time.Minute},
 		{"RabbitMQ", "4.0.1", true, 30 * time.Minute},
-		{"RabbitMQ", "10.0", true, 30 * time.Minute},
+		{"RabbitMQ", "4.2.9", true, 30 * time.Minute},
+		{"RabbitMQ", "4.3.0", true, 0},
+		{"RabbitMQ", "10.0", true, 0},
 		{"RabbitMQ", "3.9.29", false, 30 * time.Minute},
 		{"RabbitMQ", "3.8.16", false, 0},
 		{"RabbitMQ", "2.10.9", false, 0},
@@ -252,9 +254,13 @@ func TestOnlyRabbitMQSince310Delays(t *testing.T) {
 		{"LavinMQ", "4.0.1", false, 0},
 		{"", "", false, 0},
 	} {
-		can := capabilitiesOf(amqp.Table{"product": test.product, "version": test.version})
+		server := amqp.Table{"product": test.product, "version": test.version}
+		can := capabilitiesOf(server, "")
 		if can.Delay != test.delay || can.ConsumerTimeout != test.timeout || !can.Fanout || !can.Ephemeral || can.ExactLosses {
 			t.Errorf("%s %s: %+v", test.product, test.version, can)
+		}
+		if can := capabilitiesOf(server, quorum); can.ConsumerTimeout == 0 && test.delay {
+			t.Errorf("%s %s: no timeout of quorum queues", test.product, test.version)
 		}
 	}
 }

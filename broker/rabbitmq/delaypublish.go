@@ -72,8 +72,7 @@ func (d *delay) aim(f *flight, pub *amqp.Publishing) {
 }
 
 // mayWriteLevels finds out whether the user may publish to the levels, with messages that no queue takes. RabbitMQ answers with
-// the end of the channel if not, so it is another than that of all publishes: a worker without the right would lose its session
-// with each retry.
+// the end of the channel if not, so it is another than that of the messages.
 func (p *publisher) mayWriteLevels() error {
 	if err := p.gate.pass(context.Background(), p.s.dead); err != nil {
 		return p.s.Err()
@@ -111,26 +110,4 @@ func (p *publisher) unprepared(err error) error {
 		return err
 	}
 	return p.notSent(err)
-}
-
-// rewrite writes a message again that a level has returned, once: somebody has deleted the level's queue. This duplicates
-// nothing, since the broker has said that no queue has the message.
-func (p *publisher) rewrite(f *flight, pub *amqp.Publishing, returned error) error {
-	ctx := context.Background() // ends with the session
-	p.s.delays.levels.forget(f.delay.levels)
-	if _, err := p.s.declareLevels(ctx); err != nil {
-		return fmt.Errorf("%w; and to declare it again: %v", returned, err)
-	}
-	if err := p.board(ctx); err != nil {
-		return returned
-	}
-	p.mu.Lock()
-	f.returned = ""
-	p.mu.Unlock()
-	confirmation, err := p.write(f, pub)
-	p.writing.give()
-	if err != nil {
-		return err
-	}
-	return p.outcome(f, confirmation)
 }

@@ -158,6 +158,14 @@ func testDelayPermissions(t *testing.T, n *node) {
 		"no.levels":   {`^dispatcher\.undeliverable|^dispatcher\.delay\.v1\.(deliver|undeliverable)$`, ".*", ".*", "", ""},
 		"no.bindings": {`^dispatcher\.`, "^" + own + "$", ".*", "", "write permission on the exchange"},
 	} {
+		if since43(t, n.url) { // where it has no right at all, it may not even look
+			switch name {
+			case "no.queue":
+				test.declare = "configure permission on the queue"
+			case "no.deliver":
+				test.declare, test.publish = "configure permission", "configure permission"
+			}
+		}
 		n.run("add_user", name, "hush")
 		n.run("set_permissions", name, test.configure, test.write, test.read)
 		s := open(t, n.as(t, name, ""))
@@ -166,7 +174,7 @@ func testDelayPermissions(t *testing.T, n *node) {
 			switch {
 			case want == "" && err != nil:
 				t.Errorf("%s %s: %v", name, verb, err)
-			case want != "" && (err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "dispatcher.delay.v1.") && !strings.Contains(err.Error(), q)):
+			case want != "" && (err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "dispatcher.") && !strings.Contains(err.Error(), q)):
 				t.Errorf("%s %s: %v, want %q", name, verb, err, want)
 			}
 		}

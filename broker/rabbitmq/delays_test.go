@@ -159,7 +159,8 @@ func TestWhatBecomesDueWhileItWaitsIsPublishedAtOnce(t *testing.T) {
 	published(t, s, broker.Message{RoutingKey: q, ID: "first of all", NotBefore: time.Now().Add(time.Millisecond)}) // the levels are there
 	proxy.Stall(true)
 	first, second := make(chan error, 1), make(chan error, 1)
-	s.Publish(testContext(t), []broker.Message{{RoutingKey: q, ID: "same"}}, func(_ int, err error) { first <- err })
+	delayed := broker.Message{RoutingKey: q, ID: "same", NotBefore: time.Now().Add(time.Second)}
+	s.Publish(testContext(t), []broker.Message{delayed}, func(_ int, err error) { first <- err })
 	at := time.Now().Add(60 * time.Millisecond)
 	go s.Publish(testContext(t), []broker.Message{{RoutingKey: uniqueName(), ID: "same", NotBefore: at}}, func(_ int, err error) { second <- err })
 	<-time.After(time.Until(at) + time.Millisecond)

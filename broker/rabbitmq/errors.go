@@ -137,6 +137,8 @@ func lost(c *conn, e *amqp.Error) error {
 	switch cause := c.socket.cause.Load(); {
 	case cause != nil:
 		return fmt.Errorf("%w: %s connection: %w", broker.ErrSessionLost, c.role, *cause)
+	case e != nil && e.Server && e.Code >= amqp.FrameError && c.role == "publish":
+		return fmt.Errorf("%w: %s connection: %s: %w", broker.ErrSessionLost, c.role, reply(e), broker.ErrProtocol)
 	case e != nil:
 		return fmt.Errorf("%w: %s connection: %s", broker.ErrSessionLost, c.role, reply(e))
 	}

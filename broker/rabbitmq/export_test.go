@@ -42,6 +42,14 @@ func (b *Broker) Shunned() int { return len(b.shunned.until) }
 // ExitOf names the exit through which delayed messages come to a queue.
 func ExitOf(queue string) string { return exitOf(target{key: queue}.word()) }
 
+// Channel returns what tells one channel for the default exchange from the next.
+func Channel(s broker.Session) any {
+	p := s.(*session).publish
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.ports[defaultPort].current
+}
+
 // WithProbes sets how often a session that nobody uses yet sends probes, and when they are late.
 func WithProbes(s broker.Session, every, margin time.Duration) broker.Session {
 	p := &s.(*session).delays.probes

@@ -3,11 +3,13 @@ package rabbitmq_test
 import (
 	"context"
 	"crypto/rand"
+	"fmt"
 	"net/url"
 	"os"
 	"testing"
 	"time"
 
+	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/goleak"
 
 	"github.com/seed-416683c9/dispatcher/broker"
@@ -54,6 +56,22 @@ func through(t testing.TB, u *url.URL, host string) *rabbitmq.Broker {
 	v := *u
 	v.Host = host
 	return newBroker(t, rabbitmq.Config{URLs: []string{v.String()}})
+}
+
+// since43 reports whether the broker is RabbitMQ 4.3 or later. There looking at a queue or an exchange takes any one of the rights to
+// it, and only a quorum queue takes a delivery away that is not settled in time.
+func since43(t testing.TB, u *url.URL) bool {
+	t.Helper()
+	conn, err := amqp.Dial(u.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	var major, minor int
+	if _, err := fmt.Sscanf(fmt.Sprint(conn.Properties["version"]), "%d.%d", &major, &minor); err != nil {
+		t.Fatalf("version %v: %v", conn.Properties["version"], err)
+	}
+	return major > 4 || major == 4 && minor >= 3
 }
 
 // open returns a new session that ends with the test.

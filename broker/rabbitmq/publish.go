@@ -7,68 +7,78 @@ import (
 	"sync"
 	"time"
 
-	amqp "github.com/rabbitmq/amqp091-go"
-
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
 const (
-	// window is how many messages may be unconfirmed. Beyond about 1,000 RabbitMQ gets no faster.
+	// window is how many messages may be unconfirmed while somebody waits for that. Beyond about 1,000 RabbitMQ gets no faster.
 	window = 1000
 	// reserve is how much of the window is kept for settling, so that busy publishers do not hold it up.
 	reserve = 64
+	// maxUnanswered is how many answers the broker may owe that nobody waits for. Beyond it, channels that owe nothing else are
+	// given up.
+	maxUnanswered = 10 * window
 )
 
-// publisher owns the publishing connection and its one channel.
+// publisher owns the publishing connection and its channels.
 type publisher struct {
-	s       *session
-	conn    *conn
-	ch      *amqp.Channel
-	closes  chan *amqp.Error
-	writing turn
-	gate    gate
+	s    *session
+	conn *conn
+	gate gate
 
-	publishSlots chan struct{} // one taken for every message in flight
+	publishSlots chan struct{} // one taken for every message that somebody waits for
 	settleSlots  chan struct{}
+	ports        [ports]port
 
-	mu      sync.Mutex
-	flights map[string]*flight // by message ID
-	// returns is where the client puts what could not be routed. It holds the whole window, so the client never waits for
-	// room (it would drop the return after 5 s), and it is read under mu: whoever reads also finds the flight.
-	returns chan amqp.Return
-}
-
-// flight is a message between the claim of its ID and its outcome.
-type flight struct {
-	id       string
-	exchange string
-	key      string
-	delay    *delay // nil = it does not wait
-	slots    chan struct{}
-	returned string        // the broker's words if it came back; guarded by publisher.mu
-	over     chan struct{} // closed when its ID is free
+	mu        sync.Mutex           // guards what follows, and parts of ports, pipes and flights
+	orphans   int                  // flights that nobody waits for
+	leaving   []*pipe              // to be closed by unlock
+	maxSize   int                  // of a body, as RabbitMQ has told; 0 = not known
+	exchanges map[string]*scouting // those that were published to
+	quotas    map[target]*quota    // of what is in flight
 }
 
 func newPublisher(s *session, c *conn) (*publisher, error) {
-	ch, err := c.Channel()
-	if err != nil {
-		return nil, fmt.Errorf("open publish channel: %w", refused(operation{}, err))
-	}
 	p := &publisher{
 		s:            s,
 		conn:         c,
-		ch:           ch,
-		closes:       ch.NotifyClose(make(chan *amqp.Error, 1)),
-		writing:      newTurn(),
 		publishSlots: make(chan struct{}, window-reserve),
 		settleSlots:  make(chan struct{}, reserve),
-		flights:      make(map[string]*flight),
-		returns:      ch.NotifyReturn(make(chan amqp.Return, window)),
+		exchanges:    make(map[string]*scouting),
+		quotas:       make(map[target]*quota),
 	}
-	if err := ch.Confirm(false); err != nil {
-		return nil, fmt.Errorf("ask for publisher confirms: %w", refused(operation{}, err))
+	for i := range p.ports {
+		p.ports[i].p, p.ports[i].writing = p, newTurn()
 	}
+	pp, err := p.ports[defaultPort].openPipe()
+	if err != nil {
+		return nil, err
+	}
+	p.ports[defaultPort].use(pp)
 	return p, nil
+}
+
+// unlock gives mu back and closes what is to be closed, on goroutines of the session since the broker has to answer.
+func (p *publisher) unlock() {
+	leaving := p.leaving
+	p.leaving = nil
+	p.mu.Unlock()
+	for _, pp := range leaving {
+		if p.s.begin(&p.s.goroutines) != nil {
+			return // they end with the connection
+		}
+		go func() {
+			defer p.s.goroutines.done()
+			_ = pp.ch.Close()
+		}()
+	}
+}
+
+// unanswered returns how many answers the broker owes that nobody waits for.
+func (p *publisher) unanswered() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.orphans
 }
 
 // watchBlocked follows the broker's notices until the connection ends.
@@ -76,20 +86,6 @@ func (p *publisher) watchBlocked() {
 	for b := range p.conn.blocked {
 		p.conn.socket.blocked.Store(b.Active)
 		p.gate.set(b.Active, b.Reason)
-	}
-}
-
-// watchChannel ends the session with its publish channel: nobody knows what became of the messages in flight.
-func (p *publisher) watchChannel() {
-	if e := <-p.closes; e != nil && !p.conn.IsClosed() {
-		hint := ""
-		switch e.Code {
-		case amqp.NotFound:
-			hint = ": the exchange does not exist"
-		case amqp.AccessRefused:
-			hint = ": the user needs write permission on the exchange"
-		}
-		p.s.fail(fmt.Errorf("%w: the broker closed the publish channel: %s%s", broker.ErrSessionLost, reply(e), hint))
 	}
 }
 
@@ -141,34 +137,28 @@ func (p *publisher) confirm(ctx context.Context, m *broker.Message) error {
 // takes nothing holds up no caller longer than ctx. A delay is rounded to so many digits. The caller is counted in
 // session.publishing.
 func (p *publisher) send(ctx context.Context, m *broker.Message, slots chan struct{}, digits int, done func(error)) {
-	f, pub, err := p.prepare(ctx, m, digits)
-	if err == nil {
-		err = p.claim(ctx, f, slots)
-	}
+	f, err := p.prepare(ctx, m, digits)
 	if err != nil {
 		done(err)
 		return
 	}
-	if err := p.board(ctx); err != nil {
-		p.land(f)
-		done(p.notSent(err))
+	if err := p.board(ctx, f, slots); err != nil {
+		if !errors.Is(err, broker.ErrRejected) {
+			err = p.notSent(err)
+		}
+		done(err)
 		return
 	}
 	written := make(chan struct{})
 	p.s.publishing.add()
 	go func() {
-		defer p.s.publishing.done()
-		confirmation, err := p.write(f, &pub)
-		p.writing.give()
-		close(written)
-		if err == nil {
-			err = p.outcome(f, confirmation)
+		err := p.fly(ctx, f, written)
+		if f.deleted(err) {
+			err = p.rewrite(ctx, f, err)
 		}
-		if f.delay != nil && f.delay.held && errors.Is(err, broker.ErrUnroutable) {
-			err = p.rewrite(f, &pub, err)
-		}
-		p.land(f)
-		done(err)
+		end := p.land(f, err)
+		done(p.explain(f, err))
+		end()
 	}()
 	select {
 	case <-written: // the next message comes after it
@@ -176,13 +166,78 @@ func (p *publisher) send(ctx context.Context, m *broker.Message, slots chan stru
 	}
 }
 
-// prepare makes all that is needed to write a message, which may be the levels, if it is the first that has to wait.
-func (p *publisher) prepare(ctx context.Context, m *broker.Message, digits int) (f *flight, pub amqp.Publishing, err error) {
-	f = &flight{id: m.ID, exchange: m.Exchange, key: m.RoutingKey, over: make(chan struct{})}
+// board waits until f may be written: for a part of its destination's quota, for a place in the window, and for its port's turn,
+// with which it returns. It holds nothing while it waits for another flight with its ID.
+func (p *publisher) board(ctx context.Context, f *flight, slots chan struct{}) error {
+	for {
+		if err := p.reserve(ctx, f); err != nil {
+			return err
+		}
+		err := enter(ctx, f, slots, p.s.dead)
+		var other *flight
+		if err == nil {
+			f.port, err = p.portOf(f)
+		}
+		if err == nil {
+			other, err = f.port.board(ctx, f)
+		}
+		if err == nil && other == nil {
+			return nil
+		}
+		p.mu.Lock()
+		p.leave(f)
+		p.restore(f, false)
+		p.mu.Unlock()
+		if err == nil {
+			err = p.yield(ctx, other)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// yield waits for another flight: until it is over, or a moment has passed and may have changed something.
+func (p *publisher) yield(ctx context.Context, other *flight) error {
+	t := time.NewTimer(scoutPause)
+	defer t.Stop()
+	select {
+	case <-other.over:
+		return nil
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-p.s.dead:
+		return errOver
+	}
+}
+
+// explain tells a queue that is away from one that does not exist. A message that was returned is in no queue, so it counts as not sent.
+func (p *publisher) explain(f *flight, err error) error {
+	if !errors.Is(err, broker.ErrUnroutable) {
+		return err
+	}
+	if away := p.s.whyUnroutable(f.to.exchange, f.to.key); away != nil {
+		return fmt.Errorf("%w: %w", broker.ErrNotSent, away)
+	}
+	return err
+}
+
+// prepare makes all that is needed to write a message, which may be the levels, if it is the first that has to wait. An error is
+// the outcome.
+func (p *publisher) prepare(ctx context.Context, m *broker.Message, digits int) (f *flight, err error) {
+	f = &flight{
+		id: m.ID, exchange: m.Exchange, key: m.RoutingKey, to: target{m.Exchange, m.RoutingKey}, size: len(m.Body),
+		fate: make(chan fate, 1), over: make(chan struct{}),
+	}
+	if err := p.mayEndChannel(m); err != nil {
+		return nil, err
+	}
 	frame := p.conn.Config.FrameSize
 	if time.Until(m.NotBefore) > 0 {
 		if f.delay, err = p.s.newDelay(m, digits); err != nil {
-			return nil, pub, err
+			return nil, err
 		}
 		if frame > 0 {
 			frame = max(1, frame-f.delay.room())
@@ -191,18 +246,64 @@ func (p *publisher) prepare(ctx context.Context, m *broker.Message, digits int) 
 		forward := m.Forward()
 		m = &forward
 	}
-	if pub, err = encode(m, frame); err != nil {
-		return nil, pub, err
+	if f.pub, err = encode(m, frame); err != nil {
+		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, pub, p.notSent(err)
+		return nil, p.notSent(err)
 	}
 	if f.delay != nil {
 		if f.delay.levels, err = p.s.declareLevels(ctx); err != nil {
-			return nil, pub, p.unprepared(err)
+			return nil, p.unprepared(err)
 		}
 	}
-	return f, pub, nil
+	return f, nil
+}
+
+// mayEndChannel refuses what RabbitMQ would close the channel over, beside what encode refuses.
+func (p *publisher) mayEndChannel(m *broker.Message) error {
+	p.mu.Lock()
+	limit := p.maxSize
+	p.mu.Unlock()
+	if limit > 0 && len(m.Body) > limit {
+		return fmt.Errorf("%d bytes, and the broker takes %d: %w", len(m.Body), limit, broker.ErrTooLarge)
+	}
+	for _, name := range [...]string{"CC", "BCC"} { // RabbitMQ reads more routing keys there
+		v, ok := m.Headers[name]
+		if _, list := v.([]any); ok && !list {
+			return fmt.Errorf("header %q: %T instead of a list of routing keys: %w", name, v, broker.ErrRejected)
+		}
+	}
+	if m.ReplyTo == "amq.rabbitmq.reply-to" { // it needs a consumer on the same channel
+		return fmt.Errorf("reply-to %q: %w: %w", m.ReplyTo, broker.ErrRejected, errors.ErrUnsupported)
+	}
+	return nil
+}
+
+// enter waits for a place in the window.
+func enter(ctx context.Context, f *flight, slots chan struct{}, dead <-chan struct{}) error {
+	select {
+	case slots <- struct{}{}:
+		f.slots = slots
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-dead:
+		return errOver
+	}
+}
+
+// waitForID boards f, however long others have its ID.
+func (p *publisher) waitForID(ctx context.Context, f *flight) error {
+	for {
+		other, err := f.port.board(ctx, f)
+		if other == nil {
+			return err
+		}
+		if err := p.yield(ctx, other); err != nil {
+			return err
+		}
+	}
 }
 
 // notSent words the end of a wait.
@@ -211,135 +312,4 @@ func (p *publisher) notSent(err error) error {
 		err = p.s.Err()
 	}
 	return fmt.Errorf("%w: %w", broker.ErrNotSent, err)
-}
-
-// claim waits until the ID is not in flight, and for a place in the window.
-func (p *publisher) claim(ctx context.Context, f *flight, slots chan struct{}) error {
-	for {
-		p.mu.Lock()
-		other := p.flights[f.id]
-		if other == nil {
-			p.flights[f.id] = f
-			p.mu.Unlock()
-			break
-		}
-		p.mu.Unlock()
-		select {
-		case <-other.over:
-		case <-ctx.Done():
-			return p.notSent(ctx.Err())
-		case <-p.s.dead:
-			return p.notSent(errOver)
-		}
-	}
-	select {
-	case slots <- struct{}{}:
-		f.slots = slots
-		return nil
-	case <-ctx.Done():
-		p.land(f)
-		return p.notSent(ctx.Err())
-	case <-p.s.dead:
-		p.land(f)
-		return p.notSent(errOver)
-	}
-}
-
-// land frees what a flight held.
-func (p *publisher) land(f *flight) {
-	p.mu.Lock()
-	delete(p.flights, f.id)
-	p.mu.Unlock()
-	close(f.over)
-	if f.slots != nil {
-		<-f.slots
-	}
-}
-
-// board waits for the turn to write while the broker does not block. Nothing is written to one that does.
-func (p *publisher) board(ctx context.Context) error {
-	for {
-		if err := p.gate.pass(ctx, p.s.dead); err != nil {
-			return err
-		}
-		if err := p.writing.take(ctx, p.s.dead); err != nil {
-			return err
-		}
-		if p.gate.shut.Load() == nil {
-			return nil
-		}
-		p.writing.give() // it was shut meanwhile
-	}
-}
-
-// write hands the message to the socket. It blocks as long as the socket does.
-func (p *publisher) write(f *flight, pub *amqp.Publishing) (*amqp.DeferredConfirmation, error) {
-	if p.conn.socket.dead.Load() {
-		<-p.s.dead // whoever killed it, or the watcher, is about to say why
-		return nil, p.notSent(errOver)
-	}
-	if f.delay != nil {
-		f.delay.aim(f, pub)
-	}
-	confirmation, err := p.ch.PublishWithDeferredConfirm(f.exchange, f.key, true, false, *pub)
-	switch {
-	case err == nil:
-		return confirmation, nil
-	case errors.Is(err, amqp.ErrClosed): // seen before the last frame: the broker has no whole message
-		<-p.s.dead
-		return nil, p.notSent(errOver)
-	}
-	p.s.fail(fmt.Errorf("%w: publish connection: %s", broker.ErrSessionLost, refused(operation{}, err)))
-	return nil, fmt.Errorf("%w: the link was lost in the middle of it: %w", broker.ErrUnconfirmed, p.s.Err())
-}
-
-// outcome waits for the broker's answer.
-func (p *publisher) outcome(f *flight, confirmation *amqp.DeferredConfirmation) error {
-	select {
-	case <-confirmation.Done():
-	case <-p.s.dead:
-		select {
-		case <-confirmation.Done():
-		default:
-			return fmt.Errorf("%w: %w", broker.ErrUnconfirmed, p.s.Err())
-		}
-	}
-	if !confirmation.Acked() {
-		// The client says the same for a nack and for a channel that ended; it marks the channel before it does so.
-		if p.ch.IsClosed() {
-			<-p.s.dead
-			return fmt.Errorf("%w: %w", broker.ErrUnconfirmed, p.s.Err())
-		}
-		return fmt.Errorf("refused by its queue, which may be full: %w", broker.ErrRejected)
-	}
-	// The broker returns what it cannot route before it confirms it, and the client reads in order: by now the return is
-	// in the channel, or somebody has read it.
-	p.mu.Lock()
-	p.readReturns()
-	returned := f.returned
-	p.mu.Unlock()
-	if returned != "" {
-		if err := p.s.whyUnroutable(f.exchange, f.key); err != nil {
-			return fmt.Errorf("%s: %w: %w", returned, broker.ErrNotSent, err)
-		}
-		return fmt.Errorf("%s: exchange %q, routing key %q: %w", returned, f.exchange, f.key, broker.ErrUnroutable)
-	}
-	return nil
-}
-
-// readReturns marks the flights of all returned messages. The caller holds mu; nothing here waits.
-func (p *publisher) readReturns() {
-	for {
-		select {
-		case r, ok := <-p.returns:
-			if !ok {
-				return
-			}
-			if f := p.flights[r.MessageId]; f != nil {
-				f.returned = fmt.Sprintf("%d %s", r.ReplyCode, r.ReplyText)
-			}
-		default:
-			return
-		}
-	}
 }

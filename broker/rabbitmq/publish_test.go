@@ -86,7 +86,7 @@ func TestEveryRejectedMessageIsReportedAmongConfirmedOnes(t *testing.T) {
 		switch {
 		case i%3 != 0 && err != nil:
 			t.Fatalf("message %d to a good queue: %v", i, err)
-		case i%3 == 0 && errors.Is(err, broker.ErrRejected) && !errors.Is(err, broker.ErrUnroutable):
+		case i%3 == 0 && errors.Is(err, broker.ErrNacked) && errors.Is(err, broker.ErrUnconfirmed) && !errors.Is(err, broker.ErrRejected):
 			rejected++
 		case i%3 == 0:
 			t.Errorf("message %d to a full queue: %v", i, err)
@@ -143,21 +143,6 @@ func TestUnroutableSaysWhere(t *testing.T) {
 	err := outcomes(t, s, broker.Message{RoutingKey: nowhere, ID: "1"})[0]
 	if !errors.Is(err, broker.ErrUnroutable) || !strings.Contains(err.Error(), nowhere) || !strings.Contains(err.Error(), "NO_ROUTE") {
 		t.Errorf("got %v", err)
-	}
-}
-
-// RabbitMQ closes the channel over it, and the session tells why.
-func TestMissingExchangeEndsTheSessionByName(t *testing.T) {
-	t.Parallel()
-	s := open(t, through(t, amqpURL(t), amqpURL(t).Host))
-	missing := uniqueName()
-	err := outcomes(t, s, broker.Message{Exchange: missing, ID: "1"})[0]
-	if !errors.Is(err, broker.ErrUnconfirmed) || !strings.Contains(err.Error(), missing) {
-		t.Errorf("outcome: %v", err)
-	}
-	<-s.Done()
-	if !errors.Is(s.Err(), broker.ErrSessionLost) || !strings.Contains(s.Err().Error(), missing) {
-		t.Errorf("session: %v", s.Err())
 	}
 }
 

@@ -43,7 +43,7 @@ const hangUpTimeout = 5 * time.Second
 func newSession(queueType string, publish, consume *conn) (*session, error) {
 	s := &session{
 		queueType: queueType,
-		can:       capabilitiesOf(publish.Properties),
+		can:       capabilitiesOf(publish.Properties, queueType),
 		consume:   consume,
 		channels:  newChannels(consume.Config.ChannelMax),
 		dead:      make(chan struct{}),
@@ -58,7 +58,7 @@ func newSession(queueType string, publish, consume *conn) (*session, error) {
 	s.publish = p
 	for _, run := range []func(){
 		func() { s.watch(publish) }, func() { s.watch(consume) },
-		func() { p.watchBlocked() }, func() { p.watchChannel() },
+		func() { p.watchBlocked() },
 	} {
 		s.goroutines.add()
 		go func() {
@@ -83,7 +83,10 @@ func (s *session) Blocked() (reason string, ok bool) {
 
 // Status implements [broker.Session].
 func (s *session) Status() broker.Status {
-	return broker.Status{Channels: s.channels.status(), Unreadable: s.unreadables(), Delays: s.delays.probes.late(time.Now())}
+	return broker.Status{
+		Channels: s.channels.status(), Unreadable: s.unreadables(),
+		Unanswered: s.publish.unanswered(), Delays: s.delays.probes.late(time.Now()),
+	}
 }
 
 // Done implements [broker.Session].

@@ -1,0 +1,201 @@
+package rabbitmq
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// flight is a message on its way to its outcome.
+type flight struct {
+	id       string
+	exchange string // where it is written to; changed by delay.aim with the port's turn
+	key      string
+	to       target // where it was published to
+	size     int    // of its body
+	delay    *delay // nil = it does not wait
+	port     *port
+	fate     chan fate     // of its last try, if its pipe has ended
+	over     chan struct{} // closed when it has its outcome, or nobody waits for that
+
+	// Guarded by publisher.mu.
+
+	pub      amqp.Publishing // zero once nobody waits for it
+	slots    chan struct{}   // where its place in the window is; nil = it has none
+	seat     *list.Element   // in its pipe's flights; nil = it is on none
+	try      try             // the last one
+	since    time.Time       // of the last try
+	written  bool            // or being written, in that try
+	orphan   bool            // nobody waits for its outcome
+	returned string          // the broker's words if it came back
+}
+
+// fly writes a flight that has boarded, gives its port's turn back, closes written, and returns the outcome. From the end of ctx
+// on nobody waits for it.
+func (p *publisher) fly(ctx context.Context, f *flight, written chan<- struct{}) error {
+	p.mu.Lock()
+	pp, pub := f.try.pipe, f.pub
+	p.mu.Unlock()
+	t, err := pp.write(f, pub)
+	f.port.writing.give()
+	if written != nil {
+		close(written)
+	}
+	if err != nil {
+		return err
+	}
+	for gone := ctx.Done(); ; {
+		var answer <-chan struct{}
+		if t.confirmation != nil {
+			answer = t.confirmation.Done()
+		}
+		select {
+		case <-answer:
+			if err, final := p.answer(f, t); final {
+				return err
+			}
+			t.confirmation = nil // the pipe has ended: its port says what that means
+		case x := <-f.fate:
+			if x.err != nil {
+				return x.err
+			}
+			t = x.try
+		case <-gone:
+			p.abandon(f)
+			gone = nil
+		case <-p.s.dead:
+			return p.lastWord(f)
+		}
+	}
+}
+
+// answer reads the broker's answer. Not final: there is none, and the channel has ended.
+func (p *publisher) answer(f *flight, t try) (err error, final bool) {
+	p.mu.Lock()
+	defer p.unlock()
+	if !t.confirmation.Acked() {
+		// The client says the same for a nack and for a channel that ended; it marks the channel before it does so.
+		if t.pipe.over() {
+			return nil, false
+		}
+		t.pipe.remove(f)
+		p.passed(f)
+		// A channel whose first message for a quorum queue met a dead leader is nacked for ever: its client of the queue is not made
+		// anew (enqueue in rabbit_fifo_client.erl).
+		t.pipe.stale = true
+		return broker.ErrNacked, true
+	}
+	err = p.confirmed(f, t)
+	t.pipe.remove(f)
+	p.passed(f)
+	return err, true
+}
+
+// passed notes that the broker has looked at f, so that its exchange exists. The caller holds mu.
+func (p *publisher) passed(f *flight) {
+	if x := p.exchanges[f.exchange]; x != nil {
+		*x = scouting{passed: true}
+	}
+}
+
+// confirmed returns the outcome of a message that the broker has confirmed. It returns what it cannot route before it confirms
+// it, and the client reads in order: by now the return is in the channel, or somebody has read it. The caller holds mu.
+func (p *publisher) confirmed(f *flight, t try) error {
+	t.pipe.readReturns()
+	if f.returned == "" {
+		return nil
+	}
+	return fmt.Errorf("%s: exchange %q, routing key %q: %w", f.returned, f.exchange, f.key, broker.ErrUnroutable)
+}
+
+// lastWord returns the outcome when the session has died.
+func (p *publisher) lastWord(f *flight) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case f.try.acked():
+		return p.confirmed(f, f.try)
+	case !f.written:
+		return p.notSent(errOver)
+	}
+	return fmt.Errorf("%w: %w", broker.ErrUnconfirmed, p.s.Err())
+}
+
+// abandon gives back what a flight holds that nobody waits for any more. Its done function still runs.
+func (p *publisher) abandon(f *flight) {
+	p.mu.Lock()
+	defer p.unlock()
+	if f.orphan {
+		return
+	}
+	p.s.goroutines.add() // Close waits for it no longer
+	p.s.publishing.done()
+	f.orphan = true
+	f.pub = amqp.Publishing{}
+	p.leave(f)
+	close(f.over)
+	p.orphans++
+	if f.seat == nil {
+		return
+	}
+	pp := f.try.pipe
+	pp.orphans++
+	if p.orphans > maxUnanswered {
+		for i := range p.ports {
+			for _, pp := range slices.Clone(p.ports[i].retired) {
+				pp.tidy()
+			}
+		}
+	}
+}
+
+// land frees what a flight holds that has its outcome. done must be called after the outcome was told.
+func (p *publisher) land(f *flight, outcome error) (done func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f.pub = amqp.Publishing{}
+	p.restore(f, outcome == nil || errors.Is(outcome, broker.ErrNacked) || errors.Is(outcome, broker.ErrUnroutable))
+	if f.orphan {
+		p.orphans--
+		return p.s.goroutines.done
+	}
+	p.leave(f)
+	close(f.over)
+	return p.s.publishing.done
+}
+
+// leave gives back the place in the window; the caller holds mu.
+func (p *publisher) leave(f *flight) {
+	if f.slots != nil {
+		<-f.slots // never waits
+		f.slots = nil
+	}
+}
+
+// rewrite writes a message again that a level has returned, once: somebody has deleted the level's queue. This duplicates
+// nothing, since the broker has said that no queue has the message.
+func (p *publisher) rewrite(ctx context.Context, f *flight, returned error) error {
+	p.s.delays.levels.forget(f.delay.levels)
+	if _, err := p.s.declareLevels(ctx); err != nil {
+		return fmt.Errorf("%w; and to declare it again: %v", returned, err)
+	}
+	p.mu.Lock()
+	f.returned = ""
+	p.mu.Unlock()
+	if err := p.waitForID(ctx, f); err != nil {
+		return returned
+	}
+	return p.fly(ctx, f, nil)
+}
+
+// deleted reports whether err is the outcome of a delayed message whose level was deleted.
+func (f *flight) deleted(err error) bool {
+	return f.delay != nil && f.delay.held && errors.Is(err, broker.ErrUnroutable)
+}

@@ -1,0 +1,164 @@
+package rabbitmq
+
+import (
+	"container/list"
+	"errors"
+	"fmt"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// pipe is one publish channel, with the messages that were written to it and have no answer yet. It ends when RabbitMQ refuses a
+// message by closing the channel, or when it was replaced and owes nothing any more. Its port goes on with the next one.
+type pipe struct {
+	port   *port
+	ch     *amqp.Channel
+	closes chan *amqp.Error
+	opened time.Time
+	mended chan struct{} // closed when its port has dealt with its end
+
+	// What follows is guarded by publisher.mu.
+
+	flights list.List          // *flight without an answer, in the order of writing
+	byID    map[string]*flight // the same
+	orphans int                // those of them that nobody waits for
+	stale   bool               // was nacked: to be replaced as soon as that is allowed
+	retired bool               // was replaced: nothing is written to it
+	closing bool
+	ended   bool
+	// returns is where the client puts what could not be routed. It holds all that may be unanswered here, so the client never waits
+	// for room (it would drop the return after 5 s), and it is read under mu: whoever reads also finds the flight.
+	returns chan amqp.Return
+}
+
+// try is one writing of a flight.
+type try struct {
+	pipe         *pipe
+	confirmation *amqp.DeferredConfirmation // nil = the channel was closed before anything was written
+}
+
+// acked reports whether the broker has confirmed it.
+func (t try) acked() bool { return t.confirmation != nil && t.confirmation.Acked() }
+
+// openPipe opens a channel. It blocks as long as the broker does not answer; what it waits for ends with the socket.
+func (pt *port) openPipe() (*pipe, error) {
+	ch, err := pt.p.conn.Channel()
+	if err != nil {
+		return nil, fmt.Errorf("open publish channel: %w", refused(operation{}, err))
+	}
+	pp := &pipe{
+		port: pt, ch: ch, opened: time.Now(), mended: make(chan struct{}), byID: make(map[string]*flight),
+		closes:  ch.NotifyClose(make(chan *amqp.Error, 1)),
+		returns: ch.NotifyReturn(make(chan amqp.Return, window+firstQuota)),
+	}
+	if err := ch.Confirm(false); err != nil {
+		_ = ch.Close()
+		return nil, fmt.Errorf("ask for publisher confirms: %w", refused(operation{}, err))
+	}
+	return pp, nil
+}
+
+// watch has the port mended when the channel ends. The end of the connection is the session's.
+func (pp *pipe) watch() {
+	if e := <-pp.closes; !pp.port.p.conn.IsClosed() {
+		pp.port.mend(pp, e)
+	}
+}
+
+// last returns the last flight that has no answer; nil = none. The caller holds mu.
+func (pp *pipe) last() *flight {
+	if x := pp.flights.Back(); x != nil {
+		return x.Value.(*flight)
+	}
+	return nil
+}
+
+// slow reports whether an answer is late. The first message of a channel to a quorum queue that does not answer holds up all
+// behind it, for 5 s and more (measured). The caller holds mu.
+func (pp *pipe) slow() bool {
+	oldest := pp.flights.Front()
+	return oldest != nil && time.Since(oldest.Value.(*flight).since) > renewPause
+}
+
+// over reports whether nothing can be written any more; the caller holds mu.
+func (pp *pipe) over() bool { return pp.ended || pp.ch.IsClosed() }
+
+// put adds a flight that is about to be written. The caller holds the port's turn and mu.
+func (pp *pipe) put(f *flight) {
+	f.seat, f.try, f.written, f.since = pp.flights.PushBack(f), try{pipe: pp}, true, time.Now()
+	pp.byID[f.id] = f
+}
+
+// remove forgets a flight, for good or until it is written again. The caller holds mu.
+func (pp *pipe) remove(f *flight) {
+	pp.flights.Remove(f.seat)
+	f.seat = nil
+	delete(pp.byID, f.id)
+	if f.orphan {
+		pp.orphans--
+	}
+	pp.tidy()
+}
+
+// write hands a message to the socket. It blocks as long as the socket does. The caller holds the port's turn. An error is
+// the outcome.
+func (pp *pipe) write(f *flight, pub amqp.Publishing) (try, error) {
+	p := pp.port.p
+	if p.conn.socket.dead.Load() {
+		<-p.s.dead // whoever killed it, or the watcher, is about to say why
+		return try{}, p.notSent(errOver)
+	}
+	if f.delay != nil {
+		f.delay.aim(f, &pub)
+	}
+	confirmation, err := pp.ch.PublishWithDeferredConfirm(f.exchange, f.key, true, false, pub)
+	switch {
+	case err == nil, errors.Is(err, amqp.ErrClosed) && !p.conn.IsClosed():
+		// In the second case the client has read that RabbitMQ closes the channel, and has written nothing: see mend.
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		f.try, f.written = try{pp, confirmation}, err == nil
+		return f.try, nil
+	case errors.Is(err, amqp.ErrClosed): // seen before the last frame: the broker has no whole message
+		<-p.s.dead
+		return try{}, p.notSent(errOver)
+	}
+	p.s.fail(fmt.Errorf("%w: publish connection: %s", broker.ErrSessionLost, refused(operation{}, err)))
+	return try{}, fmt.Errorf("%w: the link was lost in the middle of it: %w", broker.ErrUnconfirmed, p.s.Err())
+}
+
+// readReturns marks the flights of all returned messages. The caller holds mu; nothing here waits.
+func (pp *pipe) readReturns() {
+	for {
+		select {
+		case r, ok := <-pp.returns:
+			if !ok {
+				return
+			}
+			if f := pp.byID[r.MessageId]; f != nil {
+				f.returned = fmt.Sprintf("%d %s", r.ReplyCode, r.ReplyText)
+			}
+		default:
+			return
+		}
+	}
+}
+
+// tidy closes a retired pipe that owes nothing, or only what nobody waits for if that is too much. The caller holds mu, and calls
+// unlock.
+func (pp *pipe) tidy() {
+	owes := pp.flights.Len()
+	if pp.retired && !pp.closing && !pp.ended && (owes == 0 || pp.orphans == owes && pp.port.p.orphans > maxUnanswered) {
+		pp.close()
+	}
+}
+
+// close takes a retired pipe out of its port. The caller holds mu, and calls unlock.
+func (pp *pipe) close() {
+	pp.closing = true
+	pp.port.forget(pp)
+	pp.port.p.leaving = append(pp.port.p.leaving, pp)
+}

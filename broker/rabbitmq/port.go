@@ -1,0 +1,284 @@
+package rabbitmq
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+const (
+	// renewPause is the least time between two channels of a port that are replaced because of a nack, since a queue may really be
+	// full, or because an answer is late by as much.
+	renewPause = 500 * time.Millisecond
+	// reopenPause is the least time between two channels of a port of which the first was closed by the broker.
+	reopenPause = 100 * time.Millisecond
+	// scoutPause is how long a message to an exchange that may not exist goes alone. If that did not close the channel by then, its queue
+	// is slow.
+	scoutPause = 100 * time.Millisecond
+	// maxRetired is how many replaced channels of a port may still owe answers. With renewPause that is 8 s.
+	maxRetired = 16
+)
+
+// The publish channels in use. A refusal takes down only what is on the same one.
+const (
+	defaultPort = iota // for the default exchange, where retries and dead letters go; it always exists
+	delayPort          // for the delay levels
+	namedPort          // for exchanges that are known to exist
+	scoutPort          // for the others: see scouting
+	ports
+)
+
+// port is where messages of some exchanges leave. Messages of one port are written in order; messages of different ports may
+// overtake each other.
+type port struct {
+	p       *publisher
+	writing turn
+
+	// Guarded by publisher.mu; current is changed only with the turn.
+	current *pipe   // nil = none was opened since the last one ended
+	retired []*pipe // replaced, and not closed yet
+	reopen  time.Time
+}
+
+// portOf returns the port of a message, or why it is refused.
+func (p *publisher) portOf(f *flight) (*port, error) {
+	switch {
+	case f.delay != nil:
+		return &p.ports[delayPort], nil
+	case f.exchange == "":
+		return &p.ports[defaultPort], nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch x := p.exchange(f.exchange); {
+	case x.passed:
+		return &p.ports[namedPort], nil
+	case x.refused != nil && time.Now().Before(x.until):
+		return nil, x.refused
+	}
+	return &p.ports[scoutPort], nil
+}
+
+// forget takes a pipe out; the caller holds mu.
+func (pt *port) forget(pp *pipe) {
+	if i := slices.Index(pt.retired, pp); i >= 0 {
+		pt.retired = slices.Delete(pt.retired, i, i+1)
+	}
+}
+
+// hindrance is what has to be done before a flight can be written. The zero value: nothing.
+type hindrance struct {
+	after  *flight       // wait for that flight: it has the same ID, or both are to go alone
+	mended chan struct{} // wait until that is closed: the end of the current pipe has to be dealt with
+	open   bool          // open a pipe
+	pause  bool          // wait until a pipe may be opened
+}
+
+// seat puts f on the current pipe, or returns why not. The caller holds the turn.
+func (pt *port) seat(f *flight) hindrance {
+	p := pt.p
+	p.mu.Lock()
+	defer p.unlock()
+	for _, pp := range pt.retired {
+		if other := pp.byID[f.id]; other != nil && !other.orphan {
+			return hindrance{after: other}
+		}
+	}
+	pp := pt.current
+	if pp == nil {
+		return hindrance{open: true}
+	}
+	other := pp.byID[f.id]
+	due := time.Since(pp.opened) >= renewPause && (pp.stale || other != nil || pp.slow())
+	switch {
+	case pp.over():
+		return hindrance{mended: pp.mended}
+	case other != nil && !other.orphan:
+		return hindrance{after: other}
+	case pp.orphans >= firstQuota || due && pt.room():
+		return hindrance{open: true}
+	case other != nil: // one channel cannot have an ID twice, since returns are told apart by it
+		return hindrance{pause: true}
+	}
+	if last := pp.last(); pt == &p.ports[scoutPort] && last != nil && time.Since(last.since) < scoutPause {
+		return hindrance{after: last}
+	}
+	pp.put(f)
+	return hindrance{}
+}
+
+// room reports whether another pipe may be retired, and makes room by giving up one that only owes what nobody waits for. The caller
+// holds mu.
+func (pt *port) room() bool {
+	if len(pt.retired) < maxRetired {
+		return true
+	}
+	for _, pp := range pt.retired {
+		if pp.orphans == pp.flights.Len() {
+			pp.close()
+			return true
+		}
+	}
+	return false
+}
+
+// board waits for the turn to write f, and returns with it. If f has to wait for another flight, it returns that instead, without
+// the turn.
+func (pt *port) board(ctx context.Context, f *flight) (other *flight, err error) {
+	dead := pt.p.s.dead
+	for {
+		if err := pt.p.gate.pass(ctx, dead); err != nil {
+			return nil, err
+		}
+		if err := pt.writing.take(ctx, dead); err != nil {
+			return nil, err
+		}
+		if pt.p.gate.shut.Load() != nil {
+			pt.writing.give() // it was shut meanwhile
+			continue
+		}
+		h := pt.seat(f)
+		if h == (hindrance{}) {
+			return nil, nil
+		}
+		if h.open {
+			err = pt.renew(ctx)
+		}
+		pt.writing.give()
+		switch {
+		case h.after != nil:
+			return h.after, nil
+		case h.mended != nil:
+			err = await(ctx, dead, h.mended)
+		case h.pause:
+			err = pause(ctx, dead, renewPause)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// renew opens a pipe and retires the one before it. The caller holds the turn.
+func (pt *port) renew(ctx context.Context) error {
+	if err := pt.pace(ctx); err != nil {
+		return err
+	}
+	pp, err := call(ctx, pt.p.s, pt.openPipe, func(pp *pipe) { _ = pp.ch.Close() })
+	if err != nil {
+		return err
+	}
+	pt.use(pp)
+	return nil
+}
+
+// pace waits until a pipe may be opened: not at once if the broker closes one after the other.
+func (pt *port) pace(ctx context.Context) error {
+	pt.p.mu.Lock()
+	left := time.Until(pt.reopen)
+	pt.p.mu.Unlock()
+	return pause(ctx, pt.p.s.dead, left)
+}
+
+// use makes pp the current pipe. The caller holds the turn, and is counted by the session.
+func (pt *port) use(pp *pipe) {
+	p := pt.p
+	p.s.goroutines.add()
+	go func() {
+		defer p.s.goroutines.done()
+		pp.watch()
+	}()
+	p.mu.Lock()
+	defer p.unlock()
+	if old := pt.current; old != nil {
+		old.retired = true
+		pt.retired = append(pt.retired, old)
+		old.tidy()
+	}
+	pt.current = pp
+}
+
+// mend deals with the end of a pipe. RabbitMQ handles a channel in order and discards what follows a refusal, so what was written
+// behind it is certainly in no queue: it is written again, in its order and before all else. e is nil if the pipe was closed here.
+func (pt *port) mend(pp *pipe, e *amqp.Error) {
+	defer close(pp.mended)
+	// With the turn no write is under way, and none can come between those that are written again.
+	if pt.writing.take(context.Background(), pt.p.s.dead) != nil {
+		return
+	}
+	defer pt.writing.give()
+	again := pt.bury(pp, e)
+	for i, f := range again {
+		if err := pt.writeAgain(f); err != nil {
+			for _, f := range again[i:] {
+				pt.p.tell(f, fate{err: pt.p.notSent(err)})
+			}
+			return
+		}
+	}
+}
+
+// writeAgain writes f to the current pipe, which it opens if there is none. The caller holds the turn.
+func (pt *port) writeAgain(f *flight) error {
+	p := pt.p
+	if err := p.gate.pass(context.Background(), p.s.dead); err != nil {
+		return err
+	}
+	if pt.current == nil {
+		if err := pt.pace(context.Background()); err != nil {
+			return err
+		}
+		pp, err := pt.openPipe()
+		if err != nil {
+			p.s.fail(fmt.Errorf("%w: publish connection: %w", broker.ErrSessionLost, err))
+			return errOver
+		}
+		pt.use(pp)
+	}
+	p.mu.Lock()
+	if f.orphan {
+		p.mu.Unlock()
+		p.tell(f, fate{err: errOrphan})
+		return nil
+	}
+	pt.current.put(f)
+	pub := f.pub
+	p.mu.Unlock()
+	t, err := pt.current.write(f, pub)
+	p.tell(f, fate{t, err})
+	return nil
+}
+
+// await waits for c.
+func await(ctx context.Context, dead, c <-chan struct{}) error {
+	select {
+	case <-c:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-dead:
+		return errOver
+	}
+}
+
+// pause waits for d.
+func pause(ctx context.Context, dead <-chan struct{}, d time.Duration) error {
+	if d <= 0 {
+		return nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-dead:
+		return errOver
+	}
+}

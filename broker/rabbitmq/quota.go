@@ -1,0 +1,66 @@
+package rabbitmq
+
+import (
+	"container/list"
+	"context"
+)
+
+// firstQuota is how many messages with one exchange and key may be unanswered before the first answer. RabbitMQ stops reading from
+// a connection when one channel has about 230 messages for a quorum queue that does not answer (32 until the channel is
+// blocked, and 200 more of its reader's credit), and then no queue gets any.
+const firstQuota = 150
+
+// quota bounds what is unanswered of one exchange and key, so that a queue that does not answer has neither the whole window nor
+// the connection. It grows by one with each answer, and begins anew when nothing is in flight. Guarded by publisher.mu.
+type quota struct {
+	allowed int
+	used    int
+	waiting list.List // chan struct{}, closed when it has its part
+}
+
+// reserve waits for a part of the quota of f's destination, and takes it.
+func (p *publisher) reserve(ctx context.Context, f *flight) error {
+	p.mu.Lock()
+	q := p.quotas[f.to]
+	if q == nil {
+		q = &quota{allowed: firstQuota}
+		p.quotas[f.to] = q
+	}
+	if q.used < q.allowed {
+		q.used++
+		p.mu.Unlock()
+		return nil
+	}
+	granted := make(chan struct{})
+	turn := q.waiting.PushBack(granted)
+	p.mu.Unlock()
+	err := await(ctx, p.s.dead, granted)
+	if err == nil {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-granted: // in the same moment
+		p.restore(f, false)
+	default:
+		q.waiting.Remove(turn)
+	}
+	return err
+}
+
+// restore gives a part back. The caller holds mu.
+func (p *publisher) restore(f *flight, answered bool) {
+	q := p.quotas[f.to]
+	q.used--
+	if answered {
+		q.allowed = min(q.allowed+1, window)
+	}
+	for q.used < q.allowed && q.waiting.Len() > 0 {
+		q.used++
+		close(q.waiting.Remove(q.waiting.Front()).(chan struct{}))
+	}
+	if q.used == 0 {
+		delete(p.quotas, f.to)
+	}
+}

@@ -1,0 +1,197 @@
+package rabbitmq
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// errCut is the outcome of what a pipe owed that was given up. Nobody waits for it.
+var errCut = fmt.Errorf("%w: no answer, and the broker owes too many", broker.ErrUnconfirmed)
+
+// errOrphan is the outcome of what should have been written again when nobody waited for it any more.
+var errOrphan = fmt.Errorf("%w: the broker closed the publish channel before it came to it, and nobody waits for it", broker.ErrNotSent)
+
+// fate is what becomes of a flight whose pipe has ended: it was written again, or has its outcome.
+type fate struct {
+	try try
+	err error
+}
+
+// tell tells a flight its fate. No lock is held: the flight may need it before it listens.
+func (p *publisher) tell(f *flight, x fate) {
+	select {
+	case f.fate <- x:
+	case <-p.s.dead:
+	}
+}
+
+// bury ends a pipe. It tells the flights that have an outcome, and returns those that are to be written again. The caller holds
+// the port's turn.
+func (pt *port) bury(pp *pipe, e *amqp.Error) (again []*flight) {
+	p := pt.p
+	type end struct {
+		f   *flight
+		err error
+	}
+	var ends []end
+	p.mu.Lock()
+	pp.ended = true
+	pt.forget(pp)
+	if pt.current == pp {
+		pt.current = nil
+	}
+	if e != nil {
+		pt.reopen = pp.opened.Add(reopenPause)
+	}
+	var open, written []*flight
+	for x := pp.flights.Front(); x != nil; {
+		f := x.Value.(*flight)
+		x = x.Next()
+		if f.try.acked() {
+			continue // its goroutine is about to see it
+		}
+		pp.remove(f)
+		open = append(open, f)
+		if f.written { // what was not comes after it
+			written = append(written, f)
+		}
+	}
+	v := p.judge(e, written)
+	for i, f := range open {
+		switch err := v.of(i, f); {
+		case err != nil:
+			ends = append(ends, end{f, err})
+		case f.orphan:
+			ends = append(ends, end{f, errOrphan})
+		default:
+			f.written = false
+			again = append(again, f)
+		}
+	}
+	p.unlock()
+	for _, x := range ends {
+		p.tell(x.f, fate{err: x.err})
+	}
+	return again
+}
+
+// verdict says what the end of a pipe means for what was written to it, in the order of writing.
+type verdict struct {
+	doubtful int   // of the first so many nobody knows what became of them
+	doubt    error // their outcome
+	refused  int   // the one that was refused, at least doubtful; -1 = nobody knows which
+	refusal  error // its outcome
+	limit    int   // what is larger is refused likewise; 0 = nothing is
+}
+
+// of returns the outcome of one; nil = it is certain that the broker has not looked at it.
+func (v *verdict) of(i int, f *flight) error {
+	switch {
+	case i < v.doubtful:
+		return v.doubt
+	case v.refusal != nil && (i == v.refused || v.limit > 0 && f.size > v.limit):
+		return v.refusal
+	}
+	return nil
+}
+
+var tooLarge = regexp.MustCompile(`message size (\d+) is larger than (?:configured )?max size (\d+)`)
+
+// judge finds out which of the flights that were written to a pipe RabbitMQ closed it over. The caller holds mu.
+//
+//   - A size is checked before all else, and the limit is that of the channel's beginning: nothing above it got past, so the first
+//     of that size was refused.
+//   - Of several messages to an exchange, the first may be in its queues if the exchange was deleted after it. So it is certain
+//     only of a single one (see scouting), and the others are in doubt, with all that was written before the last of them.
+func (p *publisher) judge(e *amqp.Error, written []*flight) verdict {
+	if e == nil {
+		return verdict{doubtful: len(written), doubt: errCut}
+	}
+	words := reply(e)
+	v := verdict{
+		doubtful: len(written), refused: -1,
+		doubt: fmt.Errorf("%w: the broker closed the publish channel: %s: %w", broker.ErrUnconfirmed, words, broker.ErrProtocol),
+	}
+	switch e.Code {
+	case amqp.PreconditionFailed:
+		m := tooLarge.FindStringSubmatch(e.Reason)
+		if m == nil {
+			break
+		}
+		size, _ := strconv.Atoi(m[1])
+		limit, _ := strconv.Atoi(m[2])
+		if i := slices.IndexFunc(written, func(f *flight) bool { return f.size == size }); i >= 0 {
+			p.maxSize = limit
+			v.doubtful, v.refused = i, i
+			v.refusal = fmt.Errorf("%s: %w", words, broker.ErrTooLarge)
+			v.limit = limit
+		}
+	case amqp.NotFound, amqp.AccessRefused:
+		first, last := -1, -1
+		for i, f := range written {
+			if f.named(e.Reason) {
+				if first < 0 {
+					first = i
+				}
+				last = i
+			}
+		}
+		if first < 0 {
+			break
+		}
+		refusal := refused(writeExchange, e)
+		if !strings.Contains(e.Reason, aboutTopic) {
+			*p.exchange(written[first].exchange) = scouting{refused: refusal, until: time.Now().Add(reopenPause)}
+		}
+		v.doubtful = last + 1
+		if first == last {
+			v.doubtful, v.refused, v.refusal = first, first, refusal
+		}
+	}
+	return v
+}
+
+// aboutTopic is in the reason of a refusal that is not about all keys of an exchange.
+const aboutTopic = "access to topic '"
+
+// named reports whether the reason of a refusal names the flight's exchange and, if it is about a topic, its key. RabbitMQ cuts
+// a reason off after 255 bytes, so that of a very long name nothing is found and nobody is blamed.
+func (f *flight) named(reason string) bool {
+	exchange := f.exchange
+	if exchange == "" {
+		exchange = "amq.default"
+	}
+	if !strings.Contains(reason, "exchange '"+exchange+"' in vhost") {
+		return false
+	}
+	return !strings.Contains(reason, aboutTopic) || strings.Contains(reason, aboutTopic+f.key+"' in")
+}
+
+// scouting is what is known of an exchange. The first message to it goes alone, on a channel of its own: if the exchange does not
+// exist, nobody else is concerned, and it is certain which message was refused.
+type scouting struct {
+	passed  bool      // a message came through, and none was refused since
+	refused error     // nil = it was not refused lately
+	until   time.Time // so long others are refused likewise, since each refusal costs a channel
+}
+
+// exchange returns what is known of an exchange. The caller holds mu.
+func (p *publisher) exchange(name string) *scouting {
+	x := p.exchanges[name]
+	if x == nil {
+		if len(p.exchanges) >= 1000 { // then some go alone again
+			clear(p.exchanges)
+		}
+		x = &scouting{}
+		p.exchanges[name] = x
+	}
+	return x
+}
