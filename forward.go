@@ -123,8 +123,10 @@ func (s *shift) redeclare() {
 	}
 	ctx, cancel := context.WithTimeout(s.settling, openTimeout)
 	defer cancel()
-	if err := session.Declare(ctx, s.w.topology()); err != nil {
-		s.w.log.Errorf("worker %q: %v", s.w.cfg.Name, err)
+	for _, p := range s.w.parts() { // one that is refused must not keep the others from being made
+		if err := session.Declare(ctx, p.topology); err != nil {
+			s.w.log.Errorf("worker %q: %v", s.w.cfg.Name, err)
+		}
 	}
 }
 
