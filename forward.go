@@ -123,8 +123,10 @@ func (s *shift) redeclare() {
 	}
 	ctx, cancel := context.WithTimeout(s.settling, openTimeout)
 	defer cancel()
-	if err := session.Declare(ctx, s.w.topology()); err != nil {
-		s.w.log.Errorf("worker %q: %v", s.w.cfg.Name, err)
+	for _, p := range s.w.parts() { // one that is refused must not keep the others from being made
+		if err := session.Declare(ctx, p.topology); err != nil {
+			s.w.log.Errorf("worker %q: %v", s.w.cfg.Name, err)
+		}
 	}
 }
 
@@ -136,11 +138,4 @@ func (s *shift) stuckBy(n int, why error) {
 	if why != nil {
 		s.err = why
 	}
-}
-
-// isStuck reports whether n deliveries or more cannot be settled now.
-func (s *shift) isStuck(n int) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.stuck >= n
 }

@@ -14,8 +14,8 @@ const (
 	maxHeaderDepth = 16  // of slices and maps inside each other
 
 	// maxHeaderBytes bounds all headers of a task, as they travel: see Task.Headers. They share one frame with the properties of
-	// the message, with what the library adds (an attempt log of 9 KiB at most, say) and with what RabbitMQ adds to a message that
-	// waits (x-death, 10 KiB at most). RabbitMQ limits a frame to 128 KiB (frame_max).
+	// the message, with what the library adds (the attempt log and the error of a dead letter) and with what RabbitMQ adds to a
+	// message that waits (x-death, 10 KiB at most). RabbitMQ limits a frame to 128 KiB (frame_max).
 	maxHeaderBytes = 64 << 10
 
 	// maxHeaderEntries bounds the elements of each slice or map. amqp091-go reads no more than 8,192 and ends its connection over

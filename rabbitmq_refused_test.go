@@ -178,8 +178,8 @@ func TestRabbitMQ_WhatExistsOtherwiseIsNamed(t *testing.T) {
 		}
 		r.proxy.Refuse(false)
 		eventually(t, "Health says why", func() bool {
-			err := r.server.Health(t.Context()).LastError
-			return err != nil && strings.Contains(err.Error(), "delete it or use the same properties")
+			u := r.server.Health(t.Context()).Undeclared
+			return len(u) == 1 && strings.Contains(u[0].Problem, "delete it or use the same properties")
 		})
 		if _, err := ch.QueueDelete(r.name, false, false, false); err != nil {
 			t.Fatal(err)
@@ -265,7 +265,7 @@ func TestRabbitMQ_MissingPermissionsAreNamed(t *testing.T) {
 		r.serve(login)
 		within(t, patience, "Publish", func() {
 			err := r.server.Publish(dispatcher.NewTask("f"))
-			outcome(t, "Publish", err, dispatcher.ErrUnconfirmed, dispatcher.ErrRejected)
+			outcome(t, "Publish", err, dispatcher.ErrRejected)
 			says(t, "Publish", err, r.name, "write permission")
 		})
 	})

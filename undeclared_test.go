@@ -316,22 +316,31 @@ func (b *deadly) Open(ctx context.Context) (broker.Session, error) {
 }
 
 func (s *deadlySession) Declare(ctx context.Context, t broker.Topology) error {
-	select {
-	case <-s.b.armed:
-		for _, q := range t.Queues {
-			if q.Name == s.b.queue {
-				_ = s.Close(ctx)
-			}
-		}
-	default:
+	for _, q := range t.Queues {
+		s.touch(ctx, q.Name)
 	}
 	return s.Session.Declare(ctx, t)
 }
 
-// A declaration over which the broker ends the session must not be the first thing in every session.
+func (s *deadlySession) Consume(ctx context.Context, o broker.ConsumeOptions) (broker.Consumer, error) {
+	s.touch(ctx, "consume "+o.Queue)
+	return s.Session.Consume(ctx, o)
+}
+
+func (s *deadlySession) touch(ctx context.Context, queue string) {
+	select {
+	case <-s.b.armed:
+		if queue == s.b.queue {
+			_ = s.Close(ctx)
+		}
+	default:
+	}
+}
+
+// A declaration or a consume over which the broker ends the session must not be the first thing in every session.
 func TestDeclarationThatEndsTheSessionIsPutOff(t *testing.T) {
 	t.Parallel()
-	for _, queue := range []string{"init", "deadly"} {
+	for _, queue := range []string{"init", "deadly", "consume deadly"} {
 		t.Run(queue, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
@@ -367,6 +376,7 @@ func TestDeclarationThatEndsTheSessionIsPutOff(t *testing.T) {
 						up++
 					}
 				}
+				t.Logf("up in %d of 1000 looks", up)
 				if up < 800 {
 					t.Errorf("connected with the other worker consuming in %d of 1000 looks", up)
 				}

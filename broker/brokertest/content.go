@@ -20,6 +20,7 @@ func richMessage(queue, id string) broker.Message {
 		ReplyTo:       "replies",
 		Timestamp:     at,
 		Body:          []byte(`{"a": "ü"}`),
+		Unreadable:    "not looked at",
 		Headers: map[string]any{
 			"string": "text", "empty": "", "bool": true, "int64": int64(-1 << 62), "float64": 0.1,
 			"bytes": []byte{0, 0xff, '\n'}, "time": at, "nil": nil,

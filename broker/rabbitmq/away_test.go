@@ -129,3 +129,39 @@ func TestPublishToAQueueThatIsAwayIsNotSent(t *testing.T) {
 		t.Errorf("publish when the node is back: %v", err)
 	}
 }
+
+// RabbitMQ ends the connection over a get from a quorum queue that has no leader. Workers look for suspects all the time, and one such queue
+// would end all their sessions.
+func TestSuspectsWithoutALeaderDoNotEndTheSession(t *testing.T) {
+	t.Parallel()
+	s := open(t, through(t, amqpURL(t), amqpURL(t).Host))
+	q := uniqueName() + broker.SuspectsSuffix
+	if err := s.Declare(testContext(t), broker.Topology{Queues: []broker.QueueSpec{{Name: q}}}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Delete(testContext(t), q) })
+	fill(t, s, q, 1)
+	server := fmt.Sprintf(`{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"%s">>)), P = amqqueue:get_pid(Q), `, q)
+	eval(t, server+`ok = ra:stop_server(quorum_queues, P).`)
+	for range 3 {
+		if ds, err := s.TryGet(testContext(t), q, 1); len(ds) > 0 || errors.Is(err, broker.ErrSessionLost) {
+			t.Errorf("get: %d, %v", len(ds), err)
+		}
+	}
+	if err := s.Err(); err != nil {
+		t.Fatalf("the session ended: %v", err)
+	}
+	eval(t, server+`ok = ra:restart_server(quorum_queues, P).`)
+	for {
+		ds, err := s.TryGet(testContext(t), q, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(ds) == 1 {
+			if err := ds[0].Ack(); err != nil {
+				t.Error(err)
+			}
+			return
+		}
+	}
+}
