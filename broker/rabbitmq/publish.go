@@ -224,7 +224,7 @@ func (p *publisher) explain(f *flight, err error) error {
 	if !errors.Is(err, broker.ErrUnroutable) {
 		return err
 	}
-	if away := p.s.whyUnroutable(f.to.to.exchange, f.to.to.key); away != nil {
+	if away := p.s.whyUnroutable(f.to.exchange, f.to.key); away != nil {
 		return fmt.Errorf("%w: %w", broker.ErrNotSent, away)
 	}
 	return err
