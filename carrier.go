@@ -134,7 +134,7 @@ func (c *courier) send(e OutboxEntry) (err error, known bool) {
 		}
 		// An entry that a session dies of, more than once, may be what it dies of. The others need time in between.
 		if !lost || unconfirmed > 1 {
-			if !sleep(c.sending, pauses.NextBackOff()) {
+			if !sleep(c.sending, pauseAfter(err, pauses)) {
 				return err, false
 			}
 		}
