@@ -67,6 +67,8 @@ func (p *publisher) fly(ctx context.Context, f *flight, written chan<- struct{})
 	if err != nil {
 		return err
 	}
+	p.s.silence.wrote()
+	defer p.s.silence.over()
 	for gone := ctx.Done(); ; {
 		var answer <-chan struct{}
 		if t.confirmation != nil {
@@ -75,6 +77,7 @@ func (p *publisher) fly(ctx context.Context, f *flight, written chan<- struct{})
 		select {
 		case <-answer:
 			if err, final := p.answer(f, t); final {
+				p.s.silence.answered()
 				return err
 			}
 			t.confirmation = nil // the pipe has ended: its port says what that means

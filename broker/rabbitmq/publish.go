@@ -224,7 +224,7 @@ func (p *publisher) explain(f *flight, err error) error {
 	if !errors.Is(err, broker.ErrUnroutable) {
 		return err
 	}
-	if away := p.s.whyUnroutable(f.to.to.exchange, f.to.to.key); away != nil {
+	if away := p.s.whyUnroutable(f.to.exchange, f.to.key); away != nil {
 		return fmt.Errorf("%w: %w", broker.ErrNotSent, away)
 	}
 	return err
@@ -234,7 +234,7 @@ func (p *publisher) explain(f *flight, err error) error {
 // the outcome.
 func (p *publisher) prepare(ctx context.Context, m *broker.Message, digits int) (f *flight, err error) {
 	f = &flight{
-		id: m.ID, exchange: m.Exchange, key: m.RoutingKey, to: destination{to: target{m.Exchange, m.RoutingKey}}, size: len(m.Body),
+		id: m.ID, exchange: m.Exchange, key: m.RoutingKey, to: destination{target: target{m.Exchange, m.RoutingKey}}, size: len(m.Body),
 		fate: make(chan fate, 1), over: make(chan struct{}),
 	}
 	if err := p.mayEndChannel(m); err != nil {

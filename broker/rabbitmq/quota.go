@@ -15,7 +15,7 @@ const firstSettleQuota = reserve / 4
 
 // destination is what has a quota.
 type destination struct {
-	to     target
+	target
 	settle bool
 }
 

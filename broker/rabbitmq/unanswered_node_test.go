@@ -25,8 +25,11 @@ func (n *node) suspend(queue, kind string) (resume func()) {
 
 // A message of 300,000 bytes where 100,000 is the most: RabbitMQ closes the channel over it.
 func testTooLarge(t *testing.T, n *node) {
-	n.run("eval", "application:set_env(rabbit, max_message_size, 100000).")
-	defer n.run("eval", "application:set_env(rabbit, max_message_size, 134217728).")
+	most := func(bytes int) { // RabbitMQ 4 remembers it as a persistent term
+		n.run("eval", fmt.Sprintf("application:set_env(rabbit, max_message_size, %d), persistent_term:put(max_message_size, %[1]d).", bytes))
+	}
+	most(100_000)
+	defer most(16 << 20)
 	s := open(t, n.broker(t))
 	q := uniqueName()
 	if err := s.Declare(testContext(t), broker.Topology{Queues: []broker.QueueSpec{{Name: q}}}); err != nil {
