@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
@@ -11,6 +12,11 @@ import (
 
 // maxCarriers bounds how many routing keys are served side by side, each with one entry in flight.
 const maxCarriers = 64
+
+// maxOffenses is how often the broker may end a link over what was sent while an entry was on its way, before the entry is buried.
+// From the second time on it is alone among the entries of which that is so, so others are confirmed then. Links that are lost do
+// not count, nor a broker that stops: an entry must not be buried because of the network. A buried entry is kept.
+const maxOffenses = 5
 
 // carry is a carrier: it sends one entry of one key, then one of the next in turn, so that no busy key holds up the others.
 func (c *courier) carry() {
@@ -92,15 +98,30 @@ func (c *courier) next(key string) (moved, empty bool) {
 func (c *courier) send(e OutboxEntry) (err error, known bool) {
 	var dead broker.Session
 	pauses := newBackOff(100*time.Millisecond, 30*time.Second, 0.5)
-	for unconfirmed := 0; ; {
-		session, err := c.sup.await(c.sending, dead)
+	for unconfirmed, offenses := 0, 0; ; {
+		done, err := c.alone(offenses > 0)
 		if err != nil {
 			return err, false
 		}
+		session, err := c.sup.await(c.sending, dead)
+		if err != nil {
+			done()
+			return err, false
+		}
 		err = c.sendOnce(session, e)
+		done()
 		// What the broker cannot do, a delay for instance, it will not be able to do the next time.
 		if err == nil || errors.Is(err, ErrRejected) || errors.Is(err, errors.ErrUnsupported) {
 			return err, true
+		}
+		if !errors.Is(err, ErrNotSent) {
+			unconfirmed++
+			if errors.Is(err, broker.ErrProtocol) {
+				offenses++
+			}
+		}
+		if offenses >= maxOffenses {
+			return fmt.Errorf("given up, since the broker ended the link %d times while it was sent: %w", offenses, err), true
 		}
 		if c.sending.Err() != nil {
 			return err, false
@@ -110,17 +131,32 @@ func (c *courier) send(e OutboxEntry) (err error, known bool) {
 		if lost {
 			dead = session
 		}
-		if !errors.Is(err, ErrNotSent) {
-			unconfirmed++
-		}
-		// An entry that a session dies of, more than once, may be what it dies of: RabbitMQ closes the channel over a message that
-		// is too large for it. The others need time in between.
+		// An entry that a session dies of, more than once, may be what it dies of. The others need time in between.
 		if !lost || unconfirmed > 1 {
 			if !sleep(c.sending, pauses.NextBackOff()) {
 				return err, false
 			}
 		}
 	}
+}
+
+// alone waits until no other suspect entry is on its way, if this is one. A broker that ends a link over an entry does so at once:
+// after PublishTimeout the next suspect may go, or one queue that does not answer would hold up all of them.
+func (c *courier) alone(suspect bool) (done func(), err error) {
+	if !suspect {
+		return func() {}, nil
+	}
+	select {
+	case c.suspects <- struct{}{}:
+	case <-c.sending.Done():
+		return nil, ErrUnconfirmed
+	}
+	leave := sync.OnceFunc(func() { <-c.suspects })
+	late := time.AfterFunc(c.cfg.PublishTimeout, leave)
+	return func() {
+		late.Stop()
+		leave()
+	}, nil
 }
 
 // sendOnce publishes through one session and waits for the outcome as long as the session lives: asking it again sooner

@@ -24,6 +24,8 @@ type courier struct {
 	hard        context.Context
 	stopHard    context.CancelFunc
 
+	suspects chan struct{} // taken by the carrier whose entry may be what the broker ends links over
+
 	mu       sync.Mutex // guards what follows; never held while the outbox or the broker is asked
 	keys     map[string]*heldKey
 	ready    []*heldKey    // those that no carrier has and that have work, in turn
@@ -57,7 +59,7 @@ func newCourier(ctx context.Context, cfg *ServerConfig, sup *supervisor, stats *
 	if err != nil {
 		return nil, fmt.Errorf("outbox: list routing keys: %w", err)
 	}
-	c := &courier{cfg: cfg, sup: sup, stats: stats, keys: make(map[string]*heldKey, len(names))}
+	c := &courier{cfg: cfg, sup: sup, stats: stats, keys: make(map[string]*heldKey, len(names)), suspects: make(chan struct{}, 1)}
 	for _, name := range names {
 		c.keys[name] = &heldKey{name: name, more: true}
 	}

@@ -144,6 +144,54 @@ func TestADelayedTaskWithoutAnyWorkerIsUndeliverable(t *testing.T) {
 	})
 }
 
+// So does a retry whose queue was gone, with what the task was published with.
+func TestARetryWhoseQueueIsGoneIsUndeliverableAndReplayed(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server()
+		failed := make(chan struct{}, 1)
+		pause := 3 * time.Second // for what has to happen before it is due
+		first := v.worker(s, "first", tasks{"n": fn(func(int) error {
+			failed <- struct{}{}
+			return dispatcher.RetryAfter(pause, errors.New("later"))
+		})})
+		task := dispatcher.NewTask("n", 7)
+		task.Headers = map[string]any{"mine": "kept"}
+		v.publishTask(s, task)
+		dead := s.DeadLetters(dispatcher.Undeliverable)
+		own := dispatcher.DeadLetterFilter{UUID: task.UUID}
+		wait(v.t, failed, "the first attempt")
+		eventually(v.t, "its retry is confirmed", func() bool { return s.Stats().Retried == 1 })
+		first.Close()
+		if err := v.session().Delete(v.t.Context(), v.name); err != nil {
+			v.t.Fatal(err)
+		}
+		eventually(v.t, "it is undeliverable", func() bool {
+			letters, err := dead.List(v.t.Context(), own, dispatcher.Page{})
+			if err != nil {
+				v.t.Fatal(err)
+			}
+			return len(letters) == 1 && letters[0].Queue == v.name && letters[0].Exchange == "" && letters[0].Attempts == 1
+		})
+		ran := make(chan dispatcher.TaskInfo, 1)
+		v.worker(s, "second", tasks{"n": fn(func(ctx context.Context, n int) {
+			if info, ok := dispatcher.TaskFromContext(ctx); ok && n == 7 {
+				ran <- info
+			}
+		})})
+		eventually(v.t, "a replay brings it", func() bool {
+			n, err := dead.Replay(v.t.Context(), own)
+			if err != nil {
+				v.t.Fatal(err)
+			}
+			return n == 1
+		})
+		if info := wait(v.t, ran, "the replayed task"); info.UUID != task.UUID || info.Attempt != 1 || info.Headers["mine"] != "kept" {
+			v.t.Errorf("got %+v", info)
+		}
+	})
+}
+
 // The same key in two exchanges is two ways, also for what was delayed or is tried again.
 func TestEqualKeysOfTwoExchangesDoNotMeet(t *testing.T) {
 	t.Parallel()

@@ -27,6 +27,9 @@ type Health struct {
 	// Unreadable counts, by queue, the messages that came over the present connection with headers that cannot be read. A worker
 	// makes each a dead letter with the reason malformed. Nil if there were none.
 	Unreadable map[string]int
+	// Unanswered is how many messages the broker owes an answer to although nobody waits for it any more: a queue does not answer.
+	// They may be in it. It does not count towards OK, since other queues are not affected.
+	Unanswered int
 }
 
 // OK reports whether the connection stands, publishing is not blocked, the outbox does not fail, everything is declared, and every started
@@ -57,6 +60,7 @@ type WorkerHealth struct {
 	Running   int   // calls under way, abandoned ones included
 	Abandoned int   // calls that ran on after their timeout and lost their slot
 	Stuck     int   // tasks whose retry or dead letter the broker does not take: tried again until it does
+	Held      int   // tasks that wait for a running call of the same queue, name and uuid
 	Ready     int   // tasks waiting in its queue; -1 = not known
 	Dead      int   // its dead letters; -1 = not known
 	LastError error // the last problem with consuming or settling, perhaps overcome
@@ -73,6 +77,7 @@ func (s *Server) Health(ctx context.Context) Health {
 		}
 		status := l.session.Status()
 		h.Delays, h.Channels, h.Unreadable = status.Delays, status.Channels, status.Unreadable
+		h.Unanswered = status.Unanswered
 	}
 	s.mu.Lock()
 	for _, w := range s.workers {
@@ -114,6 +119,6 @@ func (w *Worker) health() WorkerHealth {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	h.Started, h.Consuming = true, sh.consuming
-	h.Running, h.Abandoned, h.Stuck, h.LastError = sh.calls, sh.abandoned, sh.stuck, sh.err
+	h.Running, h.Abandoned, h.Stuck, h.Held, h.LastError = sh.calls, sh.abandoned, sh.stuck, sh.held, sh.err
 	return h
 }

@@ -9,8 +9,10 @@
 //     messages, for exchanges that have taken a message in this session, and for the others. At most 1,000 messages are
 //     unconfirmed at a time while somebody waits for them; 64 of these places are kept for Retry, Suspect and DeadLetter, so that
 //     settling goes on beside busy publishers.
-//   - Of one exchange and routing key at most 150 messages are unanswered, more when answers come. A queue that does not answer
-//     takes no more of the window; further messages to it wait, and are [broker.ErrNotSent] when their ctx ends.
+//   - Of one exchange and routing key at most 150 messages are unanswered, more when answers come; of what is settled to one
+//     queue 16. A queue that does not answer
+//     takes no more of the window; further messages to it wait, and are [broker.ErrNotSent] when their ctx ends. Without that,
+//     RabbitMQ would stop reading the connection.
 //   - RabbitMQ refuses a message that is too large, or to an exchange that does not exist or that the user may not write to, by
 //     closing the channel. That message is [broker.ErrRejected]. What was written behind it is written again on the next channel,
 //     since RabbitMQ has ignored it. What was written before it and had no answer is [broker.ErrUnconfirmed]. If an exchange is

@@ -148,24 +148,27 @@ func TestProbesTellWhatIsLate(t *testing.T) {
 		}
 	}
 	ids(now, 0)
-	p.use("0")
-	p.use("f")
+	p.use("0", now)
+	p.use("f", after(time.Hour))
 	first := ids(now, 2)
 	late(after(probeMargin), "")
 	late(after(12*time.Second), "messages that were due 12s ago have not come through dispatcher.delay.v1.exit.0, dispatcher.delay.v1.exit.f")
 	p.came(first["0"])
 	late(after(13*time.Second), "messages that were due 13s ago have not come through dispatcher.delay.v1.exit.f")
-	ids(after(30*time.Second), 1) // followed up although nothing else goes there
+	p.came(ids(after(30*time.Second), 2)["0"])
 	late(after(31*time.Second), "messages that were due 31s ago have not come through dispatcher.delay.v1.exit.f")
-	third := ids(after(60*time.Second), 1)
-	ids(after(90*time.Second), 1)
-	ids(after(120*time.Second), 0) // enough
+	third := ids(after(60*time.Second), 2)
+	p.came(third["0"])
+	p.came(ids(after(90*time.Second), 2)["0"])
+	p.came(ids(after(120*time.Second), 1)["0"]) // enough of the other
 	p.came(third["f"])
 	late(after(99*time.Second), "")
 	p.came(first["f"]) // when it comes does not matter any more
 	late(after(101*time.Second), "messages that were due 11s ago have not come through dispatcher.delay.v1.exit.f")
-	p.next(after(20 * time.Minute)) // a lost one
+	ids(after(20*time.Minute), 1) // the missing one is lost, and at the other exit nothing is waiting
 	late(after(20*time.Minute), "")
+	ids(after(time.Hour+5*time.Minute), 1)
+	ids(after(3*time.Hour), 0)
 }
 
 // A message that follows the bindings from exchange to exchange comes to each queue whose time it needs, and then to its target.

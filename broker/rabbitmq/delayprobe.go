@@ -23,7 +23,7 @@ const (
 	probeEvery  = 30 * time.Second
 	probeMargin = 10 * time.Second // so much later than due is late
 	probeTicks  = 1<<6 - 1         // levels 5 to 10, 2 s: each of them takes part in most delays
-	probeMemory = 10 * time.Minute // a probe that did not come for so long is lost
+	probeMemory = 10 * time.Minute // for how long a probe or a message that is late may still come
 	probeCall   = 5 * time.Second  // the most that a round may take to send its probes: nothing is received meanwhile
 
 	// maxProbes is how many of an exit may be on their way. Each of them may hold one of the 32 places of an exit that stands still.
@@ -65,31 +65,40 @@ type probe struct {
 type probes struct {
 	every, margin time.Duration // 0 = probeEvery, probeMargin; set before first use
 	begun         atomic.Bool
-	used          atomic.Uint32 // the exits of the session's messages since the last round, a bit each
 
 	mu   sync.Mutex
+	last map[string]time.Time // by exit; when the last of the session's messages is due there
 	seq  int
 	sent map[string][]probe // by exit, the oldest first
 }
 
 // use notes that a message goes to an exit.
-func (p *probes) use(exit string) { p.used.Or(1 << strings.Index(exits, exit)) }
+func (p *probes) use(exit string, due time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.last == nil {
+		p.last = make(map[string]time.Time)
+	}
+	if due.After(p.last[exit]) {
+		p.last[exit] = due
+	}
+}
 
-// next returns the exits to be probed, and the id of each one's probe.
+// next returns the exits to be probed, and the id of each one's probe: those that the session's messages go through, for as long as these
+// are waiting or may be late.
 func (p *probes) next(now time.Time) map[string]string {
-	used := p.used.Swap(0)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	ids := make(map[string]string)
-	for i, exit := range strings.Split(exits, "") {
-		sent := slices.DeleteFunc(p.sent[exit], func(x probe) bool { return now.Sub(x.due) > probeMemory })
-		if used>>i&1 == 1 || len(sent) > 0 { // one that has not come is followed up, or nobody would see the end of it
-			if len(sent) < maxProbes {
-				p.seq++
-				ids[exit] = fmt.Sprintf("%s.%d", exit, p.seq)
-			}
+	for exit, due := range p.last {
+		p.keep(exit, slices.DeleteFunc(p.sent[exit], func(x probe) bool { return now.Sub(x.due) > probeMemory }))
+		switch sent := p.sent[exit]; {
+		case len(sent) == 0 && now.Sub(due) > probeMemory:
+			delete(p.last, exit)
+		case len(sent) < maxProbes:
+			p.seq++
+			ids[exit] = fmt.Sprintf("%s.%d", exit, p.seq)
 		}
-		p.keep(exit, sent)
 	}
 	return ids
 }

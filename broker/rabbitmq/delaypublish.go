@@ -38,7 +38,7 @@ func (s *session) newDelay(m *broker.Message, digits int) (*delay, error) {
 		return nil, fmt.Errorf("with a delay to exchange %q: a name with a zero byte: %w", m.Exchange, broker.ErrRejected)
 	}
 	d.word = s.delays.target(m.Exchange, m.RoutingKey).word()
-	s.delays.probes.use(exitOf(d.word))
+	s.delays.probes.use(exitOf(d.word), d.due)
 	return d, nil
 }
 
