@@ -14,6 +14,22 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
+// stamped is a recorder that says when, in seconds since the server began.
+type stamped struct {
+	recorder
+	began time.Time
+}
+
+func (s *stamped) at(args []any) []any {
+	return append([]any{fmt.Sprintf("%.2f ", time.Since(s.began).Seconds())}, args...)
+}
+func (s *stamped) Info(args ...any)             { s.recorder.Info(s.at(args)...) }
+func (s *stamped) Infof(f string, args ...any)  { s.recorder.Infof("%s"+f, s.at(args)...) }
+func (s *stamped) Debug(args ...any)            { s.recorder.Debug(s.at(args)...) }
+func (s *stamped) Debugf(f string, args ...any) { s.recorder.Debugf("%s"+f, s.at(args)...) }
+func (s *stamped) Error(args ...any)            { s.recorder.Error(s.at(args)...) }
+func (s *stamped) Errorf(f string, args ...any) { s.recorder.Errorf("%s"+f, s.at(args)...) }
+
 // load is the work that goes on while a cluster is broken and mended: a server that publishes, one that does so with an outbox,
 // and two that run the tasks. Every task is published once and followed to its end.
 type load struct {
@@ -23,7 +39,7 @@ type load struct {
 	query  string // of the URLs
 	kind   string // of the queues
 	rng    *rand.Rand
-	logs   map[string]*recorder // by server, as servers
+	logs   map[string]*stamped // by server, as servers
 	outbox *dispatcher.MemoryOutbox
 
 	servers map[string]*dispatcher.Server // all ever started
@@ -73,7 +89,7 @@ func newLoad(t *testing.T, c *cluster, m *member, sc scenario, seed uint64) *loa
 	}
 	l := &load{
 		t: t, c: c, name: "test." + cryptorand.Text()[:16], kind: sc.kind, query: sc.query, quit: make(chan struct{}), rng: rand.New(rand.NewPCG(seed, 0)),
-		logs: map[string]*recorder{}, servers: map[string]*dispatcher.Server{}, beats: map[string][]time.Time{}, late: map[string]time.Duration{},
+		logs: map[string]*stamped{}, servers: map[string]*dispatcher.Server{}, beats: map[string][]time.Time{}, late: map[string]time.Duration{},
 		outbox: dispatcher.NewMemoryOutbox(dispatcher.MemoryOutboxConfig{MaxEntries: sc.entries}),
 	}
 	t.Cleanup(func() {
@@ -106,7 +122,7 @@ func newLoad(t *testing.T, c *cluster, m *member, sc scenario, seed uint64) *loa
 // serve starts a server under that name.
 func (l *load) serve(who string, edit func(*dispatcher.ServerConfig)) *dispatcher.Server {
 	l.t.Helper()
-	l.logs[who] = &recorder{}
+	l.logs[who] = &stamped{began: time.Now()}
 	cfg := &dispatcher.ServerConfig{
 		AMQPConnectionString: l.c.urls(l.query), Exchange: l.name, DefaultRoutingKey: l.name, QueueType: l.kind,
 		InitQueues:                 []dispatcher.Queue{{l.name, l.keys()}},
