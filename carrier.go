@@ -111,11 +111,15 @@ func (c *courier) send(e OutboxEntry) (err error, known bool) {
 		}
 		err = c.sendOnce(session, e)
 		done()
+		gone := errors.Is(err, broker.ErrExchangeGone)
+		if gone { // it is declared again
+			c.sup.exchangeGone()
+		}
 		// What the broker cannot do, a delay for instance, it will not be able to do the next time.
-		if err == nil || errors.Is(err, ErrRejected) || errors.Is(err, errors.ErrUnsupported) {
+		if err == nil || !gone && errors.Is(err, ErrRejected) || errors.Is(err, errors.ErrUnsupported) {
 			return err, true
 		}
-		if !errors.Is(err, ErrNotSent) {
+		if !errors.Is(err, ErrNotSent) && !gone {
 			unconfirmed++
 			if errors.Is(err, broker.ErrProtocol) {
 				offenses++

@@ -191,3 +191,31 @@ func TestKeysWhoseQueueDoesNotAnswerHoldUpNoOtherKey(t *testing.T) {
 		}
 	})
 }
+
+// Somebody has deleted the exchange. It is declared again, so an entry waits for that.
+func TestAnEntryWhoseExchangeIsGoneIsSentAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var gone atomic.Int64
+		r := newRig(t, withQueues(1), plainOutbox, script(func(broker.Message) error {
+			if gone.Add(-1) >= 0 {
+				return broker.ErrExchangeGone
+			}
+			return nil
+		}))
+		down(r, true)
+		for _, id := range []string{"1", "2"} {
+			kept(t, id, r.server.Publish(named(id, "k0")))
+		}
+		gone.Store(3)
+		up(r)
+		drained(t, r)
+		if got := r.ids("k0"); strings.Join(got, " ") != "1 2" {
+			t.Errorf("got %q", got)
+		}
+		if s := r.server.Stats(); s.OutboxDead != 0 || s.Published != 2 {
+			t.Errorf("stats %+v", s)
+		}
+		eventuallyOK(t, r)
+	})
+}

@@ -172,6 +172,28 @@ func (u *undeclared) note(p *part, err error, fatal, again bool) {
 	}
 }
 
+// lost has parts declared again, in their order, that were accepted before.
+func (u *undeclared) lost(parts []part, why error) {
+	now := time.Now()
+	u.mu.Lock()
+	fresh := false
+	for i := range parts {
+		if u.parts[parts[i].key()] == nil {
+			fresh = true
+			u.parts[parts[i].key()] = &refusedPart{part: parts[i], problem: why.Error(), since: now, due: now.Add(time.Duration(i)), pauses: reconnectPauses(0)}
+		}
+	}
+	u.mu.Unlock()
+	if !fresh {
+		return
+	}
+	u.log.Errorf("%s %q: %v; declaring it again", parts[0].kind, parts[0].name, why)
+	select {
+	case u.wake <- struct{}{}:
+	default:
+	}
+}
+
 // forget drops what a worker needs, once it has ended.
 func (u *undeclared) forget(owner string) {
 	u.mu.Lock()
