@@ -32,9 +32,9 @@ bench: ## Measure: decode + dispatch, and a task's whole way through the embedde
 	@go test -run '^$$' -bench . -benchmem ./...
 
 test-rabbitmq4: toolchain ## Every test that needs RabbitMQ, on 4.0 and then on 4.3 (as root; unpacks Debian's packages once, 250 MB each)
-	@for version in 4.0 4.3; do \
-		dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; echo "RabbitMQ $$version:"; \
-		DISPATCHER_AMQP_CON= DISPATCHER_RABBITMQ=$$version DISPATCHER_TEST_NODES=1 scripts/brokers.sh run "$$dir" -- \
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && for version in 4.0 4.3; do \
+		echo "RabbitMQ $$version:"; \
+		DISPATCHER_AMQP_CON= DISPATCHER_RABBITMQ=$$version DISPATCHER_TEST_NODES=1 scripts/brokers.sh run "$$dir/$$version" -- \
 			env CGO_ENABLED=1 go test -race -count=1 -timeout 30m . ./broker/rabbitmq || exit; \
 	done
 

@@ -29,6 +29,7 @@ type call struct {
 	over     func(offerAnswer) // of a suspect: lets the next one run; otherwise nil
 	stage    atomic.Int32      // callStage
 	aside    bool              // it does not hold a slot any more; its goroutine ends with it
+	claimed  bool              // it was held, and is to be called now
 
 	// Guarded by shift.mu.
 	state   callState

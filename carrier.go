@@ -4,19 +4,26 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// maxCarriers bounds how many routing keys are served side by side, each with one entry in flight.
+// maxCarriers bounds how many routing keys are served side by side, each with one entry in flight. A carrier that has waited for an
+// answer for PublishTimeout does not count: queues that do not answer must not hold up the others.
 const maxCarriers = 64
+
+// maxOffenses is how often the broker may end a link over what was sent while an entry was on its way, before the entry is buried.
+// From the second time on it is alone among the entries of which that is so, so others are confirmed then. Links that are lost do
+// not count, nor a broker that stops: an entry must not be buried because of the network. A buried entry is kept.
+const maxOffenses = 5
 
 // carry is a carrier: it sends one entry of one key, then one of the next in turn, so that no busy key holds up the others.
 func (c *courier) carry() {
 	for {
 		c.mu.Lock()
-		if len(c.ready) == 0 || c.stopped {
+		if len(c.ready) == 0 || c.stopped || c.carriers-c.stalled > maxCarriers {
 			c.carriers--
 			c.signal()
 			c.mu.Unlock()
@@ -92,15 +99,30 @@ func (c *courier) next(key string) (moved, empty bool) {
 func (c *courier) send(e OutboxEntry) (err error, known bool) {
 	var dead broker.Session
 	pauses := newBackOff(100*time.Millisecond, 30*time.Second, 0.5)
-	for unconfirmed := 0; ; {
-		session, err := c.sup.await(c.sending, dead)
+	for unconfirmed, offenses := 0, 0; ; {
+		done, err := c.alone(offenses > 0)
 		if err != nil {
 			return err, false
 		}
+		session, err := c.sup.await(c.sending, dead)
+		if err != nil {
+			done()
+			return err, false
+		}
 		err = c.sendOnce(session, e)
+		done()
 		// What the broker cannot do, a delay for instance, it will not be able to do the next time.
 		if err == nil || errors.Is(err, ErrRejected) || errors.Is(err, errors.ErrUnsupported) {
 			return err, true
+		}
+		if !errors.Is(err, ErrNotSent) {
+			unconfirmed++
+			if errors.Is(err, broker.ErrProtocol) {
+				offenses++
+			}
+		}
+		if offenses >= maxOffenses {
+			return fmt.Errorf("given up, since the broker ended the link %d times while it was sent: %w", offenses, err), true
 		}
 		if c.sending.Err() != nil {
 			return err, false
@@ -110,17 +132,32 @@ func (c *courier) send(e OutboxEntry) (err error, known bool) {
 		if lost {
 			dead = session
 		}
-		if !errors.Is(err, ErrNotSent) {
-			unconfirmed++
-		}
-		// An entry that a session dies of, more than once, may be what it dies of: RabbitMQ closes the channel over a message that
-		// is too large for it. The others need time in between.
+		// An entry that a session dies of, more than once, may be what it dies of. The others need time in between.
 		if !lost || unconfirmed > 1 {
-			if !sleep(c.sending, pauses.NextBackOff()) {
+			if !sleep(c.sending, pauseAfter(err, pauses)) {
 				return err, false
 			}
 		}
 	}
+}
+
+// alone waits until no other suspect entry is on its way, if this is one. A broker that ends a link over an entry does so at once:
+// after PublishTimeout the next suspect may go, or one queue that does not answer would hold up all of them.
+func (c *courier) alone(suspect bool) (done func(), err error) {
+	if !suspect {
+		return func() {}, nil
+	}
+	select {
+	case c.suspects <- struct{}{}:
+	case <-c.sending.Done():
+		return nil, ErrUnconfirmed
+	}
+	leave := sync.OnceFunc(func() { <-c.suspects })
+	late := time.AfterFunc(c.cfg.PublishTimeout, leave)
+	return func() {
+		late.Stop()
+		leave()
+	}, nil
 }
 
 // sendOnce publishes through one session and waits for the outcome as long as the session lives: asking it again sooner
@@ -133,11 +170,20 @@ func (c *courier) sendOnce(session broker.Session, e OutboxEntry) error {
 		default: // a second call, against the seam's rule
 		}
 	})
-	select {
-	case err := <-outcome:
-		return err
-	case <-session.Done():
-	case <-c.hard.Done():
+	late := time.NewTimer(c.cfg.PublishTimeout)
+	defer late.Stop()
+	for waiting := true; waiting; {
+		select {
+		case err := <-outcome:
+			return err
+		case <-late.C:
+			c.stall(1)
+			defer c.stall(-1)
+		case <-session.Done():
+			waiting = false
+		case <-c.hard.Done():
+			waiting = false
+		}
 	}
 	select {
 	case err := <-outcome:
@@ -145,6 +191,14 @@ func (c *courier) sendOnce(session broker.Session, e OutboxEntry) error {
 	default:
 		return ErrUnconfirmed
 	}
+}
+
+// stall counts carriers that wait for an answer in vain. Others may start in their place.
+func (c *courier) stall(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stalled += n
+	c.hire()
 }
 
 // insist calls the outbox until it succeeds or ctx ends, with growing pauses. False: it did not succeed.

@@ -97,7 +97,9 @@ func chaos(t *testing.T, seed uint64) {
 		})
 	}
 	wg.Wait()
-	eventuallyWithin(t, time.Hour, "everything has run and is settled", func() bool { return r.outstanding("jobs") == 0 })
+	eventuallyWithin(t, time.Hour, "everything has run and is settled", func() bool {
+		return r.outstanding("jobs") == 0 && r.outstanding("jobs.suspects") == 0
+	})
 
 	var lost, twice int
 	for i := range runs {

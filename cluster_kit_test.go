@@ -36,7 +36,7 @@ type member struct {
 // clusterConf is what docs/rabbitmq.md asks of an operator.
 const (
 	clusterConf = "cluster_partition_handling = pause_minority"
-	clusterErl  = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 10000}]}]."
+	clusterErl  = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 10000}]}, {kernel, [{net_ticktime, 15}]}]."
 )
 
 // newCluster starts a cluster, or skips the test. The nodes end with the test.

@@ -14,6 +14,22 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
+// stamped is a recorder that says when, in seconds since the server began.
+type stamped struct {
+	recorder
+	began time.Time
+}
+
+func (s *stamped) at(args []any) []any {
+	return append([]any{fmt.Sprintf("%.2f ", time.Since(s.began).Seconds())}, args...)
+}
+func (s *stamped) Info(args ...any)             { s.recorder.Info(s.at(args)...) }
+func (s *stamped) Infof(f string, args ...any)  { s.recorder.Infof("%s"+f, s.at(args)...) }
+func (s *stamped) Debug(args ...any)            { s.recorder.Debug(s.at(args)...) }
+func (s *stamped) Debugf(f string, args ...any) { s.recorder.Debugf("%s"+f, s.at(args)...) }
+func (s *stamped) Error(args ...any)            { s.recorder.Error(s.at(args)...) }
+func (s *stamped) Errorf(f string, args ...any) { s.recorder.Errorf("%s"+f, s.at(args)...) }
+
 // load is the work that goes on while a cluster is broken and mended: a server that publishes, one that does so with an outbox,
 // and two that run the tasks. Every task is published once and followed to its end.
 type load struct {
@@ -23,7 +39,7 @@ type load struct {
 	query  string // of the URLs
 	kind   string // of the queues
 	rng    *rand.Rand
-	logs   map[string]*recorder // by server, as servers
+	logs   map[string]*stamped // by server, as servers
 	outbox *dispatcher.MemoryOutbox
 
 	servers map[string]*dispatcher.Server // all ever started
@@ -34,7 +50,7 @@ type load struct {
 
 	mu    sync.Mutex // guards what follows
 	fates []*fate
-	beats map[string][]time.Time // by server: confirmed publishes without a delay, starts of tasks
+	beats map[string][]time.Time // by server: confirmed publishes, starts of tasks
 	spans []string               // what watch saw
 	late  map[string]time.Duration
 	early []string
@@ -58,6 +74,8 @@ const (
 	boxed  = "sender with outbox"
 	first  = "worker 1"
 	second = "worker 2"
+
+	delays = ", delayed" // what they publish with a delay
 )
 
 // flaky is the policy of the servers; tasks of that name fail twice.
@@ -71,7 +89,7 @@ func newLoad(t *testing.T, c *cluster, m *member, sc scenario, seed uint64) *loa
 	}
 	l := &load{
 		t: t, c: c, name: "test." + cryptorand.Text()[:16], kind: sc.kind, query: sc.query, quit: make(chan struct{}), rng: rand.New(rand.NewPCG(seed, 0)),
-		logs: map[string]*recorder{}, servers: map[string]*dispatcher.Server{}, beats: map[string][]time.Time{}, late: map[string]time.Duration{},
+		logs: map[string]*stamped{}, servers: map[string]*dispatcher.Server{}, beats: map[string][]time.Time{}, late: map[string]time.Duration{},
 		outbox: dispatcher.NewMemoryOutbox(dispatcher.MemoryOutboxConfig{MaxEntries: sc.entries}),
 	}
 	t.Cleanup(func() {
@@ -91,25 +109,31 @@ func newLoad(t *testing.T, c *cluster, m *member, sc scenario, seed uint64) *loa
 		c.lead(m)
 	}
 	c.only(nil)
-	for who, n := range map[string]int{sender: 3, boxed: 2} {
-		for i := range n {
-			l.senders.Go(func() { l.send(who, i == 2) })
-		}
-	}
+	mix := []string{"now", "now", "flaky", "now", "slow"}
+	l.senders.Go(func() { l.send(sender, 20*time.Millisecond, 1, "now") })
+	l.senders.Go(func() { l.send(sender, 40*time.Millisecond, 1, mix...) })
+	l.senders.Go(func() { l.send(sender, 400*time.Millisecond, 20, mix...) })
+	l.senders.Go(func() { l.send(sender, 50*time.Millisecond, 1, "later") })
+	l.senders.Go(func() { l.send(boxed, 30*time.Millisecond, 1, mix...) }) // its entries leave one by one, and have to catch up
+	l.senders.Go(func() { l.send(boxed, 100*time.Millisecond, 1, "later") })
 	return l
 }
 
 // serve starts a server under that name.
 func (l *load) serve(who string, edit func(*dispatcher.ServerConfig)) *dispatcher.Server {
 	l.t.Helper()
-	l.logs[who] = &recorder{}
+	l.logs[who] = &stamped{began: time.Now()}
 	cfg := &dispatcher.ServerConfig{
 		AMQPConnectionString: l.c.urls(l.query), Exchange: l.name, DefaultRoutingKey: l.name, QueueType: l.kind,
-		InitQueues:                 []dispatcher.Queue{{l.name, []string{l.name}}},
+		InitQueues:                 []dispatcher.Queue{{l.name, l.keys()}},
 		ReconnectionRetriesForever: true, Logger: l.logs[who], Retry: &flaky,
 	}
 	cfg.Hooks.Published = func(e dispatcher.PublishEvent) {
-		if e.Err == nil && e.Name != "later" {
+		switch {
+		case e.Err != nil:
+		case e.Name == "later":
+			l.beat(who + delays)
+		default:
 			l.beat(who)
 		}
 	}
@@ -129,7 +153,7 @@ func (l *load) serve(who string, edit func(*dispatcher.ServerConfig)) *dispatche
 // work starts a server with a worker.
 func (l *load) work(who string) {
 	l.t.Helper()
-	w, err := l.serve(who, nil).NewWorker(&dispatcher.WorkerConfig{Name: who, Queue: l.name, BindingKeys: []string{l.name}, Limit: 20}, tasks{
+	w, err := l.serve(who, nil).NewWorker(&dispatcher.WorkerConfig{Name: who, Queue: l.name, BindingKeys: l.keys(), Limit: 20}, tasks{
 		"now": fn(l.run), "later": fn(l.run), "flaky": fn(l.run), "slow": fn(l.run),
 	})
 	if err == nil {
@@ -139,6 +163,9 @@ func (l *load) work(who string) {
 		l.t.Fatal(err)
 	}
 }
+
+// keys are that of most tasks, and one for those with a delay: in an outbox those of one key wait for each other.
+func (l *load) keys() []string { return []string{l.name, l.name + ".later"} }
 
 // leave shuts a server down.
 func (l *load) leave(who string) {
@@ -165,7 +192,7 @@ func (l *load) task(name string) *dispatcher.Task {
 	task.UUID = l.id(len(l.fates))
 	if name == "later" {
 		f.notBefore = time.Now().Add(time.Duration(50+l.rng.IntN(8000)) * time.Millisecond)
-		task.NotBefore = f.notBefore
+		task.NotBefore, task.RoutingKey = f.notBefore, l.keys()[1]
 	}
 	l.fates = append(l.fates, f)
 	return task
@@ -193,15 +220,10 @@ func (l *load) publish(who string, batch ...*dispatcher.Task) {
 	}
 }
 
-// send publishes tasks of all kinds until the load is stopped.
-func (l *load) send(who string, batches bool) {
-	every, size := 25*time.Millisecond, 1
-	if batches {
-		every, size = 400*time.Millisecond, 20
-	}
+// send publishes tasks of these names, as many at a time, until the load is stopped.
+func (l *load) send(who string, every time.Duration, size int, names ...string) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	names := []string{"now", "later", "now", "flaky", "now", "now", "later", "now", "slow", "now"}
 	for n := 0; ; {
 		batch := make([]*dispatcher.Task, size)
 		for i := range batch {
@@ -232,7 +254,7 @@ func (l *load) run(ctx context.Context, i int) error {
 	if now.Before(due) {
 		l.early = append(l.early, fmt.Sprintf("%s %d, attempt %d: %v early", f.name, i, info.Attempt, due.Sub(now)))
 	}
-	if !due.IsZero() && f.ended[info.Attempt].IsZero() && !f.done {
+	if boxed := errors.Is(f.err, dispatcher.ErrInOutbox); !due.IsZero() && f.ended[info.Attempt].IsZero() && !f.done && (info.Attempt > 1 || !boxed) {
 		l.late[f.name] = max(l.late[f.name], now.Sub(due))
 	}
 	l.mu.Unlock()
@@ -267,7 +289,7 @@ func (l *load) since(what string, from time.Time, bound time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	span := what + ":"
-	for _, who := range []string{sender, boxed, first, second} {
+	for _, who := range []string{sender, sender + delays, boxed, boxed + delays, first, second} {
 		gap, last := time.Duration(0), from
 		for _, at := range append(slices.Clone(l.beats[who]), to) {
 			if at.After(last) {

@@ -26,6 +26,10 @@ type scenario struct {
 // promised is how soon publishing and running go on after a node was killed, while a majority is up.
 const promised = 2 * time.Second
 
+// frozenFor is how long a frozen node stands in the way, since RabbitMQ 3.10 counts it as up until the net_ticktime of 15 s has passed. Until
+// then it answers no queue.bind, not even of a binding that exists, and no publish to a queue that the node leads from a channel that was opened since.
+const frozenFor = 25 * time.Second
+
 // settled is longer than the time after which a server's connection counts as stable.
 const settled = 6 * time.Second
 
@@ -61,19 +65,18 @@ var scenarios = []scenario{
 	}},
 	{name: "leader frozen", kind: "quorum", query: "heartbeat=2", run: func(c *cluster, l *load, m *member) {
 		m.freeze()
-		l.watch("frozen", 25*time.Second, 0)
+		l.watch("frozen", 30*time.Second, frozenFor)
 		m.thaw()
-		l.watch("thawed", 10*time.Second, 0)
+		l.watch("thawed", 10*time.Second, frozenFor)
 	}},
-	// RabbitMQ 3.10 answers no queue.bind while a node is frozen, not even of a binding that exists: 71 s with the default net_ticktime.
 	{name: "links cut while a node without leaders is frozen", kind: "quorum", run: func(c *cluster, l *load, m *member) {
 		frozen := c.other(m)
 		c.only(m)
 		frozen.freeze()
 		m.proxy.Cut()
-		l.watch("frozen", 25*time.Second, promised)
+		l.watch("frozen", 30*time.Second, frozenFor)
 		frozen.thaw()
-		l.watch("thawed", 5*time.Second, promised)
+		l.watch("thawed", 5*time.Second, frozenFor)
 	}},
 	{name: "leader split off", kind: "quorum", run: func(c *cluster, l *load, m *member) {
 		m.split()

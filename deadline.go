@@ -9,8 +9,11 @@ import (
 // errAbandoned is the outcome of a call that ran on after its timeout and grace.
 var errAbandoned = errors.New("still running after its timeout; abandoned")
 
-// errStillRunning is why a task is put off whose abandoned call goes on here.
-var errStillRunning = errors.New("an abandoned call of it still runs here")
+// Why a task is put off of which a call runs here.
+var (
+	errRuns         = errors.New("a call of it runs here")
+	errStillRunning = errors.New("an abandoned call of it still runs here")
+)
 
 // deadlines holds the calls with a timeout, the next due first, and one timer. It is guarded by shift.mu.
 type deadlines struct {

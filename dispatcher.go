@@ -107,9 +107,9 @@ type ServerConfig struct {
 	// While a routing key has entries in the outbox, all its tasks go through it, so that none overtakes another: they leave in
 	// their order, one at a time and each confirmed before the next, up to 64 keys side by side. So a key that is published to
 	// faster than the broker confirms one by one stays in the outbox. An entry whose outcome is unknown is sent again with the
-	// same uuid: it may run twice. One that the broker refuses is kept among the dead entries, counted in Stats.OutboxDead and
-	// told to Hooks.OutboxRefused, and the next is sent. One outbox belongs to one server at a time; of what is
-	// left in it when that closes, [ErrOutboxNotEmpty] tells.
+	// same uuid: it may run twice. One that is nacked ([ErrNacked]) waits for its queue. One that the broker refuses, or ends five
+	// connections over, is kept among the dead entries, counted in Stats.OutboxDead and told to Hooks.OutboxRefused, and the next is
+	// sent. One outbox belongs to one server at a time; of what is left in it when that closes, [ErrOutboxNotEmpty] tells.
 	Outbox Outbox
 
 	// PublishTimeout bounds every publish, waiting for a connection, for a broker that blocks publishers and for the

@@ -17,7 +17,8 @@ var (
 	ErrNotSent = broker.ErrNotSent
 	// ErrRejected: refused by the broker or by a check before it; the same again is refused again.
 	ErrRejected = broker.ErrRejected
-	// ErrUnconfirmed: sent, and no answer came in time. The task may run or not; publishing again may run it twice.
+	// ErrUnconfirmed: sent, and no answer came in time, or one that proves nothing ([ErrNacked]). The task may run or not; publishing
+	// again may run it twice.
 	ErrUnconfirmed = broker.ErrUnconfirmed
 	// ErrInOutbox: kept in ServerConfig.Outbox, as safely as that keeps things, and sent as soon as it can be. Do not publish it
 	// again.
@@ -33,8 +34,8 @@ var (
 	ErrNacked = broker.ErrNacked
 	// ErrUnavailable: the queue exists, and its node is away. From Publish it Is ErrNotSent.
 	ErrUnavailable = broker.ErrUnavailable
-	// ErrTooLarge: the encoded task is larger than ServerConfig.MaxBodyBytes. Is ErrRejected.
-	ErrTooLarge error = &sentinel{"task is too large", ErrRejected}
+	// ErrTooLarge: the encoded task is larger than ServerConfig.MaxBodyBytes, or than the broker takes. Is ErrRejected.
+	ErrTooLarge = broker.ErrTooLarge
 	// ErrTaskName: Task.Name is empty. Is ErrRejected.
 	ErrTaskName error = &sentinel{"Task name was not passed", ErrRejected}
 	// ErrDisconnected: there is no connection now. From Publish it Is ErrNotSent. Also from NewWorker.

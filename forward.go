@@ -139,10 +139,3 @@ func (s *shift) stuckBy(n int, why error) {
 		s.err = why
 	}
 }
-
-// isStuck reports whether n deliveries or more cannot be settled now.
-func (s *shift) isStuck(n int) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.stuck >= n
-}

@@ -165,7 +165,7 @@ func TestSuspectsWhoseDeadLettersAreRefusedDoNotStopTheQueue(t *testing.T) {
 			r.publish("fine")
 		}
 		<-time.After(time.Second)
-		if n := ran.Load(); n != 10 {
+		if n := ran.Load(); n < 10 { // the third suspect may have run before the second was stuck
 			t.Errorf("%d of 10 tasks have run beside the stuck ones", n)
 		}
 		r.chaos.FailDeadLetter(nil)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
@@ -27,6 +28,9 @@ type Health struct {
 	// Unreadable counts, by queue, the messages that came over the present connection with headers that cannot be read. A worker
 	// makes each a dead letter with the reason malformed. Nil if there were none.
 	Unreadable map[string]int
+	// Unanswered is how many messages the broker owes an answer to although nobody waits for it any more: a queue does not answer.
+	// They may be in it. It does not count towards OK, since other queues are not affected.
+	Unanswered int
 }
 
 // OK reports whether the connection stands, publishing is not blocked, the outbox does not fail, everything is declared, and every started
@@ -57,6 +61,7 @@ type WorkerHealth struct {
 	Running   int   // calls under way, abandoned ones included
 	Abandoned int   // calls that ran on after their timeout and lost their slot
 	Stuck     int   // tasks whose retry or dead letter the broker does not take: tried again until it does
+	Held      int   // tasks that wait for a running call of the same queue, name and uuid
 	Ready     int   // tasks waiting in its queue; -1 = not known
 	Dead      int   // its dead letters; -1 = not known
 	LastError error // the last problem with consuming or settling, perhaps overcome
@@ -73,6 +78,7 @@ func (s *Server) Health(ctx context.Context) Health {
 		}
 		status := l.session.Status()
 		h.Delays, h.Channels, h.Unreadable = status.Delays, status.Channels, status.Unreadable
+		h.Unanswered = status.Unanswered
 	}
 	s.mu.Lock()
 	for _, w := range s.workers {
@@ -83,12 +89,34 @@ func (s *Server) Health(ctx context.Context) Health {
 	s.mu.Unlock()
 	h.Outbox = s.courier.health(ctx)
 	slices.SortFunc(h.Workers, func(a, b WorkerHealth) int { return cmp.Compare(a.Name, b.Name) })
+	h.count(ctx, l.session)
+	return h
+}
+
+// maxCounts is how many queues are counted at once: one that does not answer must not hide what is in the others.
+const maxCounts = 16
+
+// count asks the broker how full the workers' queues are.
+func (h *Health) count(ctx context.Context, session broker.Session) {
+	var wg sync.WaitGroup
+	places := make(chan struct{}, maxCounts)
+	count := func(to *int, queue string) {
+		*to = -1
+		select {
+		case places <- struct{}{}:
+			wg.Go(func() {
+				defer func() { <-places }()
+				*to = ready(ctx, session, queue)
+			})
+		case <-ctx.Done():
+		}
+	}
 	for i := range h.Workers {
 		w := &h.Workers[i]
-		w.Ready = ready(ctx, l.session, w.Queue)
-		w.Dead = ready(ctx, l.session, w.Queue+broker.DeadSuffix)
+		count(&w.Ready, w.Queue)
+		count(&w.Dead, w.Queue+broker.DeadSuffix)
 	}
-	return h
+	wg.Wait()
 }
 
 // ready is how many messages wait in a queue; -1 = not known.
@@ -114,6 +142,6 @@ func (w *Worker) health() WorkerHealth {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	h.Started, h.Consuming = true, sh.consuming
-	h.Running, h.Abandoned, h.Stuck, h.LastError = sh.calls, sh.abandoned, sh.stuck, sh.err
+	h.Running, h.Abandoned, h.Stuck, h.Held, h.LastError = sh.calls, sh.abandoned, sh.stuck, sh.held, sh.err
 	return h
 }

@@ -302,6 +302,8 @@ func TestADirectPublishWithoutAnAnswerIsNotPutIntoTheOutbox(t *testing.T) {
 type scripted struct {
 	broker.Broker
 	answer func(broker.Message) error // nil = ask the broker
+
+	unanswered int // what sessions report
 }
 
 type scriptedSession struct {
@@ -320,7 +322,11 @@ func (b *scripted) Open(ctx context.Context) (broker.Session, error) {
 func (s scriptedSession) Publish(ctx context.Context, msgs []broker.Message, done func(int, error)) {
 	for i, m := range msgs {
 		if s.b.answer != nil {
-			if err := s.b.answer(m); err != nil {
+			switch err := s.b.answer(m); err {
+			case nil:
+			case errSilent:
+				continue
+			default:
 				done(i, err)
 				continue
 			}
@@ -330,11 +336,16 @@ func (s scriptedSession) Publish(ctx context.Context, msgs []broker.Message, don
 }
 
 func (s scriptedSession) Blocked() (string, bool) { return "", false }
-func (s scriptedSession) Status() broker.Status   { return broker.Status{} }
+func (s scriptedSession) Status() broker.Status {
+	return broker.Status{Unanswered: s.b.unanswered}
+}
+
+// errSilent, from a script, is no answer at all.
+var errSilent = errors.New("silent")
 
 // script puts answer in front of the rig's broker.
 func script(answer func(broker.Message) error) func(*dispatcher.ServerConfig) {
-	return func(c *dispatcher.ServerConfig) { c.Broker = &scripted{c.Broker, answer} }
+	return func(c *dispatcher.ServerConfig) { c.Broker = &scripted{Broker: c.Broker, answer: answer} }
 }
 
 func TestARefusedEntryIsKeptAsDeadAndBlocksNobody(t *testing.T) {

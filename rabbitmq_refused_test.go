@@ -265,7 +265,7 @@ func TestRabbitMQ_MissingPermissionsAreNamed(t *testing.T) {
 		r.serve(login)
 		within(t, patience, "Publish", func() {
 			err := r.server.Publish(dispatcher.NewTask("f"))
-			outcome(t, "Publish", err, dispatcher.ErrUnconfirmed, dispatcher.ErrRejected)
+			outcome(t, "Publish", err, dispatcher.ErrRejected)
 			says(t, "Publish", err, r.name, "write permission")
 		})
 	})

@@ -134,7 +134,7 @@ func (r *replay) wants(m *broker.Message) bool {
 func (r *replay) message(letter *broker.Message) (broker.Message, error) {
 	m := letter.Forward()
 	if r.undeliverable() {
-		// RabbitMQ ends the session over an exchange that it does not have; this server's own is declared.
+		// RabbitMQ may not have that exchange; this server's own is declared.
 		if m.Exchange != "" && m.Exchange != r.server.cfg.Exchange {
 			return m, fmt.Errorf("task %q (%q) was published to exchange %q, and this server's is %q: %w",
 				excerpt(m.Type), excerpt(m.ID), excerpt(m.Exchange), r.server.cfg.Exchange, ErrRejected)
@@ -194,7 +194,7 @@ func (o opaque) Error() string { return o.err.Error() }
 
 func (o opaque) Is(target error) bool {
 	switch target {
-	case ErrNotSent, ErrRejected, ErrUnroutable, ErrUnconfirmed:
+	case ErrNotSent, ErrRejected, ErrUnroutable, ErrTooLarge, ErrUnconfirmed:
 		return false
 	}
 	return errors.Is(o.err, target)

@@ -3,6 +3,7 @@ package dispatcher
 import (
 	"bytes"
 	"sync"
+	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
 )
@@ -23,6 +24,8 @@ type run struct {
 	key      taskKey
 	attempts int  // made before this one
 	again    bool // the message was handed out before
+	since    time.Time
+	heir     *run // waits for this one, and looks like its message delivered again; nil = none does
 
 	delivery  *broker.Delivery // the latest of the message; nil = it is settled. Read only.
 	isDecided bool
@@ -32,10 +35,11 @@ type run struct {
 	ended     chan struct{} // likewise; closed when the function has returned
 }
 
-// begin registers r, or returns the run of the same task that is under way. A task without an identity is always new.
-func (t *running) begin(r *run) (other *run) {
+// begin registers r, or returns the run of the same task that is under way. A task without an identity is always new. heir: r looks like the
+// message of other, delivered again, and is the first that does.
+func (t *running) begin(r *run) (other *run, heir bool) {
 	if r.key.uuid == "" {
-		return nil
+		return nil, false
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -46,13 +50,22 @@ func (t *running) begin(r *run) (other *run) {
 				close(other.decided)
 			}
 		}
-		return other
+		if h := other.heir; r.looksLike(other) && (h == nil || h.delivery == nil || isLost(h.delivery)) {
+			other.heir, heir = r, true
+		}
+		return other, heir
 	}
 	if t.tasks == nil {
 		t.tasks = make(map[taskKey]*run)
 	}
 	t.tasks[r.key] = r
-	return nil
+	return nil, false
+}
+
+// looksLike reports whether the message of r may be that of other, handed out again. running.mu is held.
+func (r *run) looksLike(other *run) bool {
+	return r.again && other.delivery != nil && other.attempts == r.attempts &&
+		other.delivery.Timestamp.Equal(r.delivery.Timestamp) && bytes.Equal(other.delivery.Body, r.delivery.Body)
 }
 
 // decide notes the verdict, which those who wait for it may take. abandoned: the function runs on.
@@ -77,8 +90,7 @@ func (t *running) decide(r *run, v verdict, abandoned bool) {
 func (t *running) take(r, other *run) (v verdict, taken, abandoned bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if r.again && other.delivery != nil && isLost(other.delivery) && other.attempts == r.attempts &&
-		other.delivery.Timestamp.Equal(r.delivery.Timestamp) && bytes.Equal(other.delivery.Body, r.delivery.Body) {
+	if r.looksLike(other) && isLost(other.delivery) {
 		other.delivery = r.delivery
 		return other.decision, true, other.abandoned
 	}

@@ -29,16 +29,17 @@ type shift struct {
 	hard       context.Context
 	stopHard   context.CancelFunc
 
-	offers    chan offer    // from patrol to a free slot
+	offers    chan offer    // from patrol, or what was held, to a free slot
 	suspected chan struct{} // there is a new suspect; holds one
 	patrolled chan struct{} // closed when patrol has returned
 
-	began chan struct{} // closed when Start has ended, either way
-	ended chan struct{} // closed when run has returned, or will never run
-	over  chan struct{} // closed when run and all slots have returned; the worker can be started again
+	began   chan struct{} // closed when Start has ended, either way
+	stopped chan struct{} // closed when the last consumer has been told to stop, and has, or does not answer
+	ended   chan struct{} // closed when run has returned, or will never run
+	over    chan struct{} // closed when run and all slots have returned; the worker can be started again
 
 	mu        sync.Mutex    // guards what follows; never held across I/O or user code
-	slots     int           // goroutines of slots, abandoned ones included
+	slots     int           // goroutines of slots, abandoned ones and those aside included
 	empty     chan struct{} // closed when slots is 0, which happens once: a slot ends only when the shift is stopped
 	runOver   bool          // run has returned
 	watched   deadlines     // calls with a timeout
@@ -46,6 +47,8 @@ type shift struct {
 	abandoned int           // calls whose slot was given to others
 	calls     int           // calls of task functions under way, abandoned ones included
 	stuck     int           // deliveries whose verdict cannot be written now
+	held      int           // deliveries that wait for another call of their task
+	fetching  bool          // a suspect
 	cancelled time.Time     // when stop cancelled tasks
 	feed      *feed         // the latest; nil before the first
 	fed       chan struct{} // closed when feed is replaced
@@ -55,12 +58,13 @@ type shift struct {
 
 func newShift(w *Worker) *shift {
 	s := &shift{
-		w:     w,
-		fed:   make(chan struct{}),
-		began: make(chan struct{}),
-		ended: make(chan struct{}),
-		over:  make(chan struct{}),
-		empty: make(chan struct{}),
+		w:       w,
+		fed:     make(chan struct{}),
+		began:   make(chan struct{}),
+		stopped: make(chan struct{}),
+		ended:   make(chan struct{}),
+		over:    make(chan struct{}),
+		empty:   make(chan struct{}),
 
 		offers:    make(chan offer),
 		suspected: make(chan struct{}, 1),
@@ -153,16 +157,13 @@ func (s *shift) run(session broker.Session, consumer broker.Consumer) {
 // reopen consumes again, in the session that lives then. It returns nothing when the shift is stopped or there will be no
 // session any more.
 func (s *shift) reopen(dead broker.Session, pauses interface{ NextBackOff() time.Duration }) (broker.Session, broker.Consumer) {
-	away, deaths, said := false, 0, ""
+	var problem error
+	deaths, said := 0, ""
 	for {
 		// The supervisor paces the sessions: no pause here for one that is dead, unless this worker ends one after the other. Its Done
 		// may come later than its consumer's.
 		if dead.Err() == nil || deaths > 1 {
-			pause := pauses.NextBackOff()
-			if away {
-				pause = min(pause, jittered(awayPause).NextBackOff())
-			}
-			if !sleep(s.taking, pause) {
+			if !sleep(s.taking, pauseAfter(problem, pauses)) {
 				return nil, nil
 			}
 		}
@@ -190,7 +191,7 @@ func (s *shift) reopen(dead broker.Session, pauses interface{ NextBackOff() time
 			said = text
 			s.w.log.Errorf("worker %q: consume: %v; trying again", s.w.cfg.Name, err)
 		}
-		if dead, away = session, errors.Is(err, broker.ErrUnavailable); errors.Is(err, broker.ErrSessionLost) {
+		if dead, problem = session, err; errors.Is(err, broker.ErrSessionLost) {
 			deaths++
 		}
 	}
@@ -206,6 +207,7 @@ func (s *shift) finish(consumer broker.Consumer) {
 		most = grace // what does not answer this will not answer Close
 	}
 	cancel()
+	close(s.stopped)
 	s.awaitSlots()
 	ctx, cancel = context.WithTimeout(context.Background(), most)
 	defer cancel()

@@ -29,12 +29,18 @@ func (s *shift) slot(c *call, first func()) {
 	}
 	for at := s.nextFeed(nil); at != nil; {
 		var more bool
-		switch c, more = s.next(at); {
-		case !more:
+		if c, more = s.next(at); !more {
 			at = s.nextFeed(at)
 			continue
-		case c == nil || !s.ready(c):
-		default:
+		}
+		if c == nil {
+			continue
+		}
+		switch s.ready(c) {
+		case isHeld: // and belongs to another goroutine
+			c = nil
+			continue
+		case toBeCalled:
 			calling = true
 			o := s.invoke(c)
 			abandoned := s.callEnded(c)
@@ -46,7 +52,7 @@ func (s *shift) slot(c *call, first func()) {
 			}
 			s.conclude(c, o, false)
 		}
-		if c != nil && c.aside {
+		if c.aside {
 			return
 		}
 		c = nil
@@ -54,17 +60,23 @@ func (s *shift) slot(c *call, first func()) {
 	over = true
 }
 
-// ready reports whether the task is to be called. What is not, it settles.
-func (s *shift) ready(c *call) bool {
-	v := s.prepare(c)
-	for c.plan == nil {
-		if !s.settleUncalled(c, v) {
-			return false
-		}
+// readiness is what is to be done with a delivery.
+type readiness int
+
+const (
+	toBeCalled readiness = iota
+	toBeSettled
+	isHeld // a call of the same task runs: its own goroutine waits for that
+)
+
+// ready finds out what is to be done with a delivery, and settles it if it is not to be called.
+func (s *shift) ready(c *call) readiness {
+	v, r := s.prepare(c)
+	for r == toBeSettled && s.settleUncalled(c, v) {
 		c.losses = 0
-		v = s.admit(c)
+		v, r = s.admit(c)
 	}
-	return true
+	return r
 }
 
 // outlived notes that an abandoned call has ended.
@@ -74,7 +86,7 @@ func (s *shift) outlived(c *call, o outcome) {
 		time.Since(c.started).Round(time.Millisecond), oneLine(o.text))
 }
 
-// next waits for the next delivery of a feed, or a suspect; nil = there was none after all. more is false when the consumer is over.
+// next waits for the next delivery of a feed, one that was held, or a suspect; nil = there was none after all. more is false when the consumer is over.
 func (s *shift) next(at *feed) (c *call, more bool) {
 	select {
 	case d, ok := <-at.consumer.Deliveries():
@@ -89,7 +101,12 @@ func (s *shift) next(at *feed) (c *call, more bool) {
 		}
 		return newCall(d, at), true
 	case o := <-s.offers:
+		if o.held != nil {
+			return s.takeHeld(o.held), true
+		}
 		return s.takeSuspect(at, o), true
+	case <-s.stopped: // the consumer may not end
+		return nil, false
 	}
 }
 
@@ -139,95 +156,57 @@ func (s *shift) accept(d *broker.Delivery, at *feed) bool {
 	select {
 	case <-at.consumer.Done():
 		s.settle(newCall(*d, at), verdict{action: release})
-	case <-s.hard.Done():
+	case <-s.stopped:
 	}
 	return false
 }
 
-// prepare decodes the body and finds the function. What is not to be called has no plan and gets its verdict here. It runs no code of the
-// user's.
-func (s *shift) prepare(c *call) verdict {
+// prepare decodes the body and finds the function. It runs no code of the user's. What is to be settled gets its verdict here.
+func (s *shift) prepare(c *call) (verdict, readiness) {
+	if c.claimed { // it was held
+		return s.admit(c)
+	}
 	d := &c.delivery
 	if limit := s.w.server.cfg.MaxBodyBytes; limit > 0 && len(d.Body) > limit {
-		return deadLetter(ReasonMalformed, outcomeOf(fmt.Errorf("%w: body of %d bytes, the most is %d", ErrMalformed, len(d.Body), limit)))
+		return deadLetter(ReasonMalformed, outcomeOf(fmt.Errorf("%w: body of %d bytes, the most is %d", ErrMalformed, len(d.Body), limit))), toBeSettled
 	}
 	task, err := decodeTask(d.Body)
 	if err != nil {
-		return deadLetter(ReasonMalformed, outcomeOf(err))
+		return deadLetter(ReasonMalformed, outcomeOf(err)), toBeSettled
 	}
-	c.name = task.Name
+	c.name, c.args = task.Name, task.Args
 	if task.UUID != "" {
 		c.uuid = task.UUID
 	}
 	if d.Unreadable != "" { // its attempts, its expiry and what else its headers tell are not known
-		return deadLetter(ReasonMalformed, outcomeOf(fmt.Errorf("%w: its headers cannot be read: %s", ErrMalformed, d.Unreadable)))
+		return deadLetter(ReasonMalformed, outcomeOf(fmt.Errorf("%w: its headers cannot be read: %s", ErrMalformed, d.Unreadable))), toBeSettled
 	}
 	// First of all: what runs here has not ended its worker, and has not expired either.
-	if v, ours := s.claim(c); !ours {
-		return v
+	if v, r := s.claim(c); r != toBeCalled {
+		return v, r
 	}
-	c.args = task.Args
 	return s.admit(c)
 }
 
-// admit decides whether a task that was read is to be called.
-func (s *shift) admit(c *call) verdict {
+// admit decides whether a task that is ours is to be called.
+func (s *shift) admit(c *call) (verdict, readiness) {
 	if v, run := judgeLosses(c.history, c.losses, c.suspect()); !run {
-		return v
+		return v, toBeSettled
 	}
 	now := time.Now()
 	if at := c.history.expires; !at.IsZero() && !now.Before(at) {
-		return deadLetter(ReasonExpired, outcomeOf(fmt.Errorf("%w at %s", ErrExpired, writeInstant(at))))
+		return deadLetter(ReasonExpired, outcomeOf(fmt.Errorf("%w at %s", ErrExpired, writeInstant(at)))), toBeSettled
 	}
 	plan := s.w.tasks[c.name]
 	if plan == nil {
 		return judgeUnknown(c.history, c.suspect(), now, s.w.cfg.UnknownTaskMaxAge,
-			outcomeOf(fmt.Errorf("%w: worker %q has no function %q", ErrUnknownTask, s.w.cfg.Name, excerpt(c.name))))
+			outcomeOf(fmt.Errorf("%w: worker %q has no function %q", ErrUnknownTask, s.w.cfg.Name, excerpt(c.name)))), toBeSettled
 	}
-	c.plan, c.started = plan, time.Now()
+	c.plan, c.started = plan, now
 	if plan.timeout > 0 {
-		c.due = c.started.Add(plan.timeout).Add(grace)
+		c.due = now.Add(plan.timeout).Add(grace)
 	}
-	return verdict{}
-}
-
-// heldDelay is how long a task is put off that may not run because an abandoned call of it still does.
-const heldDelay = 10 * time.Second
-
-// claim makes sure that the task does not run twice at once in this server. If it runs, the delivery is held until that call ends.
-// The same attempt, delivered again since its link was lost, then takes that call's verdict. Anything else runs after it: another
-// attempt, a replay, and also a task that was published twice with one uuid, since to drop that would be to lose it.
-func (s *shift) claim(c *call) (v verdict, ours bool) {
-	c.run.key = taskKey{broker.Owner(c.delivery.Queue), c.name, c.uuid}
-	c.run.attempts, c.run.again, c.run.delivery = c.history.attempts, c.delivery.Redelivered || c.history.losses > 0, &c.delivery
-	for {
-		other := s.w.server.running.begin(&c.run)
-		if other == nil {
-			return verdict{}, true
-		}
-		select {
-		case <-other.decided:
-			v, taken, abandoned := s.w.server.running.take(&c.run, other)
-			switch {
-			case taken:
-				return v, false
-			case abandoned && c.suspect(): // beside the others it would not run alone
-				return verdict{action: putOff, losses: c.history.losses, outcome: outcomeOf(errStillRunning)}, false
-			case abandoned:
-				return verdict{action: postpone, delay: heldDelay, outcome: outcomeOf(errStillRunning)}, false
-			}
-			select { // it follows at once
-			case <-other.ended: // and then this one is next
-			case <-s.hard.Done():
-				return verdict{action: release}, false
-			}
-		case <-other.ended: // without a verdict: it was not called
-		case <-s.taking.Done():
-			return verdict{action: release}, false
-		case <-c.delivery.Lost():
-			return verdict{action: release}, false // the attempt to do so counts it
-		}
-	}
+	return verdict{}, toBeCalled
 }
 
 // replace starts the slot that takes over from that of an abandoned call, and has the dead letter written by it.

@@ -19,7 +19,7 @@ type Stats struct {
 	Succeeded    int64 // attempts that ended well and were acknowledged
 	Discarded    int64 // attempts that failed and were acknowledged because the function said Discard
 	Retried      int64 // attempts that failed and are followed by another
-	Postponed    int64 // deliveries put off without an attempt: of unknown tasks, and of tasks that an abandoned call still runs
+	Postponed    int64 // deliveries put off without an attempt: of unknown tasks, and of tasks of which a call runs
 	Suspected    int64 // deliveries moved to the suspects
 	DeadLettered int64 // deliveries that became dead letters, for whatever reason
 	Released     int64 // deliveries given back by a worker that stopped

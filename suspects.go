@@ -16,8 +16,9 @@ import (
 // suspectsEvery is how often a worker looks for suspects that others have put there. There are hardly ever any.
 const suspectsEvery = 15 * time.Second
 
-// offer asks a free slot to run a suspect.
+// offer asks a free slot to run a suspect, or a task that was held.
 type offer struct {
+	held   *call // nil = a suspect
 	answer chan<- offerAnswer
 	turn   bool // Server.suspect is held for it already
 }
@@ -39,14 +40,14 @@ func (s *shift) patrol() {
 		if turn {
 			turn = false
 			select {
-			case s.offers <- offer{answer, true}:
+			case s.offers <- offer{answer: answer, turn: true}:
 			default: // no slot is free: nobody is to wait for that
 				<-s.w.server.suspect
 				continue
 			}
 		} else {
 			select {
-			case s.offers <- offer{answer, false}:
+			case s.offers <- offer{answer: answer}:
 			case <-s.taking.Done():
 				return
 			}
@@ -99,14 +100,12 @@ func (s *shift) takeSuspect(at *feed, o offer) *call {
 		<-alone
 		o.answer <- a
 	}
-	// Patrol has offered once more than it should, or so many verdicts cannot be written that this one's could not either: suspects are not
-	// bounded by what is fetched ahead.
-	if s.taking.Err() != nil || s.isStuck(s.w.cfg.Limit) {
+	if s.taking.Err() != nil { // patrol has offered once more than it should
 		over(noSuspect)
 		return nil
 	}
-	d, err := s.fetchSuspect(at)
-	if err != nil || d == nil {
+	d := s.fetchSuspect(at)
+	if d == nil {
 		over(noSuspect)
 		return nil
 	}
@@ -121,22 +120,72 @@ func (s *shift) takeSuspect(at *feed, o offer) *call {
 	return c
 }
 
-// fetchSuspect takes one message from the queue of suspects, through the session of the feed.
-func (s *shift) fetchSuspect(at *feed) (*broker.Delivery, error) {
-	// Not for as long as tasks are taken: a fetch that is broken off may have got one, and the broker would charge it with a loss.
-	ctx, cancel := context.WithTimeout(s.hard, closeTimeout)
+// fetchSuspect takes one message from the queue of suspects, through the session of the feed; nil = none within closeTimeout. A fetch that
+// is broken off may have got one, and the broker would charge it with a loss. So it goes on beside the slot: what comes late is given back,
+// and there is no other fetch before.
+func (s *shift) fetchSuspect(at *feed) *broker.Delivery {
+	if !s.mayFetch() {
+		return nil
+	}
+	fetched, late := make(chan *broker.Delivery), make(chan struct{})
+	go func() {
+		defer s.slotEnded()
+		d := s.getSuspect(at)
+		s.fetchEnded() // before the slot may be offered the next one
+		select {
+		case fetched <- d:
+		case <-late:
+			if d != nil {
+				s.settle(newCall(*d, at), verdict{action: release})
+			}
+		}
+	}()
+	timer := time.NewTimer(closeTimeout)
+	defer timer.Stop()
+	select {
+	case d := <-fetched:
+		return d
+	case <-timer.C:
+		close(late)
+		return nil
+	}
+}
+
+// mayFetch counts the goroutine of a fetch. None begins while one is under way, or while so many verdicts cannot be written that this one's could not
+// either: suspects are not bounded by what is fetched ahead.
+func (s *shift) mayFetch() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fetching || s.stuck >= s.w.cfg.Limit {
+		return false
+	}
+	s.fetching = true
+	s.slots++
+	return true
+}
+
+func (s *shift) fetchEnded() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fetching = false
+}
+
+// getSuspect asks the broker for a suspect until the session is lost, or the shift was stopped some seconds ago.
+func (s *shift) getSuspect(at *feed) *broker.Delivery {
+	ctx, cancel := withGrace(s.taking, closeTimeout)
 	defer cancel()
+	defer context.AfterFunc(s.hard, cancel)()
 	queue := s.w.cfg.Queue + broker.SuspectsSuffix
 	ds, err := at.session.TryGet(ctx, queue, 1)
 	switch {
 	case err == nil && len(ds) > 0:
-		return &ds[0], nil
+		return &ds[0]
 	case errors.Is(err, broker.ErrQueueGone):
 		s.redeclare()
 	case err != nil && at.session.Err() == nil && s.taking.Err() == nil:
 		s.w.log.Errorf("worker %q: fetch from %q: %v", s.w.cfg.Name, queue, err)
 	}
-	return nil, err
+	return nil
 }
 
 // suspectMade has patrol look at once.

@@ -157,11 +157,7 @@ func (u *undeclared) note(p *part, err error, fatal, again bool) {
 		u.parts[p.key()] = r
 		fallthrough
 	default:
-		pause := r.pauses.NextBackOff()
-		if errors.Is(err, broker.ErrUnavailable) {
-			pause = min(pause, time.Duration(jittered(awayPause).NextBackOff()))
-		}
-		r.part, r.problem, r.fatal, r.due = *p, err.Error(), fatal, time.Now().Add(pause)
+		r.part, r.problem, r.fatal, r.due = *p, err.Error(), fatal, time.Now().Add(pauseAfter(err, r.pauses))
 	}
 	u.mu.Unlock()
 	switch {

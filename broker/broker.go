@@ -67,8 +67,8 @@ type Session interface {
 	// has a place in the window nor keeps its ID from others, Close does not wait for it, and Status counts it. The caller has to
 	// call it unconfirmed itself.
 	//
-	// Message.ID is unique among the messages to an exchange that somebody waits for: a second publish of an ID waits, within ctx,
-	// for the outcome of the first and then gets its own. An empty ID is refused with ErrRejected. Bodies and headers are
+	// Message.ID is unique among the messages to an exchange and key that somebody waits for: a second publish of an ID waits,
+	// within ctx, for the outcome of the first and then gets its own. An empty ID is refused with ErrRejected. Bodies and headers are
 	// not copied: the caller leaves them untouched from the call on.
 	Publish(ctx context.Context, msgs []Message, done func(i int, err error))
 

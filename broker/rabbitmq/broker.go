@@ -9,14 +9,16 @@
 //     messages, for exchanges that have taken a message in this session, and for the others. At most 1,000 messages are
 //     unconfirmed at a time while somebody waits for them; 64 of these places are kept for Retry, Suspect and DeadLetter, so that
 //     settling goes on beside busy publishers.
-//   - Of one exchange and routing key at most 150 messages are unanswered, more when answers come. A queue that does not answer
-//     takes no more of the window; further messages to it wait, and are [broker.ErrNotSent] when their ctx ends.
+//   - Of one exchange and routing key at most 150 messages are unanswered, more when answers come; of what is settled to one
+//     queue 16. A queue that does not answer
+//     takes no more of the window; further messages to it wait, and are [broker.ErrNotSent] when their ctx ends. Without that,
+//     RabbitMQ would stop reading the connection.
 //   - RabbitMQ refuses a message that is too large, or to an exchange that does not exist or that the user may not write to, by
 //     closing the channel. That message is [broker.ErrRejected]. What was written behind it is written again on the next channel,
 //     since RabbitMQ has ignored it. What was written before it and had no answer is [broker.ErrUnconfirmed]. If an exchange is
 //     deleted while messages to it are in flight, they and those between them are ErrUnconfirmed. The size limit is remembered for the
 //     session.
-//   - After a nack, and when an answer takes longer than 500 ms, the next message goes through a new channel, at most every
+//   - After a nack, and when answers are due and none came for 500 ms, the next message goes through a new channel, at most every
 //     500 ms. The old one is closed when it owes nothing.
 //   - Retry, Suspect and DeadLetter publish a copy through the default exchange and then ack.
 //   - A delayed message waits in quorum queues shared by all programs on the broker, dispatcher.delay.v1.5 to .34 and .exit.0 to .f, without a

@@ -154,21 +154,15 @@ func TestWhatIsDueAlreadyIsPublishedAtOnce(t *testing.T) {
 // The time that a message waits to be written is part of its delay.
 func TestWhatBecomesDueWhileItWaitsIsPublishedAtOnce(t *testing.T) {
 	t.Parallel()
-	q, proxy := queue(t, nil), direct(t)
-	s := open(t, through(t, amqpURL(t), proxy.Addr()))
-	published(t, s, broker.Message{RoutingKey: q, ID: "first of all", NotBefore: time.Now().Add(time.Millisecond)}) // the levels are there
-	proxy.Stall(true)
-	first, second := make(chan error, 1), make(chan error, 1)
-	delayed := broker.Message{RoutingKey: q, ID: "same", NotBefore: time.Now().Add(time.Second)}
-	s.Publish(testContext(t), []broker.Message{delayed}, func(_ int, err error) { first <- err })
+	s := on(t)
+	published(t, s, broker.Message{RoutingKey: queue(t, nil), ID: "first of all", NotBefore: time.Now().Add(time.Millisecond)}) // the levels are there
+	release := rabbitmq.HoldDelays(s)
+	told := make(chan error, 1)
 	at := time.Now().Add(60 * time.Millisecond)
-	go s.Publish(testContext(t), []broker.Message{{RoutingKey: uniqueName(), ID: "same", NotBefore: at}}, func(_ int, err error) { second <- err })
+	go s.Publish(testContext(t), []broker.Message{{RoutingKey: uniqueName(), ID: "second", NotBefore: at}}, func(_ int, err error) { told <- err })
 	<-time.After(time.Until(at) + time.Millisecond)
-	proxy.Stall(false)
-	if err := <-first; err != nil {
-		t.Error(err)
-	}
-	if err := <-second; !errors.Is(err, broker.ErrUnroutable) {
+	release()
+	if err := <-told; !errors.Is(err, broker.ErrUnroutable) {
 		t.Errorf("due meanwhile, to nowhere: %v", err)
 	}
 }

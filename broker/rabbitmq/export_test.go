@@ -50,6 +50,13 @@ func Channel(s broker.Session) any {
 	return p.ports[defaultPort].current
 }
 
+// HoldDelays keeps delayed messages from being written until the function that it returns is called.
+func HoldDelays(s broker.Session) (release func()) {
+	pt := &s.(*session).publish.ports[delayPort]
+	pt.writing <- struct{}{}
+	return pt.writing.give
+}
+
 // WithProbes sets how often a session that nobody uses yet sends probes, and when they are late.
 func WithProbes(s broker.Session, every, margin time.Duration) broker.Session {
 	p := &s.(*session).delays.probes

@@ -15,18 +15,18 @@ import (
 
 // flight is a message on its way to its outcome.
 type flight struct {
-	id       string
-	exchange string // where it is written to; changed by delay.aim with the port's turn
-	key      string
-	to       target // where it was published to
-	size     int    // of its body
-	delay    *delay // nil = it does not wait
-	port     *port
-	fate     chan fate     // of its last try, if its pipe has ended
-	over     chan struct{} // closed when it has its outcome, or nobody waits for that
+	id    string
+	to    destination // where it was published to
+	size  int         // of its body
+	delay *delay      // nil = it does not wait
+	port  *port
+	fate  chan fate     // of its last try, if its pipe has ended
+	over  chan struct{} // closed when it has its outcome, or nobody waits for that
 
 	// Guarded by publisher.mu.
 
+	exchange string // where it is written to; that of a delayed one changes: see aim
+	key      string
 	pub      amqp.Publishing // zero once nobody waits for it
 	slots    chan struct{}   // where its place in the window is; nil = it has none
 	seat     *list.Element   // in its pipe's flights; nil = it is on none
@@ -35,6 +35,22 @@ type flight struct {
 	written  bool            // or being written, in that try
 	orphan   bool            // nobody waits for its outcome
 	returned string          // the broker's words if it came back
+}
+
+// name is what RabbitMQ returns of a message.
+type name struct {
+	id string
+	to target
+}
+
+// name returns what tells f from others on a pipe. The caller holds mu.
+func (f *flight) name() name { return name{f.id, target{f.exchange, f.key}} }
+
+// aim decides where a delayed message is written to. The caller holds the port's turn and mu.
+func (f *flight) aim() {
+	if f.delay != nil {
+		f.delay.aim(f, &f.pub)
+	}
 }
 
 // fly writes a flight that has boarded, gives its port's turn back, closes written, and returns the outcome. From the end of ctx
@@ -51,6 +67,8 @@ func (p *publisher) fly(ctx context.Context, f *flight, written chan<- struct{})
 	if err != nil {
 		return err
 	}
+	p.s.silence.wrote()
+	defer p.s.silence.over()
 	for gone := ctx.Done(); ; {
 		var answer <-chan struct{}
 		if t.confirmation != nil {
@@ -59,6 +77,7 @@ func (p *publisher) fly(ctx context.Context, f *flight, written chan<- struct{})
 		select {
 		case <-answer:
 			if err, final := p.answer(f, t); final {
+				p.s.silence.answered()
 				return err
 			}
 			t.confirmation = nil // the pipe has ended: its port says what that means
@@ -98,8 +117,10 @@ func (p *publisher) answer(f *flight, t try) (err error, final bool) {
 	return err, true
 }
 
-// passed notes that the broker has looked at f, so that its exchange exists. The caller holds mu.
+// passed notes that the broker has looked at f, so that its exchange exists and it is not too large. The caller holds mu.
 func (p *publisher) passed(f *flight) {
+	p.fits = max(p.fits, f.size)
+	f.try.pipe.heard = time.Now()
 	if x := p.exchanges[f.exchange]; x != nil {
 		*x = scouting{passed: true}
 	}
@@ -189,7 +210,7 @@ func (p *publisher) rewrite(ctx context.Context, f *flight, returned error) erro
 	p.mu.Lock()
 	f.returned = ""
 	p.mu.Unlock()
-	if err := p.waitForID(ctx, f); err != nil {
+	if err := p.waitForName(ctx, f); err != nil {
 		return returned
 	}
 	return p.fly(ctx, f, nil)

@@ -119,11 +119,14 @@ func TestPeerThatTakesNothingIsFound(t *testing.T) {
 	t.Parallel()
 	q, proxy := queue(t, nil), direct(t)
 	s := open(t, through(t, amqpURL(t), proxy.Addr()).WithHeartbeat(time.Second))
-	proxy.Stall(true)
 	msgs := make([]broker.Message, 900)
 	for i := range msgs {
 		msgs[i] = broker.Message{RoutingKey: q, ID: fmt.Sprint(i), Body: make([]byte, 100_000)}
 	}
+	if err := outcomes(t, s, msgs[0])[0]; err != nil {
+		t.Fatal(err) // or the first of the others would go alone
+	}
+	proxy.Stall(true)
 	unconfirmed, notSent := 0, 0
 	for _, err := range outcomes(t, s, msgs...) {
 		switch {

@@ -108,7 +108,7 @@ func (r *race) start() {
 	a := r.b.addresses[i]
 	a.heard = sync.OnceFunc(func() { r.news <- news{address: i} })
 	go func() {
-		s, err := r.b.open(r.ctx, a)
+		s, err := r.b.open(r.ctx, a, r.b.leaver(i))
 		r.news <- news{address: i, over: true, session: s, err: err}
 	}()
 }
@@ -123,7 +123,7 @@ func (r *race) failed(n news) {
 }
 
 // open makes the two connections of a session with one node.
-func (b *Broker) open(ctx context.Context, a address) (*session, error) {
+func (b *Broker) open(ctx context.Context, a address, leave func() bool) (*session, error) {
 	publish, err := b.dial(ctx, a, "publish")
 	if err != nil {
 		return nil, err
@@ -135,7 +135,7 @@ func (b *Broker) open(ctx context.Context, a address) (*session, error) {
 	}
 	stop := context.AfterFunc(ctx, func() { publish.socket.kill(); consume.socket.kill() })
 	defer stop()
-	s, err := newSession(b.cfg.QueueType, publish, consume)
+	s, err := newSession(b.cfg.QueueType, publish, consume, leave)
 	if err != nil {
 		publish.cut()
 		consume.cut()
@@ -156,10 +156,17 @@ type shunned struct {
 func (x *shunned) add(address int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	if until := time.Now().Add(shunTime); until.After(x.until[address]) {
+		x.note(address, until)
+	}
+}
+
+// note is called with mu locked.
+func (x *shunned) note(address int, until time.Time) {
 	if x.until == nil {
 		x.until = make(map[int]time.Time)
 	}
-	x.until[address] = time.Now().Add(shunTime)
+	x.until[address] = until
 }
 
 // order puts n addresses into random order, shunned ones last.

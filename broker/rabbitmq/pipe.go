@@ -22,11 +22,12 @@ type pipe struct {
 
 	// What follows is guarded by publisher.mu.
 
-	flights list.List          // *flight without an answer, in the order of writing
-	byID    map[string]*flight // the same
-	orphans int                // those of them that nobody waits for
-	stale   bool               // was nacked: to be replaced as soon as that is allowed
-	retired bool               // was replaced: nothing is written to it
+	flights list.List        // *flight without an answer, in the order of writing
+	byName  map[name]*flight // the same
+	heard   time.Time        // when the last answer came
+	orphans int              // those of them that nobody waits for
+	stale   bool             // was nacked: to be replaced as soon as that is allowed
+	retired bool             // was replaced: nothing is written to it
 	closing bool
 	ended   bool
 	// returns is where the client puts what could not be routed. It holds all that may be unanswered here, so the client never waits
@@ -50,7 +51,7 @@ func (pt *port) openPipe() (*pipe, error) {
 		return nil, fmt.Errorf("open publish channel: %w", refused(operation{}, err))
 	}
 	pp := &pipe{
-		port: pt, ch: ch, opened: time.Now(), mended: make(chan struct{}), byID: make(map[string]*flight),
+		port: pt, ch: ch, opened: time.Now(), mended: make(chan struct{}), byName: make(map[name]*flight),
 		closes:  ch.NotifyClose(make(chan *amqp.Error, 1)),
 		returns: ch.NotifyReturn(make(chan amqp.Return, window+firstQuota)),
 	}
@@ -76,27 +77,27 @@ func (pp *pipe) last() *flight {
 	return nil
 }
 
-// slow reports whether an answer is late. The first message of a channel to a quorum queue that does not answer holds up all
-// behind it, for 5 s and more (measured). The caller holds mu.
-func (pp *pipe) slow() bool {
+// stuck reports whether answers are due and none comes. The first message of a channel to a quorum queue that does not answer holds up
+// all behind it, for 5 s and more (measured). The caller holds mu.
+func (pp *pipe) stuck() bool {
 	oldest := pp.flights.Front()
-	return oldest != nil && time.Since(oldest.Value.(*flight).since) > renewPause
+	return oldest != nil && time.Since(oldest.Value.(*flight).since) > renewPause && time.Since(pp.heard) > renewPause
 }
 
 // over reports whether nothing can be written any more; the caller holds mu.
 func (pp *pipe) over() bool { return pp.ended || pp.ch.IsClosed() }
 
-// put adds a flight that is about to be written. The caller holds the port's turn and mu.
+// put adds a flight that has its aim and is about to be written. The caller holds the port's turn and mu.
 func (pp *pipe) put(f *flight) {
 	f.seat, f.try, f.written, f.since = pp.flights.PushBack(f), try{pipe: pp}, true, time.Now()
-	pp.byID[f.id] = f
+	pp.byName[f.name()] = f
 }
 
 // remove forgets a flight, for good or until it is written again. The caller holds mu.
 func (pp *pipe) remove(f *flight) {
 	pp.flights.Remove(f.seat)
 	f.seat = nil
-	delete(pp.byID, f.id)
+	delete(pp.byName, f.name())
 	if f.orphan {
 		pp.orphans--
 	}
@@ -110,9 +111,6 @@ func (pp *pipe) write(f *flight, pub amqp.Publishing) (try, error) {
 	if p.conn.socket.dead.Load() {
 		<-p.s.dead // whoever killed it, or the watcher, is about to say why
 		return try{}, p.notSent(errOver)
-	}
-	if f.delay != nil {
-		f.delay.aim(f, &pub)
 	}
 	confirmation, err := pp.ch.PublishWithDeferredConfirm(f.exchange, f.key, true, false, pub)
 	switch {
@@ -138,7 +136,7 @@ func (pp *pipe) readReturns() {
 			if !ok {
 				return
 			}
-			if f := pp.byID[r.MessageId]; f != nil {
+			if f := pp.byName[name{r.MessageId, target{r.Exchange, r.RoutingKey}}]; f != nil {
 				f.returned = fmt.Sprintf("%d %s", r.ReplyCode, r.ReplyText)
 			}
 		default:

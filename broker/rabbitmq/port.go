@@ -13,11 +13,11 @@ import (
 
 const (
 	// renewPause is the least time between two channels of a port that are replaced because of a nack, since a queue may really be
-	// full, or because an answer is late by as much.
+	// full, or because no answer came for as long.
 	renewPause = 500 * time.Millisecond
 	// reopenPause is the least time between two channels of a port of which the first was closed by the broker.
 	reopenPause = 100 * time.Millisecond
-	// scoutPause is how long a message to an exchange that may not exist goes alone. If that did not close the channel by then, its queue
+	// scoutPause is how long a message that may be refused goes alone. If that did not close the channel by then, its queue
 	// is slow.
 	scoutPause = 100 * time.Millisecond
 	// maxRetired is how many replaced channels of a port may still owe answers. With renewPause that is 8 s.
@@ -29,7 +29,7 @@ const (
 	defaultPort = iota // for the default exchange, where retries and dead letters go; it always exists
 	delayPort          // for the delay levels
 	namedPort          // for exchanges that are known to exist
-	scoutPort          // for the others: see scouting
+	scoutPort          // for the others, and for bodies that may be too large: see scouting
 	ports
 )
 
@@ -47,14 +47,16 @@ type port struct {
 
 // portOf returns the port of a message, or why it is refused.
 func (p *publisher) portOf(f *flight) (*port, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	switch {
+	case f.size > p.fits:
+		return &p.ports[scoutPort], nil
 	case f.delay != nil:
 		return &p.ports[delayPort], nil
 	case f.exchange == "":
 		return &p.ports[defaultPort], nil
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	switch x := p.exchange(f.exchange); {
 	case x.passed:
 		return &p.ports[namedPort], nil
@@ -73,7 +75,7 @@ func (pt *port) forget(pp *pipe) {
 
 // hindrance is what has to be done before a flight can be written. The zero value: nothing.
 type hindrance struct {
-	after  *flight       // wait for that flight: it has the same ID, or both are to go alone
+	after  *flight       // wait for that flight: it has the same name, or both are to go alone
 	mended chan struct{} // wait until that is closed: the end of the current pipe has to be dealt with
 	open   bool          // open a pipe
 	pause  bool          // wait until a pipe may be opened
@@ -84,8 +86,9 @@ func (pt *port) seat(f *flight) hindrance {
 	p := pt.p
 	p.mu.Lock()
 	defer p.unlock()
+	f.aim()
 	for _, pp := range pt.retired {
-		if other := pp.byID[f.id]; other != nil && !other.orphan {
+		if other := pp.byName[f.name()]; other != nil && !other.orphan {
 			return hindrance{after: other}
 		}
 	}
@@ -93,8 +96,8 @@ func (pt *port) seat(f *flight) hindrance {
 	if pp == nil {
 		return hindrance{open: true}
 	}
-	other := pp.byID[f.id]
-	due := time.Since(pp.opened) >= renewPause && (pp.stale || other != nil || pp.slow())
+	other := pp.byName[f.name()]
+	due := time.Since(pp.opened) >= renewPause && (pp.stale || other != nil || pp.stuck())
 	switch {
 	case pp.over():
 		return hindrance{mended: pp.mended}
@@ -102,7 +105,7 @@ func (pt *port) seat(f *flight) hindrance {
 		return hindrance{after: other}
 	case pp.orphans >= firstQuota || due && pt.room():
 		return hindrance{open: true}
-	case other != nil: // one channel cannot have an ID twice, since returns are told apart by it
+	case other != nil: // one channel cannot have a name twice, since returns are told apart by it
 		return hindrance{pause: true}
 	}
 	if last := pp.last(); pt == &p.ports[scoutPort] && last != nil && time.Since(last.since) < scoutPause {
@@ -246,6 +249,7 @@ func (pt *port) writeAgain(f *flight) error {
 		p.tell(f, fate{err: errOrphan})
 		return nil
 	}
+	f.aim()
 	pt.current.put(f)
 	pub := f.pub
 	p.mu.Unlock()

@@ -30,12 +30,13 @@ type publisher struct {
 	settleSlots  chan struct{}
 	ports        [ports]port
 
-	mu        sync.Mutex           // guards what follows, and parts of ports, pipes and flights
-	orphans   int                  // flights that nobody waits for
-	leaving   []*pipe              // to be closed by unlock
-	maxSize   int                  // of a body, as RabbitMQ has told; 0 = not known
-	exchanges map[string]*scouting // those that were published to
-	quotas    map[target]*quota    // of what is in flight
+	mu        sync.Mutex             // guards what follows, and parts of ports, pipes and flights
+	orphans   int                    // flights that nobody waits for
+	leaving   []*pipe                // to be closed by unlock
+	fits      int                    // a body of that size is not too large
+	maxSize   int                    // of a body, as RabbitMQ has told; 0 = not known
+	exchanges map[string]*scouting   // those that were published to
+	quotas    map[destination]*quota // of what is in flight
 }
 
 func newPublisher(s *session, c *conn) (*publisher, error) {
@@ -45,7 +46,8 @@ func newPublisher(s *session, c *conn) (*publisher, error) {
 		publishSlots: make(chan struct{}, window-reserve),
 		settleSlots:  make(chan struct{}, reserve),
 		exchanges:    make(map[string]*scouting),
-		quotas:       make(map[target]*quota),
+		fits:         16 << 10, // RabbitMQ's own limit is 16 MiB or more
+		quotas:       make(map[destination]*quota),
 	}
 	for i := range p.ports {
 		p.ports[i].p, p.ports[i].writing = p, newTurn()
@@ -142,6 +144,7 @@ func (p *publisher) send(ctx context.Context, m *broker.Message, slots chan stru
 		done(err)
 		return
 	}
+	f.to.settle = slots == p.settleSlots
 	if err := p.board(ctx, f, slots); err != nil {
 		if !errors.Is(err, broker.ErrRejected) {
 			err = p.notSent(err)
@@ -162,12 +165,15 @@ func (p *publisher) send(ctx context.Context, m *broker.Message, slots chan stru
 	}()
 	select {
 	case <-written: // the next message comes after it
+		if f.port == &p.ports[scoutPort] {
+			_ = p.yield(ctx, f) // also in its queue, though that goes through another channel
+		}
 	case <-ctx.Done():
 	}
 }
 
 // board waits until f may be written: for a part of its destination's quota, for a place in the window, and for its port's turn,
-// with which it returns. It holds nothing while it waits for another flight with its ID.
+// with which it returns. It holds nothing while it waits for another flight with its ID and destination.
 func (p *publisher) board(ctx context.Context, f *flight, slots chan struct{}) error {
 	for {
 		if err := p.reserve(ctx, f); err != nil {
@@ -228,7 +234,7 @@ func (p *publisher) explain(f *flight, err error) error {
 // the outcome.
 func (p *publisher) prepare(ctx context.Context, m *broker.Message, digits int) (f *flight, err error) {
 	f = &flight{
-		id: m.ID, exchange: m.Exchange, key: m.RoutingKey, to: target{m.Exchange, m.RoutingKey}, size: len(m.Body),
+		id: m.ID, exchange: m.Exchange, key: m.RoutingKey, to: destination{target: target{m.Exchange, m.RoutingKey}}, size: len(m.Body),
 		fate: make(chan fate, 1), over: make(chan struct{}),
 	}
 	if err := p.mayEndChannel(m); err != nil {
@@ -293,8 +299,8 @@ func enter(ctx context.Context, f *flight, slots chan struct{}, dead <-chan stru
 	}
 }
 
-// waitForID boards f, however long others have its ID.
-func (p *publisher) waitForID(ctx context.Context, f *flight) error {
+// waitForName boards f, however long others have its name.
+func (p *publisher) waitForName(ctx context.Context, f *flight) error {
 	for {
 		other, err := f.port.board(ctx, f)
 		if other == nil {

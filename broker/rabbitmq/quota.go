@@ -10,10 +10,20 @@ import (
 // blocked, and 200 more of its reader's credit), and then no queue gets any.
 const firstQuota = 150
 
+// firstSettleQuota is the same for what is settled, of whose places in the window there are fewer.
+const firstSettleQuota = reserve / 4
+
+// destination is what has a quota.
+type destination struct {
+	target
+	settle bool
+}
+
 // quota bounds what is unanswered of one exchange and key, so that a queue that does not answer has neither the whole window nor
 // the connection. It grows by one with each answer, and begins anew when nothing is in flight. Guarded by publisher.mu.
 type quota struct {
 	allowed int
+	most    int
 	used    int
 	waiting list.List // chan struct{}, closed when it has its part
 }
@@ -23,7 +33,10 @@ func (p *publisher) reserve(ctx context.Context, f *flight) error {
 	p.mu.Lock()
 	q := p.quotas[f.to]
 	if q == nil {
-		q = &quota{allowed: firstQuota}
+		q = &quota{allowed: firstQuota, most: window}
+		if f.to.settle {
+			q.allowed, q.most = firstSettleQuota, reserve
+		}
 		p.quotas[f.to] = q
 	}
 	if q.used < q.allowed {
@@ -54,7 +67,7 @@ func (p *publisher) restore(f *flight, answered bool) {
 	q := p.quotas[f.to]
 	q.used--
 	if answered {
-		q.allowed = min(q.allowed+1, window)
+		q.allowed = min(q.allowed+1, q.most)
 	}
 	for q.used < q.allowed && q.waiting.Len() > 0 {
 		q.used++

@@ -129,7 +129,7 @@ func (p *publisher) judge(e *amqp.Error, written []*flight) verdict {
 		size, _ := strconv.Atoi(m[1])
 		limit, _ := strconv.Atoi(m[2])
 		if i := slices.IndexFunc(written, func(f *flight) bool { return f.size == size }); i >= 0 {
-			p.maxSize = limit
+			p.maxSize, p.fits = limit, limit
 			v.doubtful, v.refused = i, i
 			v.refusal = fmt.Errorf("%s: %w", words, broker.ErrTooLarge)
 			v.limit = limit
@@ -175,8 +175,8 @@ func (f *flight) named(reason string) bool {
 	return !strings.Contains(reason, aboutTopic) || strings.Contains(reason, aboutTopic+f.key+"' in")
 }
 
-// scouting is what is known of an exchange. The first message to it goes alone, on a channel of its own: if the exchange does not
-// exist, nobody else is concerned, and it is certain which message was refused.
+// scouting is what is known of an exchange. The first message to it goes alone, on a channel of its own, and so does the first of its
+// size: if it is refused nobody else is concerned, and it is certain which one that was.
 type scouting struct {
 	passed  bool      // a message came through, and none was refused since
 	refused error     // nil = it was not refused lately

@@ -19,6 +19,7 @@ type session struct {
 	consume   *conn // everything but publishing, since an exclusive queue belongs to its connection
 	channels  channels
 	routes    routes
+	silence   silence
 	turns     turns
 
 	dead chan struct{} // closed when err is set
@@ -40,7 +41,7 @@ type session struct {
 // hangUpTimeout is how long the broker has to answer the end of a connection.
 const hangUpTimeout = 5 * time.Second
 
-func newSession(queueType string, publish, consume *conn) (*session, error) {
+func newSession(queueType string, publish, consume *conn, leave func() bool) (*session, error) {
 	s := &session{
 		queueType: queueType,
 		can:       capabilitiesOf(publish.Properties, queueType),
@@ -56,10 +57,14 @@ func newSession(queueType string, publish, consume *conn) (*session, error) {
 		return nil, err
 	}
 	s.publish = p
-	for _, run := range []func(){
+	runs := []func(){
 		func() { s.watch(publish) }, func() { s.watch(consume) },
 		func() { p.watchBlocked() },
-	} {
+	}
+	if leave != nil {
+		runs = append(runs, func() { s.watchSilence(leave) })
+	}
+	for _, run := range runs {
 		s.goroutines.add()
 		go func() {
 			defer s.goroutines.done()

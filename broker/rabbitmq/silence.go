@@ -1,0 +1,107 @@
+package rabbitmq
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// A node that is cut off from the others of its cluster, with cluster_partition_handling = ignore, goes on taking publishes and answers
+// none that is for a quorum queue. To a client it is not to be told from a queue without a majority, so a session leaves its node only
+// after a long silence, and a node once in a long time.
+const (
+	// silentNode is for how long no publish was answered.
+	silentNode = 30 * time.Second
+	// silentLeast is how many must be waiting for an answer: fewer may all be for one queue that is in trouble.
+	silentLeast = 10
+	// silentEvery is how often a session looks.
+	silentEvery = 5 * time.Second
+	// leftFor is for how long a node that was left is tried last, and not left again.
+	leftFor = 10 * time.Minute
+)
+
+// silence measures for how long a node has answered no publish. The zero value is ready.
+type silence struct {
+	mu    sync.Mutex
+	open  int       // written and not answered
+	since time.Time // the last answer, or the first message since all were answered
+}
+
+// wrote notes a message. The caller calls over when it has its outcome.
+func (x *silence) wrote() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.open == 0 {
+		x.since = time.Now()
+	}
+	x.open++
+}
+
+func (x *silence) over() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.open--
+}
+
+// answered notes that the broker has answered, whatever it said.
+func (x *silence) answered() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.since = time.Now()
+}
+
+// lasted returns for how long nothing was answered, and how many messages wait; 0 if there are too few to tell.
+func (x *silence) lasted() (time.Duration, int) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.open < silentLeast {
+		return 0, 0
+	}
+	return time.Since(x.since), x.open
+}
+
+// watchSilence ends the session once its node is silent, if there is another one to go to. It ends with the session.
+func (s *session) watchSilence(leave func() bool) {
+	tick := time.NewTicker(silentEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-s.dead:
+			return
+		}
+		if _, blocked := s.Blocked(); blocked { // all nodes do that together
+			s.silence.answered()
+			continue
+		}
+		if d, n := s.silence.lasted(); d >= silentNode && leave() {
+			s.fail(fmt.Errorf("%w: the node has answered none of %d publishes for %v; trying another one", broker.ErrSessionLost, n, d.Round(time.Second)))
+			return
+		}
+	}
+}
+
+// leaver returns what lets a session leave the node at an address: it reports whether there is another node to go to, and remembers then
+// that this one was left. nil = there is only one.
+func (b *Broker) leaver(address int) func() bool {
+	if len(b.addresses) < 2 {
+		return nil
+	}
+	return func() bool { return b.shunned.leave(address, len(b.addresses)) }
+}
+
+// leave notes that an address was left for another of n, if there is one that did not fail and was not left lately.
+func (x *shunned) leave(address, n int) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	now := time.Now()
+	for other := range n {
+		if other != address && !x.until[other].After(now) && !x.until[address].After(now) {
+			x.note(address, now.Add(leftFor))
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,125 @@
+package dispatcher
+
+import (
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// A task is called once at a time in a server. What comes while a call of it runs is held beside the slots, in a goroutine of its own, and
+// counts as fetched. So not many may be held, or nothing else would be fetched: the others are put off, and come again.
+
+// heldDelay is how long a task is put off, at most, because a call of it runs here. If that call is abandoned it is this long.
+const heldDelay = 10 * time.Second
+
+// maxHeld is how many deliveries may be held that are not the ones of the running calls, delivered again: more than half of what is fetched
+// ahead is left for other tasks. Raising the prefetch instead would cost RabbitMQ a subscription for each change.
+func (s *shift) maxHeld() int { return (s.w.cfg.Limit - 1) / 2 }
+
+// claim makes sure that the task does not run twice at once in this server. If it runs, the delivery is held until that call ends.
+// The same attempt, delivered again since its link was lost, then takes that call's verdict. Anything else runs after it: another
+// attempt, a replay, and also a task that was published twice with one uuid, since to drop that would be to lose it.
+func (s *shift) claim(c *call) (verdict, readiness) {
+	c.run.key, c.run.since = taskKey{broker.Owner(c.delivery.Queue), c.name, c.uuid}, time.Now()
+	c.run.attempts, c.run.again, c.run.delivery = c.history.attempts, c.delivery.Redelivered || c.history.losses > 0, &c.delivery
+	other, heir := s.w.server.running.begin(&c.run)
+	switch {
+	case other == nil:
+		return verdict{}, toBeCalled
+	case c.suspect(): // it has the turn: the others do not wait for that call
+		patience := time.NewTimer(grace)
+		defer patience.Stop()
+		if v, ours := s.await(c, other, patience.C); !ours {
+			return v, toBeSettled
+		}
+		return verdict{}, toBeCalled
+	case s.mayHold(heir || !c.at.delays):
+		c.aside = true
+		go s.hold(c, other)
+		return verdict{}, isHeld
+	}
+	// The longer that call has run, the longer it may run still.
+	delay := min(max(c.run.since.Sub(other.since), firstUnknownDelay), heldDelay)
+	return verdict{action: postpone, delay: delay, outcome: outcomeOf(errRuns)}, toBeSettled
+}
+
+// mayHold counts one more that is held, if it may be.
+func (s *shift) mayHold(always bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !always && s.held >= s.maxHeld() {
+		return false
+	}
+	s.held++
+	s.slots++ // its goroutine
+	return true
+}
+
+func (s *shift) unhold() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held--
+}
+
+// hold waits for the end of other, and then for a slot that calls the function.
+func (s *shift) hold(c *call, other *run) {
+	defer s.slotEnded()
+	v, ours := s.await(c, other, nil)
+	if ours {
+		c.aside, c.claimed = false, true
+		select {
+		case s.offers <- offer{held: c}:
+			s.unhold()
+			return
+		case <-s.taking.Done():
+		case <-c.delivery.Lost():
+		}
+		c.aside, v = true, verdict{action: release}
+	}
+	if v.action == release { // not to a consumer that is still there: see accept
+		select {
+		case <-c.at.consumer.Done():
+		case <-c.delivery.Lost():
+		case <-s.stopped:
+		}
+	}
+	s.unhold()
+	s.settleUncalled(c, v)
+}
+
+// takeHeld takes over a call that was held; nil = the shift has been stopped.
+func (s *shift) takeHeld(c *call) *call {
+	if s.taking.Err() == nil {
+		return c
+	}
+	s.settleUncalled(c, verdict{action: release})
+	return nil
+}
+
+// await waits for other, which is a run of the same task, and for those that follow it. It returns the verdict, or that the task is ours to call now.
+// patience, if not nil, ends the wait.
+func (s *shift) await(c *call, other *run, patience <-chan time.Time) (v verdict, ours bool) {
+	for ; other != nil; other, _ = s.w.server.running.begin(&c.run) {
+		select {
+		case <-other.decided:
+			v, taken, abandoned := s.w.server.running.take(&c.run, other)
+			switch {
+			case taken:
+				return v, false
+			case abandoned && c.suspect(): // beside the others it would not run alone
+				return verdict{action: putOff, losses: c.history.losses, outcome: outcomeOf(errStillRunning)}, false
+			case abandoned:
+				return verdict{action: postpone, delay: heldDelay, outcome: outcomeOf(errStillRunning)}, false
+			}
+			<-other.ended // it follows at once
+		case <-other.ended: // without a verdict: it was not called
+		case <-patience:
+			return verdict{action: putOff, losses: c.history.losses, outcome: outcomeOf(errRuns)}, false
+		case <-s.taking.Done():
+			return verdict{action: release}, false
+		case <-c.delivery.Lost():
+			return verdict{action: release}, false // the attempt to do so counts it
+		}
+	}
+	return verdict{}, true
+}
