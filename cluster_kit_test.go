@@ -20,6 +20,7 @@ import (
 type cluster struct {
 	t       *testing.T
 	members []*member
+	pauses  bool // pause_minority has an effect: not from RabbitMQ 4.3 on, which keeps its metadata in Khepri
 }
 
 // member is one node of a cluster. Its methods fail the test when they fail.
@@ -72,6 +73,8 @@ func newCluster(t *testing.T) *cluster {
 		m.proxy = brokertest.NewProxy(t, m.url.Host)
 	}
 	c.whole()
+	out, err := c.members[0].tryEval(`io:format("~p", [rabbit_khepri:is_enabled()]).`)
+	c.pauses = err != nil || out != "true"
 	return c
 }
 
