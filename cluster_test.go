@@ -26,10 +26,6 @@ type scenario struct {
 // promised is how soon publishing and running go on after a node was killed, while a majority is up.
 const promised = 2 * time.Second
 
-// frozenFor is how long a frozen node stands in the way, since RabbitMQ 3.10 counts it as up until the net_ticktime of 15 s has passed. Until
-// then it answers no queue.bind, not even of a binding that exists, and no publish to a queue that the node leads from a channel that was opened since.
-const frozenFor = 25 * time.Second
-
 // unanswered is how long a server stays at a node that answers no publish, and some time to leave it.
 const unanswered = 45 * time.Second
 
@@ -68,18 +64,30 @@ var scenarios = []scenario{
 	}},
 	{name: "leader frozen", kind: "quorum", query: "heartbeat=2", run: func(c *cluster, l *load, m *member) {
 		m.freeze()
-		l.watch("frozen", 30*time.Second, frozenFor)
+		l.watch("frozen", 25*time.Second, 0)
 		m.thaw()
-		l.watch("thawed", 10*time.Second, frozenFor)
+		l.watch("thawed", 10*time.Second, 0)
+	}},
+	// With pause_minority a node that was given up while it was frozen does not pause when it thaws: it goes on alone until it is restarted.
+	{name: "leader frozen until it is given up, thawed, and restarted", kind: "quorum", query: "heartbeat=2", run: func(c *cluster, l *load, m *member) {
+		c.giveUpAfter(15 * time.Second)
+		m.freeze()
+		l.watch("frozen", 40*time.Second, 25*time.Second)
+		m.thaw()
+		l.watch("thawed", 5*time.Second, 0)
+		m.kill()
+		m.start()
+		c.giveUpAfter(time.Minute)
+		l.watch("restarted", settled, 0)
 	}},
 	{name: "links cut while a node without leaders is frozen", kind: "quorum", run: func(c *cluster, l *load, m *member) {
 		frozen := c.other(m)
 		c.only(m)
 		frozen.freeze()
 		m.proxy.Cut()
-		l.watch("frozen", 30*time.Second, frozenFor)
+		l.watch("frozen", 25*time.Second, 0)
 		frozen.thaw()
-		l.watch("thawed", 5*time.Second, frozenFor)
+		l.watch("thawed", 5*time.Second, 0)
 	}},
 	{name: "leader split off", kind: "quorum", run: func(c *cluster, l *load, m *member) {
 		m.split()
