@@ -12,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker/brokertest"
 )
@@ -20,6 +21,7 @@ import (
 type cluster struct {
 	t       *testing.T
 	members []*member
+	pauses  bool // pause_minority has an effect: not from RabbitMQ 4.3 on, which keeps its metadata in Khepri
 }
 
 // member is one node of a cluster. Its methods fail the test when they fail.
@@ -36,7 +38,7 @@ type member struct {
 // clusterConf is what docs/rabbitmq.md asks of an operator.
 const (
 	clusterConf = "cluster_partition_handling = pause_minority"
-	clusterErl  = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 10000}]}, {kernel, [{net_ticktime, 15}]}]."
+	clusterErl  = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 10000}]}]."
 )
 
 // newCluster starts a cluster, or skips the test. The nodes end with the test.
@@ -72,6 +74,8 @@ func newCluster(t *testing.T) *cluster {
 		m.proxy = brokertest.NewProxy(t, m.url.Host)
 	}
 	c.whole()
+	out, err := c.members[0].tryEval(`io:format("~p", [rabbit_khepri:is_enabled()]).`)
+	c.pauses = err != nil || out != "true"
 	return c
 }
 
@@ -291,6 +295,14 @@ func (m *member) thaw()   { m.t.Helper(); m.signal(syscall.SIGCONT) }
 func (m *member) split() {
 	m.t.Helper()
 	m.eval(`[begin erlang:set_cookie(N, wrong), erlang:disconnect_node(N) end || N <- rabbit_nodes:all(), N =/= node()].`)
+}
+
+// giveUpAfter has the nodes count one that does not answer as down after d, instead of net_ticktime's minute.
+func (c *cluster) giveUpAfter(d time.Duration) {
+	c.t.Helper()
+	for _, m := range c.members {
+		m.eval(fmt.Sprintf("net_kernel:set_net_ticktime(%d, 0).", int(d.Seconds())))
+	}
 }
 
 func (m *member) heal() {
