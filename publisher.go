@@ -59,6 +59,7 @@ type publisher struct {
 	sup     *supervisor
 	stats   publishCounters
 	courier *courier // nil without an outbox
+	refused *undeclared
 }
 
 // publish returns one outcome a task. With wait it waits for a session until ctx ends, or PublishTimeout has passed. With an
@@ -168,6 +169,7 @@ func (p *publisher) sendOnce(ctx context.Context, session broker.Session, out *o
 		case err != nil && !errors.Is(err, ErrNotSent) && !errors.Is(err, ErrRejected) && !errors.Is(err, ErrUnconfirmed):
 			err = fmt.Errorf("%w: %w", ErrUnconfirmed, err) // a broker that does not say promises nothing
 		}
+		p.refused.published(err)
 		out.errs[out.index[i]] = err
 		if again(err) {
 			out.msgs[rest], out.index[rest] = out.msgs[i], out.index[i]

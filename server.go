@@ -70,13 +70,13 @@ func NewServerContext(ctx context.Context, cfg *ServerConfig) (*Server, chan str
 	s.cfg.contain()
 	s.log = s.cfg.Logger
 	s.sup = newSupervisor(&s.cfg, s.declare)
-	s.refused = newUndeclared(s.log, s.sup)
+	s.refused = newUndeclared(s.log, s.sup, s.allParts)
 	s.publisher = &publisher{cfg: &s.cfg, sup: s.sup}
 	var err error
 	if s.courier, err = newCourier(ctx, &s.cfg, s.sup, &s.publisher.stats); err != nil {
 		return nil, nil, err
 	}
-	s.publisher.courier = s.courier
+	s.publisher.courier, s.publisher.refused = s.courier, s.refused
 	if err := s.sup.start(ctx); err != nil {
 		return nil, nil, err
 	}
@@ -110,6 +110,19 @@ func (s *Server) parts() []part {
 			t.Bindings = append(t.Bindings, broker.Binding{Queue: q.Name, Exchange: s.cfg.Exchange, Key: key})
 		}
 		parts = append(parts, part{kind: "queue", name: q.Name, topology: t})
+	}
+	return parts
+}
+
+// allParts are what the server and its running workers declare.
+func (s *Server) allParts() []part {
+	parts := s.parts()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range s.workers {
+		if w != nil && w.running() {
+			parts = append(parts, w.parts()...)
+		}
 	}
 	return parts
 }

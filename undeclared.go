@@ -23,6 +23,8 @@ const (
 	declareTimeout = 5 * time.Second
 	// declareEach bounds one of them.
 	declareEach = 2 * time.Second
+	// restoreEvery is how often at most everything is declared because a publish was refused.
+	restoreEvery = time.Second
 )
 
 // errNotYet is the problem of a part that was not tried.
@@ -54,7 +56,9 @@ func (p *part) key() partKey { return partKey{p.owner, p.kind, p.name} }
 type undeclared struct {
 	log  Log
 	sup  *supervisor
+	all  func() []part // everything that the server and its running workers need
 	wake chan struct{} // there is a new one; holds one
+	lost chan struct{} // something may have been deleted; holds one
 
 	mu    sync.Mutex // guards what follows; never held across I/O
 	died  partKey    // what was being declared when a session died, if nothing of it was declared since
@@ -71,8 +75,8 @@ type refusedPart struct {
 	pauses  backoff.BackOff
 }
 
-func newUndeclared(log Log, sup *supervisor) *undeclared {
-	return &undeclared{log: log, sup: sup, wake: make(chan struct{}, 1), parts: make(map[partKey]*refusedPart)}
+func newUndeclared(log Log, sup *supervisor, all func() []part) *undeclared {
+	return &undeclared{log: log, sup: sup, all: all, wake: make(chan struct{}, 1), lost: make(chan struct{}, 1), parts: make(map[partKey]*refusedPart)}
 }
 
 // declare declares parts one by one and notes those that fail. It returns an error only if the session is dead or ctx has ended.
@@ -125,6 +129,18 @@ func (u *undeclared) ended(p *part, accepted, dead bool) bool {
 		u.died = partKey{}
 	}
 	return true
+}
+
+// published looks at the outcome of a publish. The broker refuses what is for an exchange that somebody has deleted, with all its
+// bindings, and goes on: so everything is declared again.
+func (u *undeclared) published(err error) {
+	if !errors.Is(err, ErrRejected) || errors.Is(err, ErrUnroutable) || errors.Is(err, ErrTooLarge) || errors.Is(err, broker.ErrHeadersTooLarge) {
+		return
+	}
+	select {
+	case u.lost <- struct{}{}:
+	default:
+	}
 }
 
 // postponed reports whether a part has to wait since a session ended over it: it would end this one before it is used. RabbitMQ ends
@@ -214,6 +230,7 @@ func (u *undeclared) next() (p *part, wait time.Duration) {
 // run tries the parts again until the supervision has ended.
 func (u *undeclared) run() {
 	var dead broker.Session
+	var restored time.Time
 	for {
 		p, wait := u.next()
 		timer := time.NewTimer(wait)
@@ -231,6 +248,16 @@ func (u *undeclared) run() {
 			if u.still(p) && u.try(context.Background(), session, p, true) != nil {
 				dead = session
 			}
+		case <-u.lost:
+			if time.Since(restored) < restoreEvery {
+				break // the next refusal asks again
+			}
+			session, err := u.sup.await(context.Background(), dead)
+			if err != nil {
+				return
+			}
+			_ = u.declare(context.Background(), session, u.all())
+			restored = time.Now()
 		case <-u.wake:
 		case <-u.sup.ended:
 			timer.Stop()

@@ -92,6 +92,13 @@ func (w *Worker) topology() broker.Topology {
 	return t
 }
 
+// running reports whether the worker is started.
+func (w *Worker) running() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.shift != nil
+}
+
 // parts are topology, to be declared one by one.
 func (w *Worker) parts() []part {
 	t := w.topology()
