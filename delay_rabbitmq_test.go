@@ -108,7 +108,7 @@ func TestDelaysOutliveAKilledBroker(t *testing.T) {
 		levels = 0
 		waiting := 0
 		for name, messages := range n.queues() {
-			if strings.HasPrefix(name, "dispatcher.") && !strings.HasPrefix(name, "dispatcher.delay.v1.probe.") {
+			if strings.HasPrefix(name, "dispatcher.") && !strings.HasPrefix(name, "dispatcher.delay.v2.probe.") {
 				levels++
 			}
 			if name != dispatcher.Undeliverable {

@@ -282,7 +282,7 @@ func TestRabbitMQ_MissingPermissionsAreNamed(t *testing.T) {
 		r.serve(login)
 		within(t, patience, "NewWorker", func() {
 			_, err := r.server.NewWorker(&dispatcher.WorkerConfig{Name: "w", Queue: r.name, BindingKeys: []string{"k"}}, nil)
-			says(t, "NewWorker", err, r.name, "dispatcher.delay.v1.deliver", "read permission on the exchange")
+			says(t, "NewWorker", err, r.name, "dispatcher.delay.v2.deliver", "read permission on the exchange")
 		})
 	})
 	t.Run("read", func(t *testing.T) {

@@ -21,7 +21,7 @@
 //   - After a nack, and when answers are due and none came for 500 ms, the next message goes through a new channel, at most every
 //     500 ms. The old one is closed when it owes nothing.
 //   - Retry, Suspect and DeadLetter publish a copy through the default exchange and then ack.
-//   - A delayed message waits in quorum queues shared by all programs on the broker, dispatcher.delay.v1.5 to .34 and .exit.0 to .f, without a
+//   - A delayed message waits in quorum queues shared by all programs on the broker, dispatcher.delay.v2.5 to .34 and .exit.0 to .f, without a
 //     plugin. Declare binds each durable queue, and each binding's queue, to where messages are that are due; the first
 //     delayed message of a session declares the rest, 0.6 s where it does not exist yet. Needs RabbitMQ, 3.10 or later, by its
 //     own words: other servers have no Capabilities.Delay. Times are kept to 32 ms, and the delay of a Retry may be an

@@ -26,8 +26,10 @@ const (
 	levelCount   = highestLevel - lowestLevel + 1
 
 	// The names and all that hangs on them are shared by every program on the broker, of any version of this one: another way
-	// to delay needs another name.
-	delayPrefix     = "dispatcher.delay.v1."
+	// to delay needs another name. A broker would refuse a level that exists with other properties, and with it all delays. What waits
+	// in the levels of v1 still comes through.
+	delayNames      = "dispatcher.delay." // of every version
+	delayPrefix     = delayNames + "v2."
 	exitExchange    = delayPrefix + "exit"          // where messages are that have passed the levels
 	deliverExchange = delayPrefix + "deliver"       // where messages are that are due
 	strayExchange   = delayPrefix + "undeliverable" // where those go that no queue takes there
@@ -122,7 +124,7 @@ func (t target) word() string {
 
 // arrived gives a message that came out of the levels what it was published with, if it is one.
 func arrived(m *broker.Message) {
-	if !strings.HasPrefix(m.Exchange, delayPrefix) {
+	if !strings.HasPrefix(m.Exchange, delayNames) {
 		return
 	}
 	header, _ := m.Headers[targetHeader].(string)

@@ -87,7 +87,7 @@ func testDeletedTarget(t *testing.T, n *node) {
 	}
 
 	// The session sees it, by messages of its own.
-	name := func(queue string) string { return "dispatcher.delay.v1.exit." + rabbitmq.ExitOf(queue) }
+	name := func(queue string) string { return "dispatcher.delay.v2.exit." + rabbitmq.ExitOf(queue) }
 	ctx := testContext(t)
 	for tick := time.Tick(10 * time.Millisecond); !strings.Contains(s.Status().Delays, name(doomed)); <-tick {
 		if ctx.Err() != nil {

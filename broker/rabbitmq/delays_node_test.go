@@ -100,10 +100,10 @@ func testLevels(t *testing.T, n *node) {
 	published(t, s, longest)
 	longest.ID, longest.NotBefore = "second longest", longest.NotBefore.Add(-time.Minute)
 	published(t, s, longest)
-	if info, err := s.Inspect(testContext(t), "dispatcher.delay.v1.34"); err != nil || info.Ready != 2 {
+	if info, err := s.Inspect(testContext(t), "dispatcher.delay.v2.34"); err != nil || info.Ready != 2 {
 		t.Errorf("the highest level: %+v, %v, want 2", info, err)
 	}
-	if _, err := s.Purge(testContext(t), "dispatcher.delay.v1.34"); err != nil {
+	if _, err := s.Purge(testContext(t), "dispatcher.delay.v2.34"); err != nil {
 		t.Error(err)
 	}
 }
@@ -122,7 +122,7 @@ func testDeletedLevel(t *testing.T, n *node) {
 		deleted = append(deleted, fmt.Sprintf("exit.%x", exit))
 	}
 	for _, name := range deleted {
-		if err := s.Delete(testContext(t), "dispatcher.delay.v1."+name); err != nil {
+		if err := s.Delete(testContext(t), "dispatcher.delay.v2."+name); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -135,7 +135,7 @@ func testDeletedLevel(t *testing.T, n *node) {
 	for range msgs {
 		last = due(t, c, at)
 	}
-	if err := s.Delete(testContext(t), "dispatcher.delay.v1.6"); err != nil {
+	if err := s.Delete(testContext(t), "dispatcher.delay.v2.6"); err != nil {
 		t.Fatal(err)
 	}
 	at = delay()
@@ -152,10 +152,10 @@ func testDelayPermissions(t *testing.T, n *node) {
 	published(t, all, broker.Message{RoutingKey: q, ID: "0", NotBefore: time.Now().Add(time.Millisecond)})
 	own := regexp.QuoteMeta(q)
 	for name, test := range map[string]struct{ configure, write, read, declare, publish string }{
-		"all.there":   {"^$", "^" + own + `$|^dispatcher\.delay\.v1\.`, `^dispatcher\.delay\.v1\.deliver$`, "", ""},
+		"all.there":   {"^$", "^" + own + `$|^dispatcher\.delay\.v2\.`, `^dispatcher\.delay\.v2\.deliver$`, "", ""},
 		"no.queue":    {"^$", `^dispatcher\.`, `^dispatcher\.`, "write permission on the queue", ""},
 		"no.deliver":  {"^$", "^" + own, "^$", "read permission on the exchange", "write permission on the exchange"},
-		"no.levels":   {`^dispatcher\.undeliverable|^dispatcher\.delay\.v1\.(deliver|undeliverable)$`, ".*", ".*", "", ""},
+		"no.levels":   {`^dispatcher\.undeliverable|^dispatcher\.delay\.v2\.(deliver|undeliverable)$`, ".*", ".*", "", ""},
 		"no.bindings": {`^dispatcher\.`, "^" + own + "$", ".*", "", "write permission on the exchange"},
 	} {
 		if since43(t, n.url) { // where it has no right at all, it may not even look

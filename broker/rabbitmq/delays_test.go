@@ -113,7 +113,7 @@ func TestDelayedPublishComesToAllBoundQueues(t *testing.T) {
 	}
 	// To a queue by its name, with what every broker takes as headers, and some that would divert the message.
 	at = time.Now().Add(50 * time.Millisecond)
-	headers := map[string]any{"n": int64(1), "x-death": []any{map[string]any{"queue": "dispatcher.delay.v1.4", "reason": "expired", "count": int64(1)}}}
+	headers := map[string]any{"n": int64(1), "x-death": []any{map[string]any{"queue": "dispatcher.delay.v2.4", "reason": "expired", "count": int64(1)}}}
 	published(t, s, broker.Message{RoutingKey: other, ID: "direct", NotBefore: at, Headers: headers})
 	d := due(t, consume(t, s, other, 1), at)
 	if d.ID != "direct" || d.Exchange != "" || d.RoutingKey != other || len(d.Headers) != 1 || d.Headers["n"] != int64(1) {
