@@ -10,7 +10,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// maxCarriers bounds how many routing keys are served side by side, each with one entry in flight.
+// maxCarriers bounds how many routing keys are served side by side, each with one entry in flight. A carrier that has waited for an
+// answer for PublishTimeout does not count: queues that do not answer must not hold up the others.
 const maxCarriers = 64
 
 // maxOffenses is how often the broker may end a link over what was sent while an entry was on its way, before the entry is buried.
@@ -22,7 +23,7 @@ const maxOffenses = 5
 func (c *courier) carry() {
 	for {
 		c.mu.Lock()
-		if len(c.ready) == 0 || c.stopped {
+		if len(c.ready) == 0 || c.stopped || c.carriers-c.stalled > maxCarriers {
 			c.carriers--
 			c.signal()
 			c.mu.Unlock()
@@ -110,11 +111,15 @@ func (c *courier) send(e OutboxEntry) (err error, known bool) {
 		}
 		err = c.sendOnce(session, e)
 		done()
+		gone := errors.Is(err, broker.ErrExchangeGone)
+		if gone { // it is declared again
+			c.sup.exchangeGone()
+		}
 		// What the broker cannot do, a delay for instance, it will not be able to do the next time.
-		if err == nil || errors.Is(err, ErrRejected) || errors.Is(err, errors.ErrUnsupported) {
+		if err == nil || !gone && errors.Is(err, ErrRejected) || errors.Is(err, errors.ErrUnsupported) {
 			return err, true
 		}
-		if !errors.Is(err, ErrNotSent) {
+		if !errors.Is(err, ErrNotSent) && !gone {
 			unconfirmed++
 			if errors.Is(err, broker.ErrProtocol) {
 				offenses++
@@ -133,7 +138,7 @@ func (c *courier) send(e OutboxEntry) (err error, known bool) {
 		}
 		// An entry that a session dies of, more than once, may be what it dies of. The others need time in between.
 		if !lost || unconfirmed > 1 {
-			if !sleep(c.sending, pauses.NextBackOff()) {
+			if !sleep(c.sending, pauseAfter(err, pauses)) {
 				return err, false
 			}
 		}
@@ -169,11 +174,20 @@ func (c *courier) sendOnce(session broker.Session, e OutboxEntry) error {
 		default: // a second call, against the seam's rule
 		}
 	})
-	select {
-	case err := <-outcome:
-		return err
-	case <-session.Done():
-	case <-c.hard.Done():
+	late := time.NewTimer(c.cfg.PublishTimeout)
+	defer late.Stop()
+	for waiting := true; waiting; {
+		select {
+		case err := <-outcome:
+			return err
+		case <-late.C:
+			c.stall(1)
+			defer c.stall(-1)
+		case <-session.Done():
+			waiting = false
+		case <-c.hard.Done():
+			waiting = false
+		}
 	}
 	select {
 	case err := <-outcome:
@@ -181,6 +195,14 @@ func (c *courier) sendOnce(session broker.Session, e OutboxEntry) error {
 	default:
 		return ErrUnconfirmed
 	}
+}
+
+// stall counts carriers that wait for an answer in vain. Others may start in their place.
+func (c *courier) stall(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stalled += n
+	c.hire()
 }
 
 // insist calls the outbox until it succeeds or ctx ends, with growing pauses. False: it did not succeed.

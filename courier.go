@@ -30,6 +30,7 @@ type courier struct {
 	keys     map[string]*heldKey
 	ready    []*heldKey    // those that no carrier has and that have work, in turn
 	carriers int           // goroutines
+	stalled  int           // those of them that wait for an answer in vain
 	adding   int           // calls of Outbox.Add under way
 	moved    int64         // entries that have left, for flush to see
 	failing  int           // carriers that cannot go on because the outbox fails
@@ -173,12 +174,17 @@ func (c *courier) wake(k *heldKey) {
 	case k.more:
 		k.busy = true
 		c.ready = append(c.ready, k)
-		if c.carriers < maxCarriers && !c.stopped {
-			c.carriers++
-			go c.carry()
-		}
+		c.hire()
 	case k.adding == 0:
 		delete(c.keys, k.name)
+	}
+}
+
+// hire is called with mu locked. It starts a carrier if a key waits for one and there may be another.
+func (c *courier) hire() {
+	if len(c.ready) > 0 && c.carriers-c.stalled < maxCarriers && !c.stopped {
+		c.carriers++
+		go c.carry()
 	}
 }
 

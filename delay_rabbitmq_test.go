@@ -135,7 +135,7 @@ func publishStrays(r *rabbit, key string, rng *rand.Rand) map[string]bool {
 	for i := range strayTasks {
 		task := dispatcher.NewTask("stray", i)
 		task.UUID, task.RoutingKey = fmt.Sprint("stray-", i), key
-		task.Delay = 2*time.Second + time.Duration(rng.Int64N(int64(4*time.Second)))
+		task.Delay = 4*time.Second + time.Duration(rng.Int64N(int64(3*time.Second)))
 		ids[task.UUID] = true
 		batch = append(batch, task)
 	}

@@ -12,8 +12,9 @@ import (
 // forwardTimeout bounds one try to write a copy, if PublishTimeout does not do so sooner: a slot waits for the first one.
 const forwardTimeout = 30 * time.Second
 
-// roomDelay is the delay of a retry that its queue has refused. What is delayed needs no room in the queue now.
-const roomDelay = 100 * time.Millisecond
+// roomDelay is the delay of a retry that its queue has refused for as long. What is delayed needs no room in the queue now. Not at once: what the
+// queue refuses when it is due comes minutes later.
+const roomDelay = time.Second
 
 // errStays: a task that was lost once can be moved nowhere, so it is called where it is.
 var errStays = errors.New("neither its queue nor that of its suspects takes it")
@@ -27,7 +28,7 @@ var errStays = errors.New("neither its queue nor that of its suspects takes it")
 func (s *shift) forward(c *call, v verdict) (verdict, error) {
 	msg := c.forwarded(v, s.w.cfg.Name, time.Now())
 	pauses := newBackOff(100*time.Millisecond, 30*time.Second, 0.5)
-	slim, bare, moved, stuck := false, false, false, false
+	slim, bare, moved, waited := false, false, false, time.Duration(0)
 	for {
 		err := s.forwardOnce(c, v, msg)
 		switch {
@@ -63,12 +64,11 @@ func (s *shift) forward(c *call, v verdict) (verdict, error) {
 		case moved:
 			s.w.log.Errorf("worker %q: %s of task %q (%q): %v; it is called now, and its loss is not counted", s.w.cfg.Name, v.action, excerpt(c.name), excerpt(c.uuid), err)
 			return v, errStays
-		case v.action == retryLater && c.at.delays:
+		case v.action == retryLater && c.at.delays && waited >= roomDelay:
 			v.delay = max(v.delay, roomDelay)
 		}
 		s.w.log.Errorf("worker %q: %s of task %q (%q): %v; trying again", s.w.cfg.Name, v.action, excerpt(c.name), excerpt(c.uuid), err)
-		if !stuck {
-			stuck = true
+		if waited == 0 {
 			s.stepAside(c)
 			s.stuckBy(+1, nil)
 			defer s.stuckBy(-1, nil)
@@ -77,9 +77,11 @@ func (s *shift) forward(c *call, v verdict) (verdict, error) {
 		if errors.Is(err, broker.ErrUnroutable) {
 			s.redeclare() // somebody has deleted the queue
 		}
-		if err := s.awaitRetry(c.delivery, pauses.NextBackOff()); err != nil {
+		pause := pauses.NextBackOff()
+		if err := s.awaitRetry(c.delivery, pause); err != nil {
 			return v, err
 		}
+		waited += pause
 		if s.settling.Err() != nil || s.tasks.Err() != nil {
 			v.action = release
 			return v, s.giveBack(c)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
@@ -88,12 +89,34 @@ func (s *Server) Health(ctx context.Context) Health {
 	s.mu.Unlock()
 	h.Outbox = s.courier.health(ctx)
 	slices.SortFunc(h.Workers, func(a, b WorkerHealth) int { return cmp.Compare(a.Name, b.Name) })
+	h.count(ctx, l.session)
+	return h
+}
+
+// maxCounts is how many queues are counted at once: one that does not answer must not hide what is in the others.
+const maxCounts = 16
+
+// count asks the broker how full the workers' queues are.
+func (h *Health) count(ctx context.Context, session broker.Session) {
+	var wg sync.WaitGroup
+	places := make(chan struct{}, maxCounts)
+	count := func(to *int, queue string) {
+		*to = -1
+		select {
+		case places <- struct{}{}:
+			wg.Go(func() {
+				defer func() { <-places }()
+				*to = ready(ctx, session, queue)
+			})
+		case <-ctx.Done():
+		}
+	}
 	for i := range h.Workers {
 		w := &h.Workers[i]
-		w.Ready = ready(ctx, l.session, w.Queue)
-		w.Dead = ready(ctx, l.session, w.Queue+broker.DeadSuffix)
+		count(&w.Ready, w.Queue)
+		count(&w.Dead, w.Queue+broker.DeadSuffix)
 	}
-	return h
+	wg.Wait()
 }
 
 // ready is how many messages wait in a queue; -1 = not known.

@@ -49,10 +49,10 @@ func TestTasksOfOneUUIDDoNotStopTheOthers(t *testing.T) {
 				for range 50 {
 					wait(v.t, others, "other task")
 				}
-				eventually(v.t, "one is held", func() bool { return s.Health(v.t.Context()).Workers[0].Held == 1 })
-				if w := s.Health(v.t.Context()).Workers[0]; w.Running != 1 || w.Stuck != 0 {
-					v.t.Errorf("health %+v", w)
-				}
+				eventually(v.t, "one runs and one is held", func() bool {
+					w := s.Health(v.t.Context()).Workers[0]
+					return w.Running == 1 && w.Held == 1 && w.Stuck == 0
+				})
 				close(gate)
 				eventually(v.t, "all of them have run", func() bool { return done.Load() == int32(same) })
 				eventually(v.t, "all are settled", func() bool { return s.Stats().Succeeded == int64(same)+50 })

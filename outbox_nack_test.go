@@ -46,7 +46,6 @@ func TestEntriesThatAreNackedAreKeptAndSentAgain(t *testing.T) {
 		if n := tries.Load(); n < 100 || n > 300 {
 			t.Errorf("%d tries in an hour, want pauses up to half a minute", n)
 		}
-		// Without an outbox the caller decides; with one, the publish of another key goes past it.
 		away.Store(false)
 		drained(t, r)
 		if got := r.ids("k0"); strings.Join(got, " ") != strings.Join(want, " ") {
@@ -163,5 +162,60 @@ func TestHealthShowsUnansweredPublishesAndStaysOK(t *testing.T) {
 		if h := r.server.Health(t.Context()); h.Unanswered != 7 || !h.OK() {
 			t.Errorf("health %+v", h)
 		}
+	})
+}
+
+// A carrier waits for its answer as long as the session lives. Queues that do not answer must not have all of them.
+func TestKeysWhoseQueueDoesNotAnswerHoldUpNoOtherKey(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const silent = 200
+		var sent atomic.Int64
+		r := newRig(t, withQueues(silent+1), plainOutbox, script(func(m broker.Message) error {
+			if m.RoutingKey == "k0" {
+				return nil
+			}
+			sent.Add(1)
+			return errSilent
+		}))
+		down(r, true)
+		for i := range silent {
+			kept(t, "silent", r.server.Publish(named("m", fmt.Sprint("k", i+1))))
+		}
+		kept(t, "healthy", r.server.Publish(named("m", "k0")))
+		up(r)
+		eventuallyWithin(t, time.Hour, "the healthy key is served", func() bool { return r.server.Health(t.Context()).Outbox.Entries == silent })
+		<-time.After(time.Hour)
+		if n := sent.Load(); n != silent {
+			t.Errorf("%d messages to %d silent keys: what may be there must not be sent again", n, silent)
+		}
+	})
+}
+
+// Somebody has deleted the exchange. It is declared again, so an entry waits for that.
+func TestAnEntryWhoseExchangeIsGoneIsSentAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var gone atomic.Int64
+		r := newRig(t, withQueues(1), plainOutbox, script(func(broker.Message) error {
+			if gone.Add(-1) >= 0 {
+				return broker.ErrExchangeGone
+			}
+			return nil
+		}))
+		down(r, true)
+		for _, id := range []string{"1", "2"} {
+			kept(t, id, r.server.Publish(named(id, "k0")))
+		}
+		gone.Store(3)
+		up(r)
+		drained(t, r)
+		if got := r.ids("k0"); strings.Join(got, " ") != "1 2" {
+			t.Errorf("got %q", got)
+		}
+		if s := r.server.Stats(); s.OutboxDead != 0 || s.Published != 2 {
+			t.Errorf("stats %+v", s)
+		}
+		eventuallyOK(t, r)
 	})
 }

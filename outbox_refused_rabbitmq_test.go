@@ -46,7 +46,7 @@ func TestRabbitMQ_EntriesForAFullQueueWaitForRoom(t *testing.T) {
 func TestRabbitMQ_AnEntryTooLargeForTheBrokerIsBuried(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
-	n.run("eval", "application:set_env(rabbit, max_message_size, 100000).")
+	n.run("eval", "application:set_env(rabbit, max_message_size, 100000), persistent_term:put(max_message_size, 100000).") // the latter for RabbitMQ 4
 	refused := make(chan dispatcher.PublishEvent, 10)
 	r := placeOn(t, n.url)
 	names := r.keys(20)

@@ -322,7 +322,11 @@ func (b *scripted) Open(ctx context.Context) (broker.Session, error) {
 func (s scriptedSession) Publish(ctx context.Context, msgs []broker.Message, done func(int, error)) {
 	for i, m := range msgs {
 		if s.b.answer != nil {
-			if err := s.b.answer(m); err != nil {
+			switch err := s.b.answer(m); err {
+			case nil:
+			case errSilent:
+				continue
+			default:
 				done(i, err)
 				continue
 			}
@@ -335,6 +339,9 @@ func (s scriptedSession) Blocked() (string, bool) { return "", false }
 func (s scriptedSession) Status() broker.Status {
 	return broker.Status{Unanswered: s.b.unanswered}
 }
+
+// errSilent, from a script, is no answer at all.
+var errSilent = errors.New("silent")
 
 // script puts answer in front of the rig's broker.
 func script(answer func(broker.Message) error) func(*dispatcher.ServerConfig) {

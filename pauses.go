@@ -2,10 +2,13 @@ package dispatcher
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
+
+	"github.com/seed-416683c9/dispatcher/broker"
 )
 
 const (
@@ -35,6 +38,15 @@ type pacing struct {
 func (p pacing) answered() time.Duration {
 	pause := p.NextBackOff()
 	if p.grows {
+		pause = min(pause, jittered(awayPause).NextBackOff())
+	}
+	return pause
+}
+
+// pauseAfter is the next of some growing pauses, or a short one if a queue is away: who waits for it should go on soon after it is back.
+func pauseAfter(err error, pauses interface{ NextBackOff() time.Duration }) time.Duration {
+	pause := pauses.NextBackOff()
+	if errors.Is(err, broker.ErrUnavailable) {
 		pause = min(pause, jittered(awayPause).NextBackOff())
 	}
 	return pause

@@ -168,6 +168,9 @@ func (p *publisher) sendOnce(ctx context.Context, session broker.Session, out *o
 		case err != nil && !errors.Is(err, ErrNotSent) && !errors.Is(err, ErrRejected) && !errors.Is(err, ErrUnconfirmed):
 			err = fmt.Errorf("%w: %w", ErrUnconfirmed, err) // a broker that does not say promises nothing
 		}
+		if errors.Is(err, broker.ErrExchangeGone) {
+			p.sup.exchangeGone()
+		}
 		out.errs[out.index[i]] = err
 		if again(err) {
 			out.msgs[rest], out.index[rest] = out.msgs[i], out.index[i]

@@ -234,8 +234,8 @@ func TestRabbitMQ_D6AnUnroutableTaskIsAnError(t *testing.T) {
 	}
 }
 
-// The refusals of a full queue: none is taken for a confirmation, or for an unknown outcome.
-func TestRabbitMQ_D6ARefusedPublishIsRejected(t *testing.T) {
+// The refusals of a full queue: none is taken for a confirmation. Nor is it taken as proof that no queue has the task.
+func TestRabbitMQ_D6ANackedPublishIsNotConfirmed(t *testing.T) {
 	t.Parallel()
 	r := newRabbit(t)
 	ch := r.raw()
@@ -251,14 +251,14 @@ func TestRabbitMQ_D6ARefusedPublishIsRejected(t *testing.T) {
 		batch[i] = dispatcher.NewTask("f", i)
 	}
 	errs := r.server.PublishBatch(t.Context(), batch)
-	rejected := 0
+	nacked := 0
 	for _, err := range errs {
-		if errors.Is(err, dispatcher.ErrRejected) && !errors.Is(err, dispatcher.ErrUnroutable) {
-			rejected++
+		if errors.Is(err, dispatcher.ErrNacked) && errors.Is(err, dispatcher.ErrUnconfirmed) && !errors.Is(err, dispatcher.ErrRejected) {
+			nacked++
 		}
 	}
-	if rejected != len(batch) {
-		t.Errorf("%d of %d rejected", rejected, len(batch))
+	if nacked != len(batch) {
+		t.Errorf("%d of %d nacked", nacked, len(batch))
 	}
 }
 

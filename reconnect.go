@@ -42,6 +42,8 @@ type supervisor struct {
 	log     Log
 	hooks   *Hooks
 
+	exchangeGone func() // has what was declared declared again: somebody has deleted the exchange. It does not block
+
 	cancel context.CancelFunc // ends run
 	ended  chan struct{}      // closed when run has returned; set by start
 

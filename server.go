@@ -71,6 +71,7 @@ func NewServerContext(ctx context.Context, cfg *ServerConfig) (*Server, chan str
 	s.log = s.cfg.Logger
 	s.sup = newSupervisor(&s.cfg, s.declare)
 	s.refused = newUndeclared(s.log, s.sup)
+	s.sup.exchangeGone = s.exchangeGone
 	s.publisher = &publisher{cfg: &s.cfg, sup: s.sup}
 	var err error
 	if s.courier, err = newCourier(ctx, &s.cfg, s.sup, &s.publisher.stats); err != nil {
@@ -112,6 +113,22 @@ func (s *Server) parts() []part {
 		parts = append(parts, part{kind: "queue", name: q.Name, topology: t})
 	}
 	return parts
+}
+
+// errExchangeGone is the problem of everything that was bound to an exchange that somebody has deleted.
+var errExchangeGone = errors.New("the exchange was deleted, and its bindings with it")
+
+// exchangeGone has the exchange declared again, with all that is bound to it. Workers that do not run declare their own when they start.
+func (s *Server) exchangeGone() {
+	parts := s.parts()
+	s.mu.Lock()
+	for _, w := range s.workers {
+		if w != nil && w.running() {
+			parts = append(parts, w.parts()[0])
+		}
+	}
+	s.mu.Unlock()
+	s.refused.lost(parts, errExchangeGone)
 }
 
 // declareAgain tries what the broker did not accept until the connection is closed or given up.

@@ -157,16 +157,13 @@ func (s *shift) run(session broker.Session, consumer broker.Consumer) {
 // reopen consumes again, in the session that lives then. It returns nothing when the shift is stopped or there will be no
 // session any more.
 func (s *shift) reopen(dead broker.Session, pauses interface{ NextBackOff() time.Duration }) (broker.Session, broker.Consumer) {
-	away, deaths, said := false, 0, ""
+	var problem error
+	deaths, said := 0, ""
 	for {
 		// The supervisor paces the sessions: no pause here for one that is dead, unless this worker ends one after the other. Its Done
 		// may come later than its consumer's.
 		if dead.Err() == nil || deaths > 1 {
-			pause := pauses.NextBackOff()
-			if away {
-				pause = min(pause, jittered(awayPause).NextBackOff())
-			}
-			if !sleep(s.taking, pause) {
+			if !sleep(s.taking, pauseAfter(problem, pauses)) {
 				return nil, nil
 			}
 		}
@@ -194,7 +191,7 @@ func (s *shift) reopen(dead broker.Session, pauses interface{ NextBackOff() time
 			said = text
 			s.w.log.Errorf("worker %q: consume: %v; trying again", s.w.cfg.Name, err)
 		}
-		if dead, away = session, errors.Is(err, broker.ErrUnavailable); errors.Is(err, broker.ErrSessionLost) {
+		if dead, problem = session, err; errors.Is(err, broker.ErrSessionLost) {
 			deaths++
 		}
 	}

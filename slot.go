@@ -26,6 +26,7 @@ func (s *shift) slot(c *call, first func()) {
 		if first(); c.aside {
 			return
 		}
+		c, first = nil, nil
 	}
 	for at := s.nextFeed(nil); at != nil; {
 		var more bool

@@ -157,11 +157,7 @@ func (u *undeclared) note(p *part, err error, fatal, again bool) {
 		u.parts[p.key()] = r
 		fallthrough
 	default:
-		pause := r.pauses.NextBackOff()
-		if errors.Is(err, broker.ErrUnavailable) {
-			pause = min(pause, time.Duration(jittered(awayPause).NextBackOff()))
-		}
-		r.part, r.problem, r.fatal, r.due = *p, err.Error(), fatal, time.Now().Add(pause)
+		r.part, r.problem, r.fatal, r.due = *p, err.Error(), fatal, time.Now().Add(pauseAfter(err, r.pauses))
 	}
 	u.mu.Unlock()
 	switch {
@@ -173,6 +169,28 @@ func (u *undeclared) note(p *part, err error, fatal, again bool) {
 		case u.wake <- struct{}{}:
 		default:
 		}
+	}
+}
+
+// lost has parts declared again, in their order, that were accepted before.
+func (u *undeclared) lost(parts []part, why error) {
+	now := time.Now()
+	u.mu.Lock()
+	fresh := false
+	for i := range parts {
+		if u.parts[parts[i].key()] == nil {
+			fresh = true
+			u.parts[parts[i].key()] = &refusedPart{part: parts[i], problem: why.Error(), since: now, due: now.Add(time.Duration(i)), pauses: reconnectPauses(0)}
+		}
+	}
+	u.mu.Unlock()
+	if !fresh {
+		return
+	}
+	u.log.Errorf("%s %q: %v; declaring it again", parts[0].kind, parts[0].name, why)
+	select {
+	case u.wake <- struct{}{}:
+	default:
 	}
 }
 

@@ -103,6 +103,13 @@ func (w *Worker) parts() []part {
 	return parts
 }
 
+// running reports whether the worker is started.
+func (w *Worker) running() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.shift != nil
+}
+
 // consumeAgain consumes in a session that is not the worker's first, also if some of its queues cannot be declared.
 func (w *Worker) consumeAgain(ctx context.Context, session broker.Session) (broker.Consumer, error) {
 	if err := w.server.refused.declare(ctx, session, w.parts()); err != nil {

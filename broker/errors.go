@@ -22,6 +22,8 @@ var (
 
 	// ErrUnroutable: no queue is bound to the routing key. Is ErrRejected.
 	ErrUnroutable = fmt.Errorf("unroutable: no queue takes this routing key: %w", ErrRejected)
+	// ErrExchangeGone: the exchange does not exist. Is ErrRejected.
+	ErrExchangeGone = fmt.Errorf("exchange does not exist: %w", ErrRejected)
 	// ErrTooLarge: the body is larger than the broker, or a check before it, allows. Is ErrRejected.
 	ErrTooLarge error = tooLarge{}
 	// ErrHeadersTooLarge: the broker cannot carry so many bytes of headers, or so many in one table, or so deeply nested, in a form that

@@ -68,7 +68,7 @@ func (b *Broker) route(m *broker.Message) ([]*queue, error) {
 	}
 	x := b.exchanges[m.Exchange]
 	if x == nil {
-		return nil, fmt.Errorf("no such exchange: %w", broker.ErrRejected)
+		return nil, broker.ErrExchangeGone
 	}
 	if queues := x.queues[x.key(m.RoutingKey)]; len(queues) > 0 {
 		return queues, nil

@@ -18,7 +18,7 @@
 //     since RabbitMQ has ignored it. What was written before it and had no answer is [broker.ErrUnconfirmed]. If an exchange is
 //     deleted while messages to it are in flight, they and those between them are ErrUnconfirmed. The size limit is remembered for the
 //     session.
-//   - After a nack, and when an answer takes longer than 500 ms, the next message goes through a new channel, at most every
+//   - After a nack, and when answers are due and none came for 500 ms, the next message goes through a new channel, at most every
 //     500 ms. The old one is closed when it owes nothing.
 //   - Retry, Suspect and DeadLetter publish a copy through the default exchange and then ack.
 //   - A delayed message waits in quorum queues shared by all programs on the broker, dispatcher.delay.v1.5 to .34 and .exit.0 to .f, without a

@@ -42,7 +42,7 @@ var (
 	bindExchange    = operation{"write permission on the first exchange and read permission on the second", broker.ErrRejected}
 	declareDeliver  = operation{"configure and read permission on the exchange, and write permission on its alternate exchange", broker.ErrRejected}
 	declareLevel    = operation{"configure and read permission on the queue, and write permission on the exchange it dead-letters to", broker.ErrRejected}
-	writeExchange   = operation{"write permission on the exchange", broker.ErrRejected}
+	writeExchange   = operation{"write permission on the exchange", broker.ErrExchangeGone}
 	readQueue       = operation{"read permission on the queue", broker.ErrQueueGone}
 	inspectQueue    = operation{"configure permission on the queue", broker.ErrQueueGone} // asked from 4.3 on
 	deleteQueue     = operation{"configure permission on the queue", broker.ErrQueueGone}

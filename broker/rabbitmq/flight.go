@@ -120,6 +120,7 @@ func (p *publisher) answer(f *flight, t try) (err error, final bool) {
 // passed notes that the broker has looked at f, so that its exchange exists and it is not too large. The caller holds mu.
 func (p *publisher) passed(f *flight) {
 	p.fits = max(p.fits, f.size)
+	f.try.pipe.heard = time.Now()
 	if x := p.exchanges[f.exchange]; x != nil {
 		*x = scouting{passed: true}
 	}

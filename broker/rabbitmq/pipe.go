@@ -24,6 +24,7 @@ type pipe struct {
 
 	flights list.List        // *flight without an answer, in the order of writing
 	byName  map[name]*flight // the same
+	heard   time.Time        // when the last answer came
 	orphans int              // those of them that nobody waits for
 	stale   bool             // was nacked: to be replaced as soon as that is allowed
 	retired bool             // was replaced: nothing is written to it
@@ -76,11 +77,11 @@ func (pp *pipe) last() *flight {
 	return nil
 }
 
-// slow reports whether an answer is late. The first message of a channel to a quorum queue that does not answer holds up all
-// behind it, for 5 s and more (measured). The caller holds mu.
-func (pp *pipe) slow() bool {
+// stuck reports whether answers are due and none comes. The first message of a channel to a quorum queue that does not answer holds up
+// all behind it, for 5 s and more (measured). The caller holds mu.
+func (pp *pipe) stuck() bool {
 	oldest := pp.flights.Front()
-	return oldest != nil && time.Since(oldest.Value.(*flight).since) > renewPause
+	return oldest != nil && time.Since(oldest.Value.(*flight).since) > renewPause && time.Since(pp.heard) > renewPause
 }
 
 // over reports whether nothing can be written any more; the caller holds mu.

@@ -13,7 +13,7 @@ import (
 
 const (
 	// renewPause is the least time between two channels of a port that are replaced because of a nack, since a queue may really be
-	// full, or because an answer is late by as much.
+	// full, or because no answer came for as long.
 	renewPause = 500 * time.Millisecond
 	// reopenPause is the least time between two channels of a port of which the first was closed by the broker.
 	reopenPause = 100 * time.Millisecond
@@ -97,7 +97,7 @@ func (pt *port) seat(f *flight) hindrance {
 		return hindrance{open: true}
 	}
 	other := pp.byName[f.name()]
-	due := time.Since(pp.opened) >= renewPause && (pp.stale || other != nil || pp.slow())
+	due := time.Since(pp.opened) >= renewPause && (pp.stale || other != nil || pp.stuck())
 	switch {
 	case pp.over():
 		return hindrance{mended: pp.mended}

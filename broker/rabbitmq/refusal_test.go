@@ -149,12 +149,12 @@ func TestChannelThatNackedIsReplaced(t *testing.T) {
 	s := open(t, through(t, amqpURL(t), amqpURL(t).Host))
 	c := consume(t, s, good, 1)
 	before := rabbitmq.Channel(s)
-	nacked := false
+	nacked, ctx := false, testContext(t)
 	for i := 0; rabbitmq.Channel(s) == before; i++ {
 		err := outcomes(t, s, broker.Message{RoutingKey: full, ID: fmt.Sprint(i)})[0]
 		nacked = nacked || errors.Is(err, broker.ErrNacked)
-		if err != nil && !errors.Is(err, broker.ErrNacked) || testContext(t).Err() != nil {
-			t.Fatal(err)
+		if err != nil && !errors.Is(err, broker.ErrNacked) || ctx.Err() != nil {
+			t.Fatalf("not replaced; %v", err)
 		}
 		select {
 		case <-time.After(10 * time.Millisecond): // the pause of a publisher

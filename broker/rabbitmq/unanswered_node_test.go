@@ -127,8 +127,9 @@ func testUnanswered(t *testing.T, n *node) {
 			}
 			resume()
 			wait(t, "every outcome", all)
+			bound := testContext(t)
 			for tick := time.Tick(5 * time.Millisecond); s.Status().Unanswered != 0; <-tick {
-				if testContext(t).Err() != nil || s.Err() != nil {
+				if bound.Err() != nil || s.Err() != nil {
 					t.Fatalf("%d unanswered, %v", s.Status().Unanswered, s.Err())
 				}
 			}
