@@ -313,7 +313,12 @@ func (m *member) heal() {
 // eval runs Erlang on the node and returns what it prints.
 func (m *member) eval(code string) string {
 	m.t.Helper()
-	out, err := m.tryEval(code)
+	var out string
+	var err error
+	eventually(m.t, m.name+" can be asked", func() bool { // on a busy machine it sometimes cannot
+		out, err = m.tryEval(code)
+		return !strings.Contains(out, "erl_call: failed to connect")
+	})
 	if err != nil {
 		m.t.Fatalf("%s: %v\n%s", code, err, out)
 	}

@@ -26,9 +26,6 @@ type scenario struct {
 // promised is how soon publishing and running go on after a node was killed, while a majority is up.
 const promised = 2 * time.Second
 
-// unanswered is how long a server stays at a node that answers no publish, and some time to leave it.
-const unanswered = 45 * time.Second
-
 // settled is longer than the time after which a server's connection counts as stable.
 const settled = 6 * time.Second
 
@@ -72,7 +69,7 @@ var scenarios = []scenario{
 	{name: "leader frozen until it is given up, thawed, and restarted", kind: "quorum", query: "heartbeat=2", run: func(c *cluster, l *load, m *member) {
 		c.giveUpAfter(15 * time.Second)
 		m.freeze()
-		l.watch("frozen", 40*time.Second, 25*time.Second)
+		l.watch("frozen", 40*time.Second, 30*time.Second)
 		m.thaw()
 		l.watch("thawed", 5*time.Second, 0)
 		m.kill()
@@ -94,7 +91,7 @@ var scenarios = []scenario{
 		if c.pauses {
 			l.watch("split", 10*time.Second, promised)
 		} else { // its clients have to find out
-			l.watch("split", time.Minute, unanswered)
+			l.watch("split", time.Minute, 0)
 		}
 		m.heal()
 		l.watch("healed", 10*time.Second, promised)
@@ -162,7 +159,7 @@ var scenarios = []scenario{
 		}
 		handling("ignore")
 		m.split()
-		l.watch("split", time.Minute, unanswered)
+		l.watch("split", time.Minute, 0)
 		handling("pause_minority")
 		m.kill() // a split that was ignored is mended by a restart
 		m.start()
