@@ -74,12 +74,12 @@ const (
 	callFinished
 )
 
-// callStage says how far an attempt has come. Its slot and the timer agree on it: a function is never called whose dead letter is
-// written already.
+// callStage says how far an attempt has come. Its slot and the timer agree on it, so that no function is called whose dead letter is
+// already written.
 type callStage = int32
 
 const (
-	callBinding callStage = iota // its arguments are being decoded, perhaps by methods of the user's types
+	callBinding callStage = iota // its arguments are being decoded, perhaps by methods of their types
 	callBegun                    // it is an attempt
 	callUnbound                  // abandoned while its arguments were being decoded
 )
@@ -93,9 +93,9 @@ type outcome struct {
 
 func outcomeOf(err error) outcome { return outcome{err, errorText(err), wishOf(err)} }
 
-// invoke binds the arguments, calls the function, and returns how it ended; a panic is an error with its stack. All of that may be the
-// user's code, so all of it is counted and watched. The function is not called if the arguments do not fit, or if the call was abandoned or
-// the worker's time was up before they were bound.
+// invoke binds the arguments, calls the function, and returns how it ended; a panic is an error with its stack. All of that may run the
+// user's code, so all of it is counted and watched. The function is not called if the arguments do not fit, or if the call was abandoned
+// or the worker was stopped before they were bound.
 func (s *shift) invoke(c *call) (o outcome) {
 	s.callBegins(c)
 	defer func() {
@@ -166,8 +166,8 @@ func (s *shift) callEnded(c *call) (abandoned bool) {
 	return abandoned
 }
 
-// conclude judges how a call ended and settles its delivery. abandoned: it has not ended. A hook that ends this goroutine keeps none of
-// that from being done.
+// conclude judges how a call ended and settles its delivery. abandoned: it has not ended. All of it is done even if a hook ends
+// this goroutine.
 func (s *shift) conclude(c *call, o outcome, abandoned bool) {
 	if c.stage.Load() != callBegun {
 		s.concludeUnbound(c, o, abandoned)
@@ -200,7 +200,7 @@ func (s *shift) conclude(c *call, o outcome, abandoned bool) {
 	}
 }
 
-// concludeUnbound settles a call whose function was not called since its arguments did not become values. That is no attempt.
+// concludeUnbound settles a call whose arguments were not bound, so that its function was not called. That is no attempt.
 func (s *shift) concludeUnbound(c *call, o outcome, abandoned bool) {
 	switch {
 	case !abandoned && o.err == nil:
@@ -216,7 +216,7 @@ func (s *shift) concludeUnbound(c *call, o outcome, abandoned bool) {
 	s.settle(c, v)
 }
 
-// settleUncalled settles what is not to be called. The task counts as under way until that is done: a copy that came back sooner and ended this
+// settleUncalled settles a delivery that is not called. The task counts as under way until that is done: a copy that came back sooner and ended this
 // process would leave the original unsettled, and there would be two. It reports whether the task stays, to be called.
 func (s *shift) settleUncalled(c *call, v verdict) (stays bool) {
 	defer func() { // also when a hook ends this goroutine

@@ -11,12 +11,12 @@ import (
 )
 
 // maxCarriers bounds how many routing keys are served side by side, each with one entry in flight. A carrier that has waited for an
-// answer for PublishTimeout does not count: queues that do not answer must not hold up the others.
+// answer for PublishTimeout does not count, because queues that do not answer must not hold up others.
 const maxCarriers = 64
 
-// maxOffenses is how often the broker may end a link over what was sent while an entry was on its way, before the entry is buried.
-// From the second time on it is alone among the entries of which that is so, so others are confirmed then. Links that are lost do
-// not count, nor a broker that stops: an entry must not be buried because of the network. A buried entry is kept.
+// maxOffenses is how often the broker may end a connection or channel over something that was sent while an entry was under way,
+// before the entry is buried. From the second time on only one such entry, an offender, is under way at a time, so the innocent ones are
+// confirmed. A lost link or a broker that stops does not count: an entry must not be buried because of the network.
 const maxOffenses = 5
 
 // carry is a carrier: it sends one entry of one key, then one of the next in turn, so that no busy key holds up the others.
@@ -136,7 +136,7 @@ func (c *courier) send(e OutboxEntry) (err error, known bool) {
 		if lost {
 			dead = session
 		}
-		// An entry that a session dies of, more than once, may be what it dies of. The others need time in between.
+		// An entry during which two sessions died may be the cause. The others need time in between.
 		if !lost || unconfirmed > 1 {
 			if !sleep(c.sending, pauseAfter(err, pauses)) {
 				return err, false
@@ -145,18 +145,18 @@ func (c *courier) send(e OutboxEntry) (err error, known bool) {
 	}
 }
 
-// alone waits until no other suspect entry is on its way, if this is one. A broker that ends a link over an entry does so at once:
-// after PublishTimeout the next suspect may go, or one queue that does not answer would hold up all of them.
-func (c *courier) alone(suspect bool) (done func(), err error) {
-	if !suspect {
+// alone waits, for an offender, until no other one is under way. A broker that ends a link over an entry does so at once, so the next
+// offender may go after PublishTimeout. Otherwise one queue that does not answer would hold up all of them.
+func (c *courier) alone(offender bool) (done func(), err error) {
+	if !offender {
 		return func() {}, nil
 	}
 	select {
-	case c.suspects <- struct{}{}:
+	case c.offenders <- struct{}{}:
 	case <-c.sending.Done():
 		return nil, ErrUnconfirmed
 	}
-	leave := sync.OnceFunc(func() { <-c.suspects })
+	leave := sync.OnceFunc(func() { <-c.offenders })
 	late := time.AfterFunc(c.cfg.PublishTimeout, leave)
 	return func() {
 		late.Stop()
@@ -197,7 +197,7 @@ func (c *courier) sendOnce(session broker.Session, e OutboxEntry) error {
 	}
 }
 
-// stall counts carriers that wait for an answer in vain. Others may start in their place.
+// stall counts carriers that have waited too long for an answer. Others may start in their place.
 func (c *courier) stall(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

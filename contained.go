@@ -10,7 +10,7 @@ import (
 // The user's Log and Outbox are called on the library's goroutines, where a panic would end the process. Panics of hooks are contained
 // by fire, those of task functions by shift.invoke. What follows runtime.Goexit in a hook is in hooks.go.
 
-// contain puts what is the user's in c behind what contains it.
+// contain wraps the user's Log and Outbox in c.
 func (c *ServerConfig) contain() {
 	c.Logger = containedLog{c.Logger}
 	if _, ours := c.Outbox.(*MemoryOutbox); c.Outbox != nil && !ours {
@@ -18,7 +18,7 @@ func (c *ServerConfig) contain() {
 	}
 }
 
-// containedLog drops a message whose Log panics: there is nobody left to tell.
+// containedLog drops a message whose Log panics.
 type containedLog struct{ log Log }
 
 func swallow() { _ = recover() }
@@ -53,7 +53,7 @@ func (l containedLog) Errorf(format string, args ...interface{}) {
 	l.log.Errorf(format, args...)
 }
 
-// containedOutbox makes an error of a method that panics or ends its goroutine. So each call has a goroutine of its own: a
+// containedOutbox returns an error for a method that panics or ends its goroutine. Each call has a goroutine of its own, because a
 // carrier, or the caller of Publish, could not go on after runtime.Goexit.
 type containedOutbox struct {
 	outbox Outbox
@@ -82,7 +82,7 @@ func contained[T any](log Log, f func() (T, error)) (v T, err error) {
 	return v, err
 }
 
-// errProbe is no error of anybody: to look for it runs the methods of a whole chain.
+// errProbe matches no error: errors.Is with it runs the methods of a whole chain.
 var errProbe = errors.New("probe")
 
 // printed is the text of a panic's value, whose own methods may panic again.

@@ -24,13 +24,13 @@ type courier struct {
 	hard        context.Context
 	stopHard    context.CancelFunc
 
-	suspects chan struct{} // taken by the carrier whose entry may be what the broker ends links over
+	offenders chan struct{} // taken by the carrier of an entry over which the broker may end links
 
 	mu       sync.Mutex // guards what follows; never held while the outbox or the broker is asked
 	keys     map[string]*heldKey
 	ready    []*heldKey    // those that no carrier has and that have work, in turn
 	carriers int           // goroutines
-	stalled  int           // those of them that wait for an answer in vain
+	stalled  int           // carriers that have waited for an answer for PublishTimeout
 	adding   int           // calls of Outbox.Add under way
 	moved    int64         // entries that have left, for flush to see
 	failing  int           // carriers that cannot go on because the outbox fails
@@ -60,7 +60,7 @@ func newCourier(ctx context.Context, cfg *ServerConfig, sup *supervisor, stats *
 	if err != nil {
 		return nil, fmt.Errorf("outbox: list routing keys: %w", err)
 	}
-	c := &courier{cfg: cfg, sup: sup, stats: stats, keys: make(map[string]*heldKey, len(names)), suspects: make(chan struct{}, 1)}
+	c := &courier{cfg: cfg, sup: sup, stats: stats, keys: make(map[string]*heldKey, len(names)), offenders: make(chan struct{}, 1)}
 	for _, name := range names {
 		c.keys[name] = &heldKey{name: name, more: true}
 	}

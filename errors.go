@@ -29,12 +29,14 @@ var (
 var (
 	// ErrUnroutable: no queue is bound to the routing key. Is ErrRejected.
 	ErrUnroutable = broker.ErrUnroutable
-	// ErrNacked: the broker refused responsibility, as it does when a queue is full or its node is away. Is ErrUnconfirmed: the task
-	// may be in another queue of the same routing key.
+	// ErrNacked: the broker refused responsibility, as it does when a queue is full or its node is down. Is ErrUnconfirmed: another
+	// queue of the same routing key may have the task.
 	ErrNacked = broker.ErrNacked
-	// ErrUnavailable: the queue exists, and its node is away. From Publish it Is ErrNotSent.
+	// ErrUnavailable: the queue exists, but its node is down. From Publish the error also Is ErrNotSent. Also from NewServer, NewWorker
+	// and Worker.Start.
 	ErrUnavailable = broker.ErrUnavailable
-	// ErrTooLarge: the encoded task is larger than ServerConfig.MaxBodyBytes, or than the broker takes. Is ErrRejected.
+	// ErrTooLarge: the encoded task is larger than ServerConfig.MaxBodyBytes or the broker's limit, or its headers are larger than
+	// Task.Headers allows. Is ErrRejected.
 	ErrTooLarge = broker.ErrTooLarge
 	// ErrTaskName: Task.Name is empty. Is ErrRejected.
 	ErrTaskName error = &sentinel{"Task name was not passed", ErrRejected}

@@ -20,21 +20,21 @@ type Health struct {
 	Outbox    OutboxHealth   // zero without ServerConfig.Outbox
 	Workers   []WorkerHealth // sorted by name
 
-	// Undeclared are the queues, and perhaps the exchange, that could not be declared since the first connect, by name. They are
-	// tried again, and the connection is used meanwhile. Nil if there are none.
+	// Undeclared lists, by name, what the server cannot declare now: queues, and perhaps its exchange. It is tried again, and the
+	// connection is used meanwhile. Nil if there is nothing.
 	Undeclared []Undeclared
-	// Channels says why no further worker can be started: the connection has all the consumers that the broker allows. "" otherwise.
+	// Channels says why no further worker can be started: the connection has as many consumers as it can have. "" = one can.
 	Channels string
-	// Unreadable counts, by queue, the messages that came over the present connection with headers that cannot be read. A worker
-	// makes each a dead letter with the reason malformed. Nil if there were none.
+	// Unreadable counts, by queue, the messages with unreadable headers that this connection has received. A worker makes each a
+	// dead letter with the reason malformed. Nil if there were none.
 	Unreadable map[string]int
-	// Unanswered is how many messages the broker owes an answer to although nobody waits for it any more: a queue does not answer.
-	// They may be in it. It does not count towards OK, since other queues are not affected.
+	// Unanswered is how many published messages the broker has not answered although their callers have stopped waiting. They may
+	// be in their queues. OK ignores it, since other queues are not affected.
 	Unanswered int
 }
 
 // OK reports whether the connection stands, publishing is not blocked, the outbox does not fail, everything is declared, and every started
-// worker takes tasks and can settle them. Late delays do not count: other tasks run, and a new process would change nothing.
+// worker takes tasks and can settle them. It ignores Delays, Channels, Unreadable and Unanswered: a new process would change nothing.
 func (h Health) OK() bool {
 	for _, w := range h.Workers {
 		if w.Started && (!w.Consuming || w.Stuck > 0) {
@@ -93,7 +93,7 @@ func (s *Server) Health(ctx context.Context) Health {
 	return h
 }
 
-// maxCounts is how many queues are counted at once: one that does not answer must not hide what is in the others.
+// maxCounts is how many queues are counted at once: one that does not answer must not hide the counts of others.
 const maxCounts = 16
 
 // count asks the broker how full the workers' queues are.

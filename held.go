@@ -6,14 +6,14 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// A task is called once at a time in a server. What comes while a call of it runs is held beside the slots, in a goroutine of its own, and
-// counts as fetched. So not many may be held, or nothing else would be fetched: the others are put off, and come again.
+// A task is called once at a time in a server. A delivery that comes while a call of its task runs is held aside, in a goroutine of its own.
+// It counts as fetched, so only some are held, or nothing else would be fetched. Further ones are put off and come again.
 
-// heldDelay is how long a task is put off, at most, because a call of it runs here. If that call is abandoned it is this long.
+// heldDelay is the longest time that a task is put off because a call of it runs here, and the time if that call is abandoned.
 const heldDelay = 10 * time.Second
 
-// maxHeld is how many deliveries may be held that are not the ones of the running calls, delivered again: more than half of what is fetched
-// ahead is left for other tasks. Raising the prefetch instead would cost RabbitMQ a subscription for each change.
+// maxHeld is how many deliveries, heirs excepted, may be held: more than half of the prefetch is left for other tasks. Raising the prefetch
+// instead would cost RabbitMQ a subscription for each change.
 func (s *shift) maxHeld() int { return (s.w.cfg.Limit - 1) / 2 }
 
 // claim makes sure that the task does not run twice at once in this server. If it runs, the delivery is held until that call ends.
@@ -26,7 +26,7 @@ func (s *shift) claim(c *call) (verdict, readiness) {
 	switch {
 	case other == nil:
 		return verdict{}, toBeCalled
-	case c.suspect(): // it has the turn: the others do not wait for that call
+	case c.suspect(): // it has the turn: other suspects must not wait for that call
 		patience := time.NewTimer(grace)
 		defer patience.Stop()
 		if v, ours := s.await(c, other, patience.C); !ours {
@@ -43,7 +43,7 @@ func (s *shift) claim(c *call) (verdict, readiness) {
 	return verdict{action: postpone, delay: delay, outcome: outcomeOf(errRuns)}, toBeSettled
 }
 
-// mayHold counts one more that is held, if it may be.
+// mayHold counts one more held delivery and reports true, unless there are maxHeld.
 func (s *shift) mayHold(always bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -87,7 +87,7 @@ func (s *shift) hold(c *call, other *run) {
 	s.settleUncalled(c, v)
 }
 
-// takeHeld takes over a call that was held; nil = the shift has been stopped.
+// takeHeld takes over a held call; nil = the shift has been stopped.
 func (s *shift) takeHeld(c *call) *call {
 	if s.taking.Err() == nil {
 		return c
@@ -96,8 +96,8 @@ func (s *shift) takeHeld(c *call) *call {
 	return nil
 }
 
-// await waits for other, which is a run of the same task, and for those that follow it. It returns the verdict, or that the task is ours to call now.
-// patience, if not nil, ends the wait.
+// await waits for other, a run of the same task, and for those that follow it. It returns the verdict, or ours: the task is to be called
+// now. patience, if not nil, ends the wait.
 func (s *shift) await(c *call, other *run, patience <-chan time.Time) (v verdict, ours bool) {
 	for ; other != nil; other, _ = s.w.server.running.begin(&c.run) {
 		select {

@@ -25,7 +25,7 @@ type run struct {
 	attempts int  // made before this one
 	again    bool // the message was handed out before
 	since    time.Time
-	heir     *run // waits for this one, and looks like its message delivered again; nil = none does
+	heir     *run // waits for this one, and seems to be its message delivered again; nil = none does
 
 	delivery  *broker.Delivery // the latest of the message; nil = it is settled. Read only.
 	isDecided bool
@@ -35,8 +35,8 @@ type run struct {
 	ended     chan struct{} // likewise; closed when the function has returned
 }
 
-// begin registers r, or returns the run of the same task that is under way. A task without an identity is always new. heir: r looks like the
-// message of other, delivered again, and is the first that does.
+// begin registers r, or returns the run of the same task that is under way. A task without an identity is always new. heir: r seems to be
+// the message of other, delivered again, and is the first that does.
 func (t *running) begin(r *run) (other *run, heir bool) {
 	if r.key.uuid == "" {
 		return nil, false
@@ -62,7 +62,7 @@ func (t *running) begin(r *run) (other *run, heir bool) {
 	return nil, false
 }
 
-// looksLike reports whether the message of r may be that of other, handed out again. running.mu is held.
+// looksLike reports whether the message of r may be that of other, delivered again. The caller holds running.mu.
 func (r *run) looksLike(other *run) bool {
 	return r.again && other.delivery != nil && other.attempts == r.attempts &&
 		other.delivery.Timestamp.Equal(r.delivery.Timestamp) && bytes.Equal(other.delivery.Body, r.delivery.Body)

@@ -128,7 +128,7 @@ func (s *Server) exchangeGone() {
 		}
 	}
 	s.mu.Unlock()
-	s.refused.lost(parts, errExchangeGone)
+	s.refused.redeclare(parts, errExchangeGone)
 }
 
 // declareAgain tries what the broker did not accept until the connection is closed or given up.

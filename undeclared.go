@@ -105,7 +105,7 @@ func (u *undeclared) try(ctx context.Context, session broker.Session, p *part, a
 	if errors.Is(err, context.Canceled) && dead == nil {
 		return nil // nobody wants it any more
 	}
-	if u.ended(p, err == nil, dead != nil) {
+	if u.conclusive(p, err == nil, dead != nil) {
 		u.note(p, err, dead != nil, again)
 	}
 	return dead
@@ -113,7 +113,7 @@ func (u *undeclared) try(ctx context.Context, session broker.Session, p *part, a
 
 // ended reports whether the outcome of a declaration says something about the part. If the session has died, it does at the second time
 // in a row.
-func (u *undeclared) ended(p *part, accepted, dead bool) bool {
+func (u *undeclared) conclusive(p *part, accepted, dead bool) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	before := u.died
@@ -173,7 +173,7 @@ func (u *undeclared) note(p *part, err error, fatal, again bool) {
 }
 
 // lost has parts declared again, in their order, that were accepted before.
-func (u *undeclared) lost(parts []part, why error) {
+func (u *undeclared) redeclare(parts []part, why error) {
 	now := time.Now()
 	u.mu.Lock()
 	fresh := false

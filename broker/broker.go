@@ -47,7 +47,7 @@ type Session interface {
 	// it stays. The session survives a refused declaration.
 	Declare(ctx context.Context, t Topology) error
 
-	// Publish writes msgs in order and returns when all are written or have failed. Messages to different exchanges may still
+	// Publish writes msgs in order and returns when all are written or have failed. Messages to different exchanges may
 	// overtake each other. It blocks only for the window of unconfirmed messages, for a broker that blocks publishers, and
 	// for the write.
 	//
@@ -58,14 +58,12 @@ type Session interface {
 	//   - Is [ErrNotSent]: nothing of it was written, publishing again cannot duplicate;
 	//   - Is [ErrRejected]: the broker refused it, [ErrUnroutable] and [ErrTooLarge] among them; also an exchange that does not
 	//     exist;
-	//   - Is [ErrUnconfirmed]: written, and the session died before the broker answered; or the broker answered without saying
-	//     whether a queue has the message ([ErrNacked]); or it refused another message and did not say what became of this one
-	//     ([ErrProtocol]).
+	//   - Is [ErrUnconfirmed]: written, and the session died before the broker answered; or the broker refused responsibility
+	//     ([ErrNacked]); or it refused another message and did not report the fate of this one ([ErrProtocol]).
 	//
-	// ctx bounds the wait of the caller, for the outcome too. When it ends after the write, the message stays in flight and done
-	// still runs (at the latest when the session dies), but the session takes it that nobody waits: the message no longer
-	// has a place in the window nor keeps its ID from others, Close does not wait for it, and Status counts it. The caller has to
-	// call it unconfirmed itself.
+	// ctx bounds the caller's wait, for the outcome too. When it ends after the write, the message stays in flight and done
+	// still runs (at the latest when the session dies), but the message gives up its place in the window and its ID, Close does
+	// not wait for it, and Status counts it. The caller has to report it as unconfirmed itself.
 	//
 	// Message.ID is unique among the messages to an exchange and key that somebody waits for: a second publish of an ID waits,
 	// within ctx, for the outcome of the first and then gets its own. An empty ID is refused with ErrRejected. Bodies and headers are
@@ -75,9 +73,8 @@ type Session interface {
 	// Consume starts a consumer of an existing queue; [ErrQueueGone] if there is none.
 	Consume(ctx context.Context, o ConsumeOptions) (Consumer, error)
 
-	// TryGet takes up to max messages that are ready now, oldest first, without waiting for more; none is not an error. Fewer than
-	// max say that no more were ready, unless ctx has ended.
-	// They are settled like every delivery, and given back when the session dies. [ErrQueueGone] if there is no such queue. What
+	// TryGet takes up to max messages that are ready now, oldest first, without waiting for more; none is not an error. If it returns
+	// fewer than max, no more were ready, unless ctx has ended. They are settled like every delivery, and given back when the session dies. [ErrQueueGone] if there is no such queue. What
 	// an earlier TryGet of this session has taken, and all of it was settled before, is seen as settled: what was released is
 	// found again. Purge sees it so too, and Inspect after a moment.
 	TryGet(ctx context.Context, queue string, max int) ([]Delivery, error)
@@ -96,7 +93,7 @@ type Session interface {
 	// on. It never blocks itself.
 	Blocked() (reason string, blocked bool)
 
-	// Status reports what the session knows of itself, for people. It never blocks.
+	// Status describes the session's health, for people. It never blocks.
 	Status() Status
 
 	// Done is closed when the session is dead and every done function has run; Err answers, and consumers end, before that.
@@ -105,7 +102,7 @@ type Session interface {
 	// Err is nil while the session lives, then the reason, which Is [ErrSessionLost]; after Close it also Is [ErrClosed].
 	Err() error
 
-	// Close ends the session and waits, at most until ctx ends, for what was handed to the broker and somebody waits for; then it
+	// Close ends the session and waits, at most until ctx ends, for settlements and for messages whose callers still wait; then it
 	// cuts. Consumers end, what they had not settled is given back by the broker. Twice is harmless: the second call waits for the first.
 	// The error tells what could not be handed over in time; the session is dead whatever it says.
 	Close(ctx context.Context) error
@@ -166,14 +163,13 @@ type Capabilities struct {
 	ExactLosses bool
 }
 
-// Status is what a session reports of itself. The zero value: nothing is wrong.
+// Status describes the health of a session. The zero value: nothing is wrong.
 type Status struct {
-	// Unanswered is how many publishes the broker owes an answer to although nobody waits for it any more.
+	// Unanswered is how many published messages the broker has not answered although their callers have stopped waiting.
 	Unanswered int
-	// Unreadable counts, by queue, the messages that came in a form the client cannot read and that were handed out without their
-	// headers. Nil if there were none.
+	// Unreadable counts, by queue, the messages that were handed out with [Message].Unreadable set. Nil if there were none.
 	Unreadable map[string]int
-	// Channels says why no other consumer can begin in this session; "" while one can.
+	// Channels says why the session cannot have another consumer; "" = it can.
 	Channels string
 	// Delays says why delayed messages may be late; "" if nothing is known to hold them up.
 	Delays string

@@ -16,8 +16,8 @@ var (
 	// again may duplicate.
 	ErrUnconfirmed = errors.New("unconfirmed")
 
-	// ErrNacked: the broker refused responsibility for the message, as it does when a queue is full or its node is away. Is
-	// ErrUnconfirmed: another queue that is bound to the same key may have the message, and so may a queue that failed after it took it.
+	// ErrNacked: the broker refused responsibility for the message, as it does when a queue is full or its node is down. Is
+	// ErrUnconfirmed: another queue of the same key may have the message, and so may a queue that failed after it took it.
 	ErrNacked = fmt.Errorf("refused by a queue, which may be full or away: %w", ErrUnconfirmed)
 
 	// ErrUnroutable: no queue is bound to the routing key. Is ErrRejected.
@@ -26,8 +26,8 @@ var (
 	ErrExchangeGone = fmt.Errorf("exchange does not exist: %w", ErrRejected)
 	// ErrTooLarge: the body is larger than the broker, or a check before it, allows. Is ErrRejected.
 	ErrTooLarge error = tooLarge{}
-	// ErrHeadersTooLarge: the broker cannot carry so many bytes of headers, or so many in one table, or so deeply nested, in a form that
-	// a receiver can read, whatever the body. Is ErrRejected.
+	// ErrHeadersTooLarge: a receiver could not read these headers: they have too many bytes, too many entries in one table, or are nested
+	// too deeply. Is ErrRejected.
 	ErrHeadersTooLarge = fmt.Errorf("headers are too large: %w", ErrRejected)
 )
 
@@ -39,12 +39,12 @@ var (
 	ErrSessionLost = errors.New("session lost")
 	// ErrClosed: ended by its own Close.
 	ErrClosed = errors.New("closed")
-	// ErrProtocol: the broker ended the connection, or the part of it that carried a message, over something that was sent. From
-	// Session.Err, and from Publish together with ErrUnconfirmed: it may have been this message or another that was under way.
+	// ErrProtocol: the broker ended the connection or a channel over something that was sent. From Session.Err, and from Publish
+	// together with ErrUnconfirmed: this message may be the cause, or another that was under way.
 	ErrProtocol = errors.New("ended by the broker over what was sent")
 )
 
-// tooLarge is the type of ErrTooLarge. The text is that of the root, which programs may compare.
+// tooLarge is the type of ErrTooLarge. Programs may compare its text.
 type tooLarge struct{}
 
 func (tooLarge) Error() string { return "task is too large" }
@@ -56,8 +56,8 @@ var (
 	ErrQueueGone = errors.New("queue does not exist")
 	// ErrConsumerLost: the broker ended the consumer; its session lives on.
 	ErrConsumerLost = errors.New("consumer lost")
-	// ErrUnavailable: the queue exists, and cannot be used until its node is back. From Declare, Consume, Inspect, TryGet, Purge and
-	// Delete. Publish reports a message that no queue took because its queue is away as ErrNotSent, which then also Is ErrUnavailable.
+	// ErrUnavailable: the queue exists, but cannot be used until its node is back. From Declare, Consume, Inspect, TryGet, Purge and
+	// Delete, and from Publish together with ErrNotSent.
 	ErrUnavailable = errors.New("queue is not available now")
 	// ErrLocked: another session holds the ephemeral queue.
 	ErrLocked = errors.New("locked by another session")

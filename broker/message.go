@@ -33,13 +33,13 @@ type Message struct {
 	// messages that were received, and not looked at by Settler.
 	NotBefore time.Time
 
-	// Unreadable says why the headers of a message that was received could not be read; "" = they could. Headers then holds at most
-	// [RawHeaders]. Other properties may be missing as well. It is not looked at in a message that is published.
+	// Unreadable says why the headers of a received message could not be read; "" = they could. Headers then holds at most
+	// [RawHeaders], and other properties may be missing too. Publish ignores it.
 	Unreadable string
 }
 
-// RawHeaders is the header with the headers of a message that could not be read, in a []byte as they came over the wire. It may
-// be cut short. It is written by adapters.
+// RawHeaders names the header in which adapters put the headers of a message that could not be read: a []byte as they came over the
+// wire, perhaps cut short.
 const RawHeaders = "x-dispatcher-raw-headers"
 
 // MaxDelay is the longest delay that every broker with [Capabilities.Delay] takes: a leap year.

@@ -9,17 +9,16 @@
 //     messages, for exchanges that have taken a message in this session, and for the others. At most 1,000 messages are
 //     unconfirmed at a time while somebody waits for them; 64 of these places are kept for Retry, Suspect and DeadLetter, so that
 //     settling goes on beside busy publishers.
-//   - Of one exchange and routing key at most 150 messages are unanswered, more when answers come; of what is settled to one
-//     queue 16. A queue that does not answer
-//     takes no more of the window; further messages to it wait, and are [broker.ErrNotSent] when their ctx ends. Without that,
-//     RabbitMQ would stop reading the connection.
+//   - At most 150 messages of one exchange and routing key are unanswered, more when answers come; of copies that settle
+//     deliveries, at most 16 for one queue. So a queue that does not answer does not fill the window. Further messages to it
+//     wait, and are [broker.ErrNotSent] when their ctx ends. Without that, RabbitMQ would stop reading the connection.
 //   - RabbitMQ refuses a message that is too large, or to an exchange that does not exist or that the user may not write to, by
-//     closing the channel. That message is [broker.ErrRejected]. What was written behind it is written again on the next channel,
-//     since RabbitMQ has ignored it. What was written before it and had no answer is [broker.ErrUnconfirmed]. If an exchange is
+//     closing the channel. That message is [broker.ErrRejected]. RabbitMQ ignores the messages behind it, so they are written again on
+//     the next channel. Those before it that had no answer are [broker.ErrUnconfirmed]. If an exchange is
 //     deleted while messages to it are in flight, they and those between them are ErrUnconfirmed. The size limit is remembered for the
 //     session.
-//   - After a nack, and when answers are due and none came for 500 ms, the next message goes through a new channel, at most every
-//     500 ms. The old one is closed when it owes nothing.
+//   - After a nack, or when answers are due and none came for 500 ms, the next message goes through a new channel, at most every
+//     500 ms. The old one is closed when all its messages are answered.
 //   - Retry, Suspect and DeadLetter publish a copy through the default exchange and then ack.
 //   - A delayed message waits in quorum queues shared by all programs on the broker, dispatcher.delay.v2.5 to .34 and .exit.0 to .f, without a
 //     plugin. Declare binds each durable queue, and each binding's queue, to where messages are that are due; the first
@@ -58,7 +57,8 @@ import (
 // Config says where the broker is and how to talk to it.
 type Config struct {
 	// URLs of the nodes of one broker, amqp://user:password@host:port/vhost or amqps://…, tried in random order, all of
-	// them in every Open, the next one before a node that does not answer is given up. Reserved characters in user, password and vhost are percent-encoded. Required.
+	// them in every Open. A node that is slow to answer does not hold up the next one: see [Broker.Open]. Reserved characters in user,
+	// password and vhost are percent-encoded. Required.
 	URLs []string
 	// TLS for amqps URLs; an amqp URL beside it is an error, since it would be dialled in the clear. nil = the system's
 	// certificates, or those that the URL names. It is cloned for every dial: ServerName is the URL's host unless set here,

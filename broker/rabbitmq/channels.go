@@ -18,12 +18,12 @@ const (
 	maxCalls = 16
 	// maxPulls is how many channels consumers leave to TryGet.
 	maxPulls = 64
-	// maxSingles is how many of these a TryGet of many messages leaves to one of a single message. Walks over dead letters hold many
-	// channels, and a suspect has to be fetched all the same.
+	// maxSingles is how many of these are kept for a TryGet of a single message. Scans of dead letters hold many channels, and a suspect
+	// must be fetched nevertheless.
 	maxSingles = 8
 )
 
-// channels says who may have the channels of the consuming connection.
+// channels divides the channels of the consuming connection.
 type channels struct {
 	most    int // what the broker and the URL allow
 	singles int
@@ -35,7 +35,7 @@ type channels struct {
 	pulls     int
 }
 
-// newChannels divides so many channels. Where there are few, each purpose has a quarter at most.
+// newChannels divides most channels. If there are few, each purpose has a quarter at most.
 func newChannels(most uint16) channels {
 	n := int(most)
 	return channels{
@@ -46,7 +46,7 @@ func newChannels(most uint16) channels {
 	}
 }
 
-// kept is how many channels consumers cannot have.
+// kept is how many channels are reserved for other purposes than consumers.
 func (c *channels) kept() int { return c.pulling + cap(c.calls) }
 
 // consumer takes a channel for a consumer.
@@ -93,7 +93,7 @@ func (c *channels) give(consumer bool) {
 	}
 }
 
-// status says why no further consumer can begin; "" while one can.
+// status says why there cannot be another consumer; "" = there can.
 func (c *channels) status() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -103,8 +103,8 @@ func (c *channels) status() string {
 	return c.full()
 }
 
-// turns lets one call at a time speak of a queue, so that a queue that does not answer holds up its own calls and nobody else's. The
-// zero value is ready.
+// turns allows one call at a time on a queue, so that a queue that does not answer holds up only its own calls. The zero value is
+// ready.
 type turns struct {
 	mu     sync.Mutex
 	queues map[string]*queueTurn
@@ -142,7 +142,7 @@ func (t *turns) take(ctx context.Context, over <-chan struct{}, queue string) (g
 	return func() { q.turn.give(); leave() }, nil
 }
 
-// ask is call for what a queue answers: one at a time of a queue.
+// ask is call, one at a time for each queue.
 func ask[T any](ctx context.Context, s *session, queue string, f func() (T, error), undo func(T)) (T, error) {
 	return call(ctx, s, func() (none T, err error) {
 		give, err := s.turns.take(ctx, s.dead, queue)
@@ -154,8 +154,8 @@ func ask[T any](ctx context.Context, s *session, queue string, f func() (T, erro
 	}, undo)
 }
 
-// admin runs f on a throw-away channel of the consuming connection: whatever RabbitMQ refuses closes the channel. It is about a queue,
-// or "" for none.
+// admin runs f on a throw-away channel of the consuming connection, because RabbitMQ closes the channel of a refused call. queue is the
+// one that f is about; "" = none.
 func (s *session) admin(ctx context.Context, queue string, f func(ch *amqp.Channel) error) error {
 	do := func() (struct{}, error) {
 		select {

@@ -12,13 +12,13 @@ import (
 )
 
 // A delayed message waits in up to 30 queues, the levels, and then in one of the exits. The queue of level n holds it for 2^n ms and then
-// passes it on to the exchange of level n-1; below the lowest one is the exchange of the exits. The first word of the routing key says
-// where the message goes, the second names its exit, and the others, of 0 or 1, say at which levels it waits, the lowest first.
+// passes it on to the exchange of level n-1; below the lowest one is the exchange of the exits. The first word of the routing key stands
+// for the target, the second names the exit, and the others, 0 or 1, say at which levels the message waits, the lowest first.
 // A queue has one time to live for all, so that what is due first is at its head: RabbitMQ looks nowhere else (measured: a
 // message of 200 ms behind one of 3 s took 3 s).
 //
-// RabbitMQ passes on at most 32 messages of a queue at a time. One whose target is deleted in that moment keeps its place for up to six
-// minutes. So only an exit publishes to a user's queue: a target that is gone stops the exit that its messages use, and no level.
+// RabbitMQ passes on at most 32 messages of a queue at a time. If a target is deleted in that moment, its messages keep their places for up
+// to six minutes. So only exits publish to users' queues: a deleted target stops one exit and no level.
 const (
 	exitLevel    = 4 // an exit holds a message for 2^4 ms
 	lowestLevel  = 5
@@ -77,7 +77,7 @@ func levelName(level int) string {
 // exitName names the queue of an exit.
 func exitName(exit string) string { return exitExchange + "." + exit }
 
-// exitOf returns the exit of a target's word. It is the same for all messages of a target, so that one that is gone stops no other exit.
+// exitOf returns the exit of a target's word. All messages of a target use it, so a deleted target stops no other exit.
 func exitOf(word string) string { return word[:1] }
 
 // firstLevel is the highest one where a message waits, or that of the exits. It is published there, since the levels above are only a way.

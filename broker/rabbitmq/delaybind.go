@@ -11,11 +11,11 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// bindingAge is how long a session relies on a binding that it has made. Another program may delete the queue and declare it again,
-// which leaves it without the binding, and no session is told. Making it again is one round trip and changes nothing.
+// bindingAge is how long a session relies on a binding that it has made. Another program may delete the queue and declare it again
+// without the binding, and no session notices. Binding again is one round trip and changes nothing.
 const bindingAge = 30 * time.Second
 
-// bound is what a session knows of a queue's bindings to the deliver exchange.
+// bound holds a queue's known bindings to the deliver exchange.
 type bound struct {
 	words map[string]struct{} // of the targets that it takes
 	named time.Time           // when it was last bound by its name, as retries need it; zero = it is not known to be
@@ -64,8 +64,7 @@ func (d *delays) noteBound(queue, word string) {
 	}
 }
 
-// needsBinding reports whether a queue has to be bound for retries. Of several callers that ask when the binding is too old, one is to
-// make it and the others go on.
+// needsBinding reports whether the caller has to bind a queue for retries. When a binding is too old, only the first caller has to.
 func (d *delays) needsBinding(queue string, now time.Time) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -176,12 +175,12 @@ func (s *session) bindRetries(ctx context.Context, queue string) error {
 	return err
 }
 
-// passingOn is for how long an exit may be passing on a message to a queue that was unbound: it found the route before, and waits for
-// the queue's confirmation.
+// passingOn is how long an exit may still pass on messages to a queue after it was unbound: it found the route before, and waits for the
+// queue's confirmation.
 const passingOn = 100 * time.Millisecond
 
-// unbindDelays ends what is due for a queue that is about to be deleted. A message that is being passed on to a queue in the moment of its
-// deletion keeps a place of its exit for minutes. What cannot be unbound is gone with the queue.
+// unbindDelays keeps due messages from a queue that is about to be deleted. A message that is being passed on when its queue is deleted
+// keeps a place of its exit for minutes. Bindings that cannot be removed end with the queue.
 func (s *session) unbindDelays(ctx context.Context, queue string) {
 	words := s.delays.forgetBindings(queue)
 	if !s.can.Delay || !takesRetries(queue) {

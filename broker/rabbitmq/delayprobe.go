@@ -16,22 +16,22 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// RabbitMQ does not say over AMQP what is overdue: a message whose time has come and that is not passed on is counted nowhere. So a session that
-// delays messages sends some of its own, the probes, and sees when they come. A probe takes the way through the lower levels and one of
-// the exits that the session's messages use.
+// AMQP does not show overdue messages: one that is due and not passed on is counted nowhere. So a session that delays messages sends some to
+// itself, the probes, and measures when they come. A probe goes through the lower levels and one of the exits that the session's
+// messages use.
 const (
 	probeEvery  = 30 * time.Second
-	probeMargin = 10 * time.Second // so much later than due is late
+	probeMargin = 10 * time.Second // a probe that comes later than this after it is due is late
 	probeTicks  = 1<<6 - 1         // levels 5 to 10, 2 s: each of them takes part in most delays
-	probeMemory = 10 * time.Minute // for how long a probe or a message that is late may still come
-	probeCall   = 5 * time.Second  // the most that a round may take to send its probes: nothing is received meanwhile
+	probeMemory = 10 * time.Minute // how long a late probe or message may still come
+	probeCall   = 5 * time.Second  // bounds the sending of one round: no probe is received meanwhile
 
-	// maxProbes is how many of an exit may be on their way. Each of them may hold one of the 32 places of an exit that stands still.
+	// maxProbes is how many probes of one exit may be under way. Each may take one of the 32 places of an exit that stands still.
 	maxProbes = 4
 )
 
-// All probes also come to one queue that keeps nothing, or they would be undeliverable when their session's queue is gone. A session's
-// queue outlives it for a while, since a message to a queue that is being deleted holds up its exit.
+// All probes also go to a queue that keeps nothing, or those of an ended session would be undeliverable. A session's queue outlives the
+// session for a while, since a message to a queue that is being deleted holds up its exit.
 const (
 	probeWord = "probe"
 	probeSink = delayPrefix + probeWord
@@ -45,7 +45,7 @@ func sinkArguments() amqp.Table {
 
 func probeArguments() amqp.Table { return amqp.Table{"x-expires": int64(60_000)} }
 
-// probeKey is the routing key of a session's probes. The session stands behind the words that levels and exits look at.
+// probeKey is the routing key of a session's probes. The session's name comes after the words that levels and exits read.
 func probeKey(exit, session string) string {
 	return delayKey(probeTicks, probeWord, exit) + "." + session
 }
@@ -55,7 +55,7 @@ func probePattern(session string) string {
 	return probeWord + strings.Repeat(".*", strings.Count(probeKey("", ""), ".")-1) + "." + session
 }
 
-// probe is one that has not come.
+// probe is one that has not arrived.
 type probe struct {
 	id  string
 	due time.Time
@@ -84,8 +84,8 @@ func (p *probes) use(exit string, due time.Time) {
 	}
 }
 
-// next returns the exits to be probed, and the id of each one's probe: those that the session's messages go through, for as long as these
-// are waiting or may be late.
+// next returns the exits to probe, with the id of each probe: those that the session's messages use, as long as these wait or may be
+// late.
 func (p *probes) next(now time.Time) map[string]string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -123,7 +123,7 @@ func (p *probes) left(id string, due time.Time) {
 	p.keep(exit, append(p.sent[exit], probe{id, due}))
 }
 
-// came notes an arrival. Those that were sent before it do not matter any more: what is sent now comes.
+// came notes an arrival. Probes of the exit that were sent before it no longer count: the exit works again.
 func (p *probes) came(id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -151,7 +151,7 @@ func (p *probes) late(now time.Time) string {
 	return fmt.Sprintf("messages that were due %v ago have not come through %s", most.Truncate(time.Second), strings.Join(names, ", "))
 }
 
-// forget drops what has not come: the queue that it was to come to is gone.
+// forget drops the probes that have not arrived: their queue is gone.
 func (p *probes) forget() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -169,7 +169,7 @@ func (s *session) startProbes() {
 	}()
 }
 
-// probe sends probes and receives them until the session is dead. Whoever may not declare its queue has none, and sees nothing.
+// probe sends probes and receives them until the session is dead. If the user may not declare their queue, there are none.
 func (s *session) probe() {
 	p := &s.delays.probes
 	every := cmp.Or(p.every, probeEvery)

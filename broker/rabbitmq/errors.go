@@ -75,9 +75,9 @@ func refused(op operation, err error) error {
 	}
 }
 
-// absences are what RabbitMQ says, also with the code 404, of a queue that exists and cannot be used now (rabbit_amqqueue:absent, 3.10 to
-// 4.1): its node is down, its process ended and does not come back, or it did not answer for a minute, as a classic queue on a node
-// that is down from 4.0 on with Khepri.
+// absences are texts with which RabbitMQ refuses a queue that exists but cannot be used now, also with the code 404
+// (rabbit_amqqueue:absent, 3.10 to 4.1): its node is down, its process ended and does not come back, or it did not answer for a minute.
+// From 4.0 on, with Khepri, the last is the text for a classic queue whose node is down.
 var absences = []string{
 	"is down or inaccessible",
 	"process is stopped by supervisor",
@@ -86,8 +86,8 @@ var absences = []string{
 	"may be stopping or being demoted",
 }
 
-// absent reports whether a 404 is about something that exists. What does not begins with "no", and a name follows, which may contain
-// anything.
+// absent reports whether a 404 is about a queue that exists. The text about one that does not exist begins with "no" and its name, which
+// may contain anything.
 func absent(e *amqp.Error) bool {
 	return !strings.HasPrefix(e.Reason, "NOT_FOUND - no ") &&
 		slices.ContainsFunc(absences, func(text string) bool { return strings.Contains(e.Reason, text) })

@@ -21,29 +21,29 @@ type flight struct {
 	delay *delay      // nil = it does not wait
 	port  *port
 	fate  chan fate     // of its last try, if its pipe has ended
-	over  chan struct{} // closed when it has its outcome, or nobody waits for that
+	over  chan struct{} // closed when it has its outcome or is an orphan
 
 	// Guarded by publisher.mu.
 
 	exchange string // where it is written to; that of a delayed one changes: see aim
 	key      string
-	pub      amqp.Publishing // zero once nobody waits for it
+	pub      amqp.Publishing // zero in an orphan
 	slots    chan struct{}   // where its place in the window is; nil = it has none
 	seat     *list.Element   // in its pipe's flights; nil = it is on none
 	try      try             // the last one
 	since    time.Time       // of the last try
 	written  bool            // or being written, in that try
-	orphan   bool            // nobody waits for its outcome
+	orphan   bool            // its caller has stopped waiting
 	returned string          // the broker's words if it came back
 }
 
-// name is what RabbitMQ returns of a message.
+// name is the part of a message by which a return is matched to its flight.
 type name struct {
 	id string
 	to target
 }
 
-// name returns what tells f from others on a pipe. The caller holds mu.
+// name identifies f on a pipe. The caller holds mu.
 func (f *flight) name() name { return name{f.id, target{f.exchange, f.key}} }
 
 // aim decides where a delayed message is written to. The caller holds the port's turn and mu.

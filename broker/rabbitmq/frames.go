@@ -19,7 +19,7 @@ const (
 	framesBuffer = 16 << 10 // the client's own buffer has 4 KiB, so this saves it reads
 )
 
-// maxHeaderPayload is more than RabbitMQ sends: it takes no message above 512 MiB, whatever its configuration, and the
+// maxHeaderPayload is more than RabbitMQ sends: it accepts no message above 512 MiB, whatever its configuration, and the
 // application properties of a message that came over AMQP 1.0 become headers.
 const maxHeaderPayload = 512 << 20
 
@@ -27,16 +27,16 @@ const maxHeaderPayload = 512 << 20
 // the broker requeues that message, and the next connection ends the same way. So such headers are replaced before the client
 // reads them. Everything else passes unchanged.
 //
-// RabbitMQ checks less than the client: it takes headers of any depth and any number of entries, and it adds x-death to what
-// almost fills a frame. All that the client refuses is in headerFault.
+// RabbitMQ checks less than the client: it accepts headers of any depth and any number of entries, and it adds x-death to headers that
+// almost fill a frame. headerFault lists everything that the client refuses.
 type frames struct {
 	net.Conn
 	in     *bufio.Reader
-	marker string       // the header that says that others were replaced; see unreadable
-	limit  atomic.Int64 // bytes of payload that the client takes; the default of the client until both sides have agreed
+	marker string       // name of the header that holds the reason; see newMarker
+	limit  atomic.Int64 // bytes of payload that the client accepts; its default until both sides have agreed
 
 	// Used by Read alone, which the client calls on one goroutine.
-	pass int64  // so many of the bytes that follow may go through; perhaps more than have arrived
+	pass int64  // bytes that may go through next; perhaps more than have arrived
 	out  []byte // goes through before them
 }
 
@@ -70,7 +70,7 @@ func (f *frames) Read(p []byte) (n int, err error) {
 	}
 }
 
-// scan looks at the frames that have arrived, and decides how far they may pass. It waits for more only if that is nowhere.
+// scan looks at the frames that have arrived, and decides how many bytes may pass. It waits for more only if none may.
 func (f *frames) scan() error {
 	for {
 		if f.pass > 0 && int64(f.in.Buffered()) < f.pass+frameHead {
@@ -100,7 +100,7 @@ func (f *frames) scan() error {
 	}
 }
 
-// broken hands out what came of a frame before the connection ended; the client then meets the error itself.
+// broken passes on the beginning of a frame whose end did not come before the connection ended. The client then meets the error itself.
 func (f *frames) broken(n int, err error) error {
 	if n == 0 {
 		return err
@@ -109,7 +109,7 @@ func (f *frames) broken(n int, err error) error {
 	return nil
 }
 
-// sound reports whether the client can read a whole header frame. One without its end is for the client to refuse.
+// sound reports whether the client can read a whole header frame. The client itself refuses one without its end.
 func sound(frame []byte) bool {
 	return frame[len(frame)-1] != frameEnd || inspect(frame[frameHead:len(frame)-frameTail]) == headerFault{}
 }
@@ -139,7 +139,7 @@ func (f *frames) header(size int64) error {
 
 var errFrameEnd = errors.New("a frame from the broker has no end where it should")
 
-// shrink replaces a header frame that is larger than the client takes. It keeps no more than half a frame in memory.
+// shrink replaces a header frame that is larger than the client accepts. It keeps no more than half a frame in memory.
 func (f *frames) shrink(size int64) error {
 	var head [frameHead]byte
 	if _, err := io.ReadFull(f.in, head[:]); err != nil {

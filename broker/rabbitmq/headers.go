@@ -15,10 +15,10 @@ import (
 const maxName = 255
 
 // RabbitMQ adds headers of its own to a message: x-delivery-count, x-death with the names that go with it, and those of its
-// interceptors. A message that could not bear them would become unreadable on its way.
+// interceptors. They must not make a message unreadable on its way.
 const (
 	brokerEntries = 16
-	brokerRoom    = 32 // one part in so many of a frame, 4 KiB of 128 KiB
+	brokerRoom    = 32 // 1/32 of a frame, 4 KiB of 128 KiB, stays free
 )
 
 func checkName(what, name string) error {
@@ -99,7 +99,7 @@ func encodeTable(headers map[string]any, depth int) (amqp.Table, int, error) {
 	return table, size, nil
 }
 
-// checkShape refuses a table or array that RabbitMQ takes and a receiver with this client cannot read.
+// checkShape refuses a table or array that RabbitMQ accepts but a receiver with this client cannot read.
 func checkShape(entries, depth int) error {
 	if depth > maxFieldDepth {
 		return fmt.Errorf("nested deeper than %d: %w", maxFieldDepth, broker.ErrHeadersTooLarge)

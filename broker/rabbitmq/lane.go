@@ -172,7 +172,7 @@ func (l *lane) broken(e *amqp.Error) {
 	l.lose(fmt.Errorf("%w: %s", broker.ErrConsumerLost, reply(e)))
 }
 
-// whyTimeout is how long a queue has to answer whether it is still there.
+// whyTimeout is how long a queue may take to answer whether it still exists.
 const whyTimeout = 5 * time.Second
 
 // whyCancelled finds out why the broker ended a subscription, which it does not say: its queue was deleted, or is not

@@ -14,20 +14,20 @@ import (
 )
 
 const (
-	// silentStart is the head start of a node that has not said a word: a frozen host accepts connections, or its network swallows
+	// silentStart is the head start of a node that has sent nothing: a frozen host accepts connections, or its network drops
 	// them. 250 ms is what RFC 8305 (Happy Eyeballs) recommends.
 	silentStart = 250 * time.Millisecond
-	// heardStart is the head start of a node that has begun to talk. To open two connections takes about fifteen round trips, and after
+	// heardStart is the head start of a node that has sent something. Opening two connections takes about fifteen round trips, and after
 	// the death of a node all its clients come at once. More dials would only slow the other nodes down.
 	heardStart = 3 * time.Second
 	// shunTime is for how long a node that failed is tried last.
 	shunTime = 30 * time.Second
 )
 
-// Open makes a session with one node. It begins with one in random order; the next starts when that has failed, or after a head start
-// of 250 ms, 3 s once the node has begun to talk. The first to be open wins and the others are given up. Nodes that failed in the last 30 s
-// come last. The error tells what happened at each. It is never permanent: RabbitMQ closes the link on a wrong password in much the same
-// way as on an overload, and what is missing (a user, a virtual host) may be on its way.
+// Open makes a session with one node. It tries the nodes in random order, those that failed in the last 30 s at the end. The next one is
+// tried when the one before has failed, or after a head start of 250 ms, 3 s once that node has sent something. The first open one wins.
+// The error lists what happened at each node. It is never permanent: RabbitMQ closes the link on a wrong password in much the same
+// way as on an overload, and a missing user or virtual host may be on its way.
 func (b *Broker) Open(ctx context.Context) (broker.Session, error) {
 	racing, finish := context.WithCancel(ctx)
 	defer finish()
@@ -49,13 +49,13 @@ type race struct {
 	ctx      context.Context
 	left     []int             // addresses that were not tried yet
 	latest   int               // the address that was tried last
-	began    map[int]time.Time // when an address was tried that has not said a word since
+	began    map[int]time.Time // when an address was tried that has sent nothing since
 	running  int               // tries under way
 	news     chan news         // has room for all that may come
 	problems []error
 }
 
-// news is what happens to a try: first perhaps that the node has said something, in the end its outcome.
+// news is an event of a try: perhaps first that the node has sent something, in the end its outcome.
 type news struct {
 	address int
 	over    bool
@@ -113,7 +113,7 @@ func (r *race) start() {
 	}()
 }
 
-// failed notes why a node let nobody in. One that was given up is to blame only if it was silent for as long as its head start.
+// failed notes why a node could not be used. If its try was cancelled, it is shunned only if it was silent for its whole head start.
 func (r *race) failed(n news) {
 	began, silent := r.began[n.address]
 	if r.ctx.Err() == nil || silent && time.Since(began) >= silentStart {
@@ -185,7 +185,7 @@ func (x *shunned) order(n int) []int {
 	return order
 }
 
-// listened is a net.Conn that tells when the peer has said something.
+// listened is a net.Conn that calls heard when the peer has sent something.
 type listened struct {
 	net.Conn
 	heard func()
@@ -199,7 +199,7 @@ func (l listened) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// listen makes the address hear of the first word on a connection.
+// listen makes c call a.heard when the peer has sent something.
 func (a *address) listen(c net.Conn) net.Conn {
 	if a.heard == nil {
 		return c

@@ -12,7 +12,7 @@ import (
 )
 
 // pipe is one publish channel, with the messages that were written to it and have no answer yet. It ends when RabbitMQ refuses a
-// message by closing the channel, or when it was replaced and owes nothing any more. Its port goes on with the next one.
+// message by closing the channel, or when it was replaced and all its messages are answered. Its port goes on with the next one.
 type pipe struct {
 	port   *port
 	ch     *amqp.Channel
@@ -77,9 +77,9 @@ func (pp *pipe) last() *flight {
 	return nil
 }
 
-// stuck reports whether answers are due and none comes. The first message of a channel to a quorum queue that does not answer holds up
-// all behind it, for 5 s and more (measured). The caller holds mu.
-func (pp *pipe) stuck() bool {
+// silent reports whether answers are due and none comes. If the first message of a channel goes to a quorum queue that does not answer, it
+// holds up all others for 5 s or more (measured). The caller holds mu.
+func (pp *pipe) silent() bool {
 	oldest := pp.flights.Front()
 	return oldest != nil && time.Since(oldest.Value.(*flight).since) > renewPause && time.Since(pp.heard) > renewPause
 }

@@ -12,15 +12,14 @@ import (
 )
 
 const (
-	// renewPause is the least time between two channels of a port that are replaced because of a nack, since a queue may really be
-	// full, or because no answer came for as long.
+	// renewPause is the least age of a channel that is replaced because of a nack, since a queue may really be full, or because no
+	// answer came for as long.
 	renewPause = 500 * time.Millisecond
-	// reopenPause is the least time between two channels of a port of which the first was closed by the broker.
+	// reopenPause is the least time between two channels of a port when the broker has closed the first.
 	reopenPause = 100 * time.Millisecond
-	// scoutPause is how long a message that may be refused goes alone. If that did not close the channel by then, its queue
-	// is slow.
+	// scoutPause is how long a message that may be refused goes alone. If the channel is still open by then, the queue is only slow.
 	scoutPause = 100 * time.Millisecond
-	// maxRetired is how many replaced channels of a port may still owe answers. With renewPause that is 8 s.
+	// maxRetired is how many replaced channels of a port may wait for answers. With renewPause that is 8 s.
 	maxRetired = 16
 )
 
@@ -33,7 +32,7 @@ const (
 	ports
 )
 
-// port is where messages of some exchanges leave. Messages of one port are written in order; messages of different ports may
+// port is the way out for messages to some exchanges. Messages of one port are written in order; messages of different ports may
 // overtake each other.
 type port struct {
 	p       *publisher
@@ -73,10 +72,10 @@ func (pt *port) forget(pp *pipe) {
 	}
 }
 
-// hindrance is what has to be done before a flight can be written. The zero value: nothing.
+// hindrance says why a flight cannot be written yet. The zero value: it can.
 type hindrance struct {
 	after  *flight       // wait for that flight: it has the same name, or both are to go alone
-	mended chan struct{} // wait until that is closed: the end of the current pipe has to be dealt with
+	mended chan struct{} // wait until it is closed: the end of the current pipe is being handled
 	open   bool          // open a pipe
 	pause  bool          // wait until a pipe may be opened
 }
@@ -97,7 +96,7 @@ func (pt *port) seat(f *flight) hindrance {
 		return hindrance{open: true}
 	}
 	other := pp.byName[f.name()]
-	due := time.Since(pp.opened) >= renewPause && (pp.stale || other != nil || pp.stuck())
+	due := time.Since(pp.opened) >= renewPause && (pp.stale || other != nil || pp.silent())
 	switch {
 	case pp.over():
 		return hindrance{mended: pp.mended}
@@ -115,8 +114,7 @@ func (pt *port) seat(f *flight) hindrance {
 	return hindrance{}
 }
 
-// room reports whether another pipe may be retired, and makes room by giving up one that only owes what nobody waits for. The caller
-// holds mu.
+// room reports whether another pipe may be retired, and makes room by giving up one that has only orphans. The caller holds mu.
 func (pt *port) room() bool {
 	if len(pt.retired) < maxRetired {
 		return true

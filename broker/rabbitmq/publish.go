@@ -11,12 +11,11 @@ import (
 )
 
 const (
-	// window is how many messages may be unconfirmed while somebody waits for that. Beyond about 1,000 RabbitMQ gets no faster.
+	// window is how many messages, orphans excepted, may be unconfirmed. Beyond about 1,000 RabbitMQ gets no faster.
 	window = 1000
 	// reserve is how much of the window is kept for settling, so that busy publishers do not hold it up.
 	reserve = 64
-	// maxUnanswered is how many answers the broker may owe that nobody waits for. Beyond it, channels that owe nothing else are
-	// given up.
+	// maxUnanswered is how many orphans there may be. Beyond it, channels that have only orphans are given up.
 	maxUnanswered = 10 * window
 )
 
@@ -26,17 +25,17 @@ type publisher struct {
 	conn *conn
 	gate gate
 
-	publishSlots chan struct{} // one taken for every message that somebody waits for
+	publishSlots chan struct{} // one taken for every message that is not an orphan
 	settleSlots  chan struct{}
 	ports        [ports]port
 
 	mu        sync.Mutex             // guards what follows, and parts of ports, pipes and flights
-	orphans   int                    // flights that nobody waits for
+	orphans   int                    // orphaned flights
 	leaving   []*pipe                // to be closed by unlock
 	fits      int                    // a body of that size is not too large
-	maxSize   int                    // of a body, as RabbitMQ has told; 0 = not known
+	maxSize   int                    // of a body, from a refusal; 0 = not known
 	exchanges map[string]*scouting   // those that were published to
-	quotas    map[destination]*quota // of what is in flight
+	quotas    map[destination]*quota // those in use
 }
 
 func newPublisher(s *session, c *conn) (*publisher, error) {
@@ -60,7 +59,7 @@ func newPublisher(s *session, c *conn) (*publisher, error) {
 	return p, nil
 }
 
-// unlock gives mu back and closes what is to be closed, on goroutines of the session since the broker has to answer.
+// unlock unlocks mu and closes the channels in leaving, on goroutines of the session because closing waits for the broker.
 func (p *publisher) unlock() {
 	leaving := p.leaving
 	p.leaving = nil
@@ -76,7 +75,7 @@ func (p *publisher) unlock() {
 	}
 }
 
-// unanswered returns how many answers the broker owes that nobody waits for.
+// unanswered returns the number of orphans.
 func (p *publisher) unanswered() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -219,7 +218,7 @@ func (p *publisher) yield(ctx context.Context, other *flight) error {
 	}
 }
 
-// explain tells a queue that is away from one that does not exist. A message that was returned is in no queue, so it counts as not sent.
+// explain distinguishes a queue that is away from one that does not exist. A message that was returned is in no queue, so it counts as not sent.
 func (p *publisher) explain(f *flight, err error) error {
 	if !errors.Is(err, broker.ErrUnroutable) {
 		return err
@@ -230,8 +229,7 @@ func (p *publisher) explain(f *flight, err error) error {
 	return err
 }
 
-// prepare makes all that is needed to write a message, which may be the levels, if it is the first that has to wait. An error is
-// the outcome.
+// prepare makes the flight of a message, and declares the levels for the first delayed one. An error is the outcome.
 func (p *publisher) prepare(ctx context.Context, m *broker.Message, digits int) (f *flight, err error) {
 	f = &flight{
 		id: m.ID, exchange: m.Exchange, key: m.RoutingKey, to: destination{target: target{m.Exchange, m.RoutingKey}}, size: len(m.Body),
@@ -266,7 +264,7 @@ func (p *publisher) prepare(ctx context.Context, m *broker.Message, digits int) 
 	return f, nil
 }
 
-// mayEndChannel refuses what RabbitMQ would close the channel over, beside what encode refuses.
+// mayEndChannel refuses messages that RabbitMQ would close the channel over, beside those that encode refuses.
 func (p *publisher) mayEndChannel(m *broker.Message) error {
 	p.mu.Lock()
 	limit := p.maxSize
@@ -312,7 +310,7 @@ func (p *publisher) waitForName(ctx context.Context, f *flight) error {
 	}
 }
 
-// notSent words the end of a wait.
+// notSent makes the error of a wait that ended before the write.
 func (p *publisher) notSent(err error) error {
 	if errors.Is(err, errOver) {
 		err = p.s.Err()

@@ -10,25 +10,25 @@ import (
 // blocked, and 200 more of its reader's credit), and then no queue gets any.
 const firstQuota = 150
 
-// firstSettleQuota is the same for what is settled, of whose places in the window there are fewer.
+// firstSettleQuota is the same for copies that settle deliveries. They have fewer places in the window.
 const firstSettleQuota = reserve / 4
 
-// destination is what has a quota.
+// destination has a quota: an exchange and key, apart for publishing and for settling.
 type destination struct {
 	target
 	settle bool
 }
 
-// quota bounds what is unanswered of one exchange and key, so that a queue that does not answer has neither the whole window nor
+// quota bounds the unanswered messages of one destination, so that a queue that does not answer takes neither the whole window nor
 // the connection. It grows by one with each answer, and begins anew when nothing is in flight. Guarded by publisher.mu.
 type quota struct {
 	allowed int
 	most    int
 	used    int
-	waiting list.List // chan struct{}, closed when it has its part
+	waiting list.List // chan struct{}, closed when it has its place
 }
 
-// reserve waits for a part of the quota of f's destination, and takes it.
+// reserve waits for a place in the quota of f's destination, and takes it.
 func (p *publisher) reserve(ctx context.Context, f *flight) error {
 	p.mu.Lock()
 	q := p.quotas[f.to]
@@ -62,7 +62,7 @@ func (p *publisher) reserve(ctx context.Context, f *flight) error {
 	return err
 }
 
-// restore gives a part back. The caller holds mu.
+// restore gives a place back. The caller holds mu.
 func (p *publisher) restore(f *flight, answered bool) {
 	q := p.quotas[f.to]
 	q.used--

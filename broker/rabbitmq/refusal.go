@@ -13,13 +13,13 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// errCut is the outcome of what a pipe owed that was given up. Nobody waits for it.
+// errCut is the outcome of the orphans on a pipe that was given up.
 var errCut = fmt.Errorf("%w: no answer, and the broker owes too many", broker.ErrUnconfirmed)
 
-// errOrphan is the outcome of what should have been written again when nobody waited for it any more.
+// errOrphan is the outcome of an orphan that would have to be written again.
 var errOrphan = fmt.Errorf("%w: the broker closed the publish channel before it came to it, and nobody waits for it", broker.ErrNotSent)
 
-// fate is what becomes of a flight whose pipe has ended: it was written again, or has its outcome.
+// fate says how a flight goes on after its pipe has ended: it was written again, or has its outcome.
 type fate struct {
 	try try
 	err error
@@ -33,7 +33,7 @@ func (p *publisher) tell(f *flight, x fate) {
 	}
 }
 
-// bury ends a pipe. It tells the flights that have an outcome, and returns those that are to be written again. The caller holds
+// bury ends a pipe. It reports the outcome to each flight that has one, and returns those to be written again. The caller holds
 // the port's turn.
 func (pt *port) bury(pp *pipe, e *amqp.Error) (again []*flight) {
 	p := pt.p
@@ -83,17 +83,17 @@ func (pt *port) bury(pp *pipe, e *amqp.Error) (again []*flight) {
 	return again
 }
 
-// verdict says what the end of a pipe means for what was written to it, in the order of writing.
-type verdict struct {
-	doubtful int   // of the first so many nobody knows what became of them
+// blame says what the end of a pipe means for the flights written to it, in the order of writing.
+type blame struct {
+	doubtful int   // the first so many may or may not be in their queues
 	doubt    error // their outcome
-	refused  int   // the one that was refused, at least doubtful; -1 = nobody knows which
+	refused  int   // index of the refused one, at least doubtful; -1 = not known
 	refusal  error // its outcome
-	limit    int   // what is larger is refused likewise; 0 = nothing is
+	limit    int   // larger bodies have the same outcome; 0 = no limit is known
 }
 
-// of returns the outcome of one; nil = it is certain that the broker has not looked at it.
-func (v *verdict) of(i int, f *flight) error {
+// of returns the outcome of a flight; nil = the broker has certainly ignored it.
+func (v *blame) of(i int, f *flight) error {
 	switch {
 	case i < v.doubtful:
 		return v.doubt
@@ -105,18 +105,18 @@ func (v *verdict) of(i int, f *flight) error {
 
 var tooLarge = regexp.MustCompile(`message size (\d+) is larger than (?:configured )?max size (\d+)`)
 
-// judge finds out which of the flights that were written to a pipe RabbitMQ closed it over. The caller holds mu.
+// judge finds out over which of the written flights RabbitMQ closed their pipe. The caller holds mu.
 //
-//   - A size is checked before all else, and the limit is that of the channel's beginning: nothing above it got past, so the first
-//     of that size was refused.
-//   - Of several messages to an exchange, the first may be in its queues if the exchange was deleted after it. So it is certain
-//     only of a single one (see scouting), and the others are in doubt, with all that was written before the last of them.
-func (p *publisher) judge(e *amqp.Error, written []*flight) verdict {
+//   - RabbitMQ checks a size before all else, against the limit of the moment when the channel was opened. So the first flight of that
+//     size was refused.
+//   - Of several messages to an exchange, the first may be in its queues if the exchange was deleted after it. So only a single one
+//     (see scouting) was certainly refused. Several are in doubt, with everything written before the last of them.
+func (p *publisher) judge(e *amqp.Error, written []*flight) blame {
 	if e == nil {
-		return verdict{doubtful: len(written), doubt: errCut}
+		return blame{doubtful: len(written), doubt: errCut}
 	}
 	words := reply(e)
-	v := verdict{
+	v := blame{
 		doubtful: len(written), refused: -1,
 		doubt: fmt.Errorf("%w: the broker closed the publish channel: %s: %w", broker.ErrUnconfirmed, words, broker.ErrProtocol),
 	}
@@ -163,7 +163,7 @@ func (p *publisher) judge(e *amqp.Error, written []*flight) verdict {
 const aboutTopic = "access to topic '"
 
 // named reports whether the reason of a refusal names the flight's exchange and, if it is about a topic, its key. RabbitMQ cuts
-// a reason off after 255 bytes, so that of a very long name nothing is found and nobody is blamed.
+// a reason after 255 bytes, so a very long name is not found and no flight is blamed.
 func (f *flight) named(reason string) bool {
 	exchange := f.exchange
 	if exchange == "" {
@@ -175,12 +175,12 @@ func (f *flight) named(reason string) bool {
 	return !strings.Contains(reason, aboutTopic) || strings.Contains(reason, aboutTopic+f.key+"' in")
 }
 
-// scouting is what is known of an exchange. The first message to it goes alone, on a channel of its own, and so does the first of its
-// size: if it is refused nobody else is concerned, and it is certain which one that was.
+// scouting is what is known of an exchange. The first message to it goes alone, on a channel of its own, and so does the largest body
+// so far: a refusal then concerns no other message, and it is certain which one was refused.
 type scouting struct {
 	passed  bool      // a message came through, and none was refused since
 	refused error     // nil = it was not refused lately
-	until   time.Time // so long others are refused likewise, since each refusal costs a channel
+	until   time.Time // others are refused until then without being sent, since each refusal costs a channel
 }
 
 // exchange returns what is known of an exchange. The caller holds mu.

@@ -17,16 +17,16 @@ import (
 const (
 	// maxRoutes bounds the bindings that a session remembers.
 	maxRoutes = 10_000
-	// routeFresh is for how long it is not asked again why a message could not be routed.
+	// routeFresh is how long an answer is used again.
 	routeFresh = time.Second
-	// manyAsked is how many answers are kept before those that are not fresh are removed.
+	// manyAsked is how many answers are kept before stale ones are removed.
 	manyAsked = 1000
-	// routeTimeout is how long a queue has to answer that it is away.
+	// routeTimeout is how long a queue is asked whether it is away.
 	routeTimeout = 2 * time.Second
 )
 
 // routes knows the bindings that a session has declared, or was to declare. RabbitMQ up to 3.13 forgets those of a classic queue while its
-// node is down, and returns what is published to it as it does when there is no such queue. The zero value is ready.
+// node is down, and returns messages for it as if there were no such queue. The zero value is ready.
 type routes struct {
 	mu     sync.Mutex
 	known  int
@@ -38,7 +38,7 @@ type routes struct {
 type askedRoute struct {
 	over  chan struct{} // closed when the others are set
 	err   error         // Is ErrUnavailable, or nil: there is no queue
-	until time.Time     // when to ask again
+	until time.Time     // it is stale after that
 }
 
 // noteRoutes remembers the bindings of a topology, also when they cannot be declared now.
@@ -62,8 +62,8 @@ func (r *routes) add(t target, queue string) {
 }
 
 // whyUnroutable finds out why no queue took a message: it returns an error that Is ErrUnavailable if a queue that this session has bound
-// to the key, or with the default exchange the queue of that name, is away, and nil otherwise. It waits for RabbitMQ, two seconds a queue
-// at most, and asks once a second for each key however many messages come back.
+// to the key, or with the default exchange the queue of that name, is away, and nil otherwise. It waits at most two seconds
+// for each queue, and asks at most once a second for each key.
 func (s *session) whyUnroutable(exchange, key string) error {
 	t := s.delays.target(exchange, key)
 	a, queues := s.routes.ask(t)
@@ -86,7 +86,7 @@ func (s *session) whyUnroutable(exchange, key string) error {
 	return a.err
 }
 
-// ask returns the answer for a target, with the queues to look at if it is for the caller to find it.
+// ask returns the answer for a target. If there are queues too, the caller has to ask them and to complete the answer.
 func (r *routes) ask(t target) (*askedRoute, []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

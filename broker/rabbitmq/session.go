@@ -35,7 +35,7 @@ type session struct {
 	tags    map[string]bool // of live consumers
 	tagged  int             // tags made up
 
-	unreadable map[string]int // how many messages came that the client could not read, by queue
+	unreadable map[string]int // messages with unreadable headers that came, by queue
 }
 
 // hangUpTimeout is how long the broker has to answer the end of a connection.
@@ -166,7 +166,7 @@ func (s *session) watch(c *conn) {
 	s.fail(lost(c, e))
 }
 
-// ended reports whether the session is dead. If a connection has ended, its watcher is about to say why, and ended waits for that.
+// ended reports whether the session is dead. If a connection has ended, its watcher is about to record why, and ended waits for that.
 func (s *session) ended() bool {
 	if s.consume.IsClosed() || s.publish.conn.IsClosed() {
 		<-s.dead
@@ -263,7 +263,7 @@ func call[T any](ctx context.Context, s *session, f func() (T, error), undo func
 	var over error
 	select {
 	case <-ready:
-		if err != nil && s.ended() { // what the client says of a dead connection explains nothing
+		if err != nil && s.ended() { // the client's error about a dead connection explains nothing
 			return none, s.Err()
 		}
 		return v, err

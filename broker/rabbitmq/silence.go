@@ -8,21 +8,21 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// A node that is cut off from the others of its cluster, with cluster_partition_handling = ignore, goes on taking publishes and answers
-// none that is for a quorum queue. To a client it is not to be told from a queue without a majority, so a session leaves its node only
-// after a long silence, and a node once in a long time.
+// A node that is cut off from the others of its cluster, with cluster_partition_handling = ignore, still accepts publishes but answers
+// none for a quorum queue. To a client, a queue without a majority looks the same, so a session leaves its node only after a long silence,
+// and rarely.
 const (
-	// silentNode is for how long no publish was answered.
+	// silentNode is how long a node may answer no publish.
 	silentNode = 30 * time.Second
-	// silentLeast is how many must be waiting for an answer: fewer may all be for one queue that is in trouble.
+	// silentLeast is how many messages must be waiting for an answer: fewer may all be for one failing queue.
 	silentLeast = 10
 	// silentEvery is how often a session looks.
 	silentEvery = 5 * time.Second
-	// leftFor is for how long a node that was left is tried last, and not left again.
+	// leftFor is how long a node that was left is tried last, and not left again.
 	leftFor = 10 * time.Minute
 )
 
-// silence measures for how long a node has answered no publish. The zero value is ready.
+// silence measures how long a node has answered no publish. The zero value is ready.
 type silence struct {
 	mu    sync.Mutex
 	open  int       // written and not answered
@@ -52,7 +52,7 @@ func (x *silence) answered() {
 	x.since = time.Now()
 }
 
-// lasted returns for how long nothing was answered, and how many messages wait; 0 if there are too few to tell.
+// lasted returns how long nothing was answered, and how many messages wait; 0 if too few wait.
 func (x *silence) lasted() (time.Duration, int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -72,7 +72,7 @@ func (s *session) watchSilence(leave func() bool) {
 		case <-s.dead:
 			return
 		}
-		if _, blocked := s.Blocked(); blocked { // all nodes do that together
+		if _, blocked := s.Blocked(); blocked { // all nodes block together
 			s.silence.answered()
 			continue
 		}
@@ -83,8 +83,7 @@ func (s *session) watchSilence(leave func() bool) {
 	}
 }
 
-// leaver returns what lets a session leave the node at an address: it reports whether there is another node to go to, and remembers then
-// that this one was left. nil = there is only one.
+// leaver returns the function by which a session asks to leave the node at an address; nil = there is only one node.
 func (b *Broker) leaver(address int) func() bool {
 	if len(b.addresses) < 2 {
 		return nil
@@ -92,7 +91,7 @@ func (b *Broker) leaver(address int) func() bool {
 	return func() bool { return b.shunned.leave(address, len(b.addresses)) }
 }
 
-// leave notes that an address was left for another of n, if there is one that did not fail and was not left lately.
+// leave reports whether a session may leave an address for another of n: if neither failed or was left lately. It then notes that.
 func (x *shunned) leave(address, n int) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()

@@ -11,8 +11,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// secure speaks TLS over s, if a asks for it. The client could do so itself, but then it would decrypt what it reads, and
-// nobody could look at the frames before it does.
+// secure speaks TLS over s, if a asks for it. If the client did so, the frames could not be read before the client reads them.
 func (b *Broker) secure(ctx context.Context, s *socket, a address) (secured net.Conn, err error) {
 	if a.scheme != "amqps" {
 		return s, nil
@@ -27,7 +26,7 @@ func (b *Broker) secure(ctx context.Context, s *socket, a address) (secured net.
 	if cfg.ServerName == "" {
 		cfg.ServerName = a.host
 	}
-	defer func() { // the configuration may have functions of the user's
+	defer func() { // the configuration may have the user's functions
 		if p := recover(); p != nil {
 			err = fmt.Errorf("TLS configuration panicked: %v", p)
 		}

@@ -269,7 +269,7 @@ func (s *session) TryGet(ctx context.Context, queue string, most int) ([]broker.
 }
 
 // noSuspects reports whether a queue of suspects is known to be empty. RabbitMQ ends the connection over a get from a quorum queue without
-// a leader (541, measured on 3.10.8), and workers look there all the time. It counts nothing in such a queue.
+// a leader (541, measured on 3.10.8), and workers get from there all the time. RabbitMQ counts nothing in such a queue.
 func (s *session) noSuspects(ctx context.Context, queue string) bool {
 	if !s.can.Delay || !strings.HasSuffix(queue, broker.SuspectsSuffix) {
 		return false

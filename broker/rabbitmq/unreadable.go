@@ -15,8 +15,8 @@ const (
 	maxFieldEntries = 8192 // of one table or array
 )
 
-// The properties of a message, by the bits of their flags: a set flag says that the property is there, in the order from the
-// highest bit. All but these four are short strings.
+// The properties of a message, by the bits of their flags. A set flag says that the property is there; they follow in the order from
+// the highest bit. All but these four are short strings.
 const (
 	firstFlag       = 15
 	headersBit      = 13
@@ -110,7 +110,7 @@ func propertySize(bit int, b []byte) (n int, ok bool) {
 	return n, n <= len(b)
 }
 
-// prefixed returns the bytes of what has its length before it, in four bytes.
+// prefixed returns the size of a value that has its length in front, in four bytes.
 func prefixed(b []byte) (n int, ok bool) {
 	if len(b) < 4 {
 		return 0, false
@@ -153,7 +153,7 @@ func walkArray(b []byte, depth int) (fault headerFault) {
 // walkField returns what follows the value that b begins with.
 //
 // L is the 64-bit integer of the AMQP 0-9-1 specification, which some clients send. RabbitMQ reads it as l and writes l itself
-// (rabbit_binary_parser), but hands on the bytes that it got, and the client does not know it. So it becomes l here.
+// (rabbit_binary_parser), but passes on the bytes that it received, and the client does not know L. So it becomes l here.
 func walkField(b []byte, depth int) (rest []byte, fault headerFault) {
 	typ := &b[0]
 	n := 0
@@ -200,12 +200,12 @@ func walkField(b []byte, depth int) (rest []byte, fault headerFault) {
 	return b[n:], headerFault{}
 }
 
-// newMarker returns the name of the header that says why the others were replaced. Each connection has its own, so no message can
-// pretend to be replaced.
+// newMarker returns the name of the header that holds the reason for a replacement. Each connection has its own, so no message can
+// fake one.
 func newMarker() string { return "x-dispatcher-unreadable-" + rand.Text() }
 
-// split divides the payload of a header frame into what stands before the headers, the entries of their table, and the properties
-// after it. What does not parse is in none of them.
+// split divides the payload of a header frame into the part before the headers, the entries of their table, and the properties
+// after it. Bytes that do not parse are in none of them.
 func split(payload []byte) (front, table, after []byte) {
 	front, rest, ok := splitFront(payload)
 	if !ok || binary.BigEndian.Uint16(front[flagsAt:])&flagHeaders == 0 {
@@ -218,7 +218,7 @@ func split(payload []byte) (front, table, after []byte) {
 	return front, rest[4:n], rest[n:]
 }
 
-// splitFront returns what stands before the headers, and the rest. Not ok: it is cut short.
+// splitFront returns the part before the headers, and the rest. Not ok: it is cut short.
 func splitFront(payload []byte) (front, rest []byte, ok bool) {
 	if len(payload) < fixedPart {
 		return payload, nil, false
@@ -237,16 +237,16 @@ func splitFront(payload []byte) (front, rest []byte, ok bool) {
 	return payload[:n], payload[n:], true
 }
 
-// rawLimit is how much of a table that cannot be read is kept: half a frame, so that a dead letter has room for it, and less if
+// rawLimit is how many bytes of an unreadable table are kept: half a frame, so that a dead letter has room for them, and less if
 // the properties need the other half.
 func (f *frames) rawLimit(front, after []byte) int64 {
-	const others = 512 // the marker, with its text, and what else the frame has
+	const others = 512 // the marker with its text, and the rest of the frame
 	limit := f.limit.Load()
 	return max(0, min(limit/2, limit-int64(len(front)+min(len(after), maxProperties)+others)))
 }
 
-// replacement is a header frame that the client can read in place of another: the same message, with all its properties that
-// could be read, and with a table of headers that says why they are not there and how they began.
+// replacement is a header frame that the client can read: that of the same message, with the properties that could be read, and with a
+// table that holds the reason and the first bytes of the headers.
 func (f *frames) replacement(head, front, table, after []byte, why string) []byte {
 	frame := make([]byte, 0, len(front)+len(after)+len(table)+512)
 	frame = append(frame, head...)
@@ -294,7 +294,7 @@ func appendField(table []byte, name string, typ byte, value []byte) []byte {
 	return append(table, value...)
 }
 
-// noteUnreadable says in m why its headers could not be read, if that is so, and counts it.
+// noteUnreadable sets m.Unreadable and counts the message, if its headers were replaced.
 func (s *session) noteUnreadable(queue string, m *broker.Message) {
 	why, ok := m.Headers[s.consume.marker].(string)
 	if !ok {
