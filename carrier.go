@@ -98,7 +98,7 @@ func (c *courier) next(key string) (moved, empty bool) {
 // more.
 func (c *courier) send(e OutboxEntry) (err error, known bool) {
 	var dead broker.Session
-	pauses := newBackOff(100*time.Millisecond, 30*time.Second, 0.5)
+	pauses := retryPauses()
 	for unconfirmed, offenses := 0, 0; ; {
 		done, err := c.alone(offenses > 0)
 		if err != nil {
@@ -219,7 +219,7 @@ func (c *courier) insist(ctx context.Context, what, key string, call func(contex
 		c.failing--
 		c.mu.Unlock()
 	}()
-	pauses := newBackOff(100*time.Millisecond, 30*time.Second, 0.5)
+	pauses := retryPauses()
 	for err != nil {
 		err = fmt.Errorf("%s with key %q: %w", what, excerpt(key), err)
 		c.mu.Lock()

@@ -46,8 +46,8 @@ type DeadLetter struct {
 	Body        []byte         // as it came, a copy; Task reads it
 }
 
-// RawHeaders is the name of a header in DeadLetter.Headers: a []byte with headers that could not be read, as they came over the
-// wire, perhaps cut short. A replay keeps it, and the task runs without the headers in it.
+// RawHeaders names the header in DeadLetter.Headers that holds unreadable headers: a []byte as they came over the wire, perhaps cut
+// short. A replayed task runs without them.
 const RawHeaders = broker.RawHeaders
 
 // Task decodes the body: for a person to see the arguments, or to publish a corrected task in its place. The value of each

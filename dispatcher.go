@@ -54,7 +54,7 @@ const (
 	maxQueueBytes = 240
 	// maxLimit: the prefetch count of basic.qos is a 16-bit number (AMQP 0-9-1), and a worker prefetches its Limit.
 	maxLimit = math.MaxUint16
-	// maxDuration is what a longer duration counts as, 146 years: so that sums with others do not overflow.
+	// maxDuration replaces longer durations, so that sums do not overflow: 146 years.
 	maxDuration time.Duration = math.MaxInt64 / 2
 	// maxSeconds keeps seconds, with jitter on top, inside a time.Duration.
 	maxSeconds = int64(maxDuration / time.Second)
@@ -107,9 +107,10 @@ type ServerConfig struct {
 	// While a routing key has entries in the outbox, all its tasks go through it, so that none overtakes another: they leave in
 	// their order, one at a time and each confirmed before the next, up to 64 keys side by side. So a key that is published to
 	// faster than the broker confirms one by one stays in the outbox. An entry whose outcome is unknown is sent again with the
-	// same uuid: it may run twice. One that is nacked ([ErrNacked]) waits for its queue. One that the broker refuses, or ends five
-	// connections over, is kept among the dead entries, counted in Stats.OutboxDead and told to Hooks.OutboxRefused, and the next is
-	// sent. One outbox belongs to one server at a time; of what is left in it when that closes, [ErrOutboxNotEmpty] tells.
+	// same uuid: it may run twice. A nacked one ([ErrNacked]) is sent again until its queue takes it. One that the broker refuses,
+	// or over which it ends five connections or channels, is kept among the dead entries, counted in Stats.OutboxDead and reported to
+	// Hooks.OutboxRefused, and the next is sent. One outbox belongs to one server at a time. If entries remain when that closes,
+	// Shutdown returns [ErrOutboxNotEmpty].
 	Outbox Outbox
 
 	// PublishTimeout bounds every publish, waiting for a connection, for a broker that blocks publishers and for the

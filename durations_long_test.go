@@ -79,7 +79,7 @@ func TestLongestTimeoutsCutNothing(t *testing.T) {
 }
 
 // The other end: no limit, at once, or an error.
-func TestLeastDurations(t *testing.T) {
+func TestNegativeDurationsMeanNoLimitOrAtOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, withQueue, func(c *dispatcher.ServerConfig) { c.ShutdownTimeout = math.MinInt64 })

@@ -53,7 +53,7 @@ func TestDurationsAreClampedWhereTheyComeIn(t *testing.T) {
 }
 
 // What is shorter than can be is an error, or means what its field says of negative values.
-func TestNegativeDurations(t *testing.T) {
+func TestImpossibleDurationsAreErrorsOrClamped(t *testing.T) {
 	t.Parallel()
 	const least = math.MinInt64
 	now := time.Now()

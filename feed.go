@@ -6,8 +6,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// feed is the consumer that the slots of a shift read from now. When it is over they ask the shift for the next one. A feed does not know
-// its successor: a call that runs for a year would keep every consumer that there was meanwhile.
+// feed is the consumer that the slots of a shift read from now. When it has ended they ask the shift for the next one. A feed does not know
+// its successor, or a call that runs for a year would keep every consumer of that year.
 type feed struct {
 	consumer broker.Consumer
 	session  broker.Session // of the consumer
@@ -28,12 +28,12 @@ func newFeed(session broker.Session, consumer broker.Consumer, limit int) *feed 
 	}
 }
 
-// believes reports whether the mark of a redelivered message is a reason to suspect it. What a worker that died gives back is at the
-// head of the queue, and no more than it had fetched. But RabbitMQ marks all messages of a classic queue when a node was killed,
-// those too that nobody ever had (3.10.8, measured): a long row of marks says nothing of any of them.
+// believes reports whether the mark of a redelivered message is a reason to suspect it. The deliveries of a dead worker return to
+// the head of the queue, and are no more than it had fetched. But after a node was killed, RabbitMQ marks every message of a classic queue
+// as redelivered, even those never delivered (3.10.8, measured). A long run of such marks is therefore ignored.
 func (f *feed) believes() bool { return f.streak.Add(1) <= f.credible }
 
-// feedSlots has the slots read from f. The consumer before it is over, and has given back what no slot had received.
+// feedSlots makes the slots read from f. The consumer before it has ended and given back the deliveries that no slot had received.
 func (s *shift) feedSlots(f *feed) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -42,7 +42,7 @@ func (s *shift) feedSlots(f *feed) {
 	s.fed = make(chan struct{})
 }
 
-// nextFeed waits for a feed other than over, which may be nil; nil when the shift takes nothing any more.
+// nextFeed waits for a feed other than over, which may be nil; nil = the shift takes nothing any more.
 func (s *shift) nextFeed(over *feed) *feed {
 	for {
 		s.mu.Lock()

@@ -9,25 +9,25 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// forwardTimeout bounds one try to write a copy, if PublishTimeout does not do so sooner: a slot waits for the first one.
+// forwardTimeout bounds one try to write a copy, as PublishTimeout does, because a slot waits for the first one.
 const forwardTimeout = 30 * time.Second
 
-// roomDelay is the delay of a retry that its queue has refused for as long. What is delayed needs no room in the queue now. Not at once: what the
-// queue refuses when it is due comes minutes later.
+// roomDelay is how long a retry without a delay is tried before it goes through the delays, and its delay then: a delayed message needs no
+// room in the queue now. That is the last resort, because a message that the queue refuses when it is due comes minutes later.
 const roomDelay = time.Second
 
-// errStays: a task that was lost once can be moved nowhere, so it is called where it is.
+// errStays: a task that was lost once cannot be moved, so it is called at once.
 var errStays = errors.New("neither its queue nor that of its suspects takes it")
 
 // forward keeps the delivery open until the copy that the verdict asks for is confirmed: trying again with pauses, until
-// the connection is lost or the worker's time is up, when the delivery is given back. It must never be given back at once: that
-// is a requeue loop. The pauses are spent beside the slots. It returns the verdict that was carried out.
+// the connection is lost or the worker's time is up, when the delivery is given back. Never give it back at once: that
+// would be a requeue loop. The pauses are spent aside. It returns the verdict that was carried out.
 //
-// A queue that is full drains only if what waits at its head does not need room at its end. So a task that was lost once and cannot go to the
-// back goes to the suspects, which have room of their own, and if they have none either it is called where it is.
+// A full queue drains only if the task at its head does not need room at its back. So a task that was lost once and cannot go to the back
+// goes to the suspects, which have their own room; if they take nothing either, it is called at once.
 func (s *shift) forward(c *call, v verdict) (verdict, error) {
 	msg := c.forwarded(v, s.w.cfg.Name, time.Now())
-	pauses := newBackOff(100*time.Millisecond, 30*time.Second, 0.5)
+	pauses := retryPauses()
 	slim, bare, moved, waited := false, false, false, time.Duration(0)
 	for {
 		err := s.forwardOnce(c, v, msg)
@@ -43,8 +43,8 @@ func (s *shift) forward(c *call, v verdict) (verdict, error) {
 			slim = true // our own may have made them so
 			slimDown(msg.Headers)
 			continue
-		// They came so large that there is no room for ours. To wait with it would hold the delivery for ever, and as many such messages as
-		// are fetched would stop the worker. A dead letter needs less room than what is sent through delays.
+		// They came so large that there is no room for ours. Waiting would hold the delivery for ever, and Limit such messages would stop
+		// the worker. A dead letter needs less room than a delayed message.
 		case errors.Is(err, broker.ErrHeadersTooLarge) && v.action != toDeadLetters:
 			made := v.made
 			v = deadLetter(ReasonMalformed, outcomeOf(fmt.Errorf("%w: %w; %s: %s", ErrMalformed, broker.ErrHeadersTooLarge, v.action, v.text)))
@@ -125,7 +125,7 @@ func (s *shift) redeclare() {
 	}
 	ctx, cancel := context.WithTimeout(s.settling, openTimeout)
 	defer cancel()
-	for _, p := range s.w.parts() { // one that is refused must not keep the others from being made
+	for _, p := range s.w.parts() { // a refused one must not prevent the others
 		if err := session.Declare(ctx, p.topology); err != nil {
 			s.w.log.Errorf("worker %q: %v", s.w.cfg.Name, err)
 		}

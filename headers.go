@@ -18,8 +18,8 @@ const (
 	// message that waits (x-death, 10 KiB at most). RabbitMQ limits a frame to 128 KiB (frame_max).
 	maxHeaderBytes = 64 << 10
 
-	// maxHeaderEntries bounds the elements of each slice or map. amqp091-go reads no more than 8,192 and ends its connection over
-	// one more; a message needs some for the library and the broker.
+	// maxHeaderEntries bounds the elements of each slice or map. amqp091-go ends its connection over more than 8,192, and the
+	// library and the broker need some.
 	maxHeaderEntries = 8000
 
 	headerPrefix = "x-dispatcher-" // of the names that are ours

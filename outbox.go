@@ -12,7 +12,7 @@ import (
 // the broker has refused, for a person to look at. What becomes of an entry is decided by the server, not here.
 //
 // Rules for every method: safe for use by many goroutines at once; returns soon after its ctx ended. A method that panics, or
-// ends its goroutine, counts as one that returned an error which says nothing of what was done. An outbox belongs to one
+// ends its goroutine, counts as one that returned an error: its effect is unknown. An outbox belongs to one
 // server at a time, which learns nothing of entries that others put in. When that server is closed, another may have it, in
 // this process or the next one, and goes on with what is there.
 //

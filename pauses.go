@@ -14,7 +14,7 @@ import (
 const (
 	// intervalJitter is the share by which a fixed interval is made longer or shorter, at random.
 	intervalJitter = 0.2
-	// awayPause is about how long something waits that is tried again because a queue is away. To ask is cheap.
+	// awayPause is about how long a call waits before it is tried again because a queue is away. A try is cheap.
 	awayPause = 1500 * time.Millisecond
 )
 
@@ -33,8 +33,8 @@ type pacing struct {
 	grows bool // the user has set no interval
 }
 
-// answered is the pause before the next try when some node has let us in: what went wrong then is no reason to leave the others alone
-// for half a minute.
+// answered is the pause before the next try when some node has accepted the connection: a failure after that is no reason for a long
+// pause.
 func (p pacing) answered() time.Duration {
 	pause := p.NextBackOff()
 	if p.grows {
@@ -43,13 +43,18 @@ func (p pacing) answered() time.Duration {
 	return pause
 }
 
-// pauseAfter is the next of some growing pauses, or a short one if a queue is away: who waits for it should go on soon after it is back.
+// pauseAfter is the next of some growing pauses, or a short one if a queue is away, so that its users go on soon after it is back.
 func pauseAfter(err error, pauses interface{ NextBackOff() time.Duration }) time.Duration {
 	pause := pauses.NextBackOff()
 	if errors.Is(err, broker.ErrUnavailable) {
 		pause = min(pause, jittered(awayPause).NextBackOff())
 	}
 	return pause
+}
+
+// retryPauses gives the pauses between the tries of one call, about 100 ms → 30 s.
+func retryPauses() *backoff.ExponentialBackOff {
+	return newBackOff(100*time.Millisecond, 30*time.Second, 0.5)
 }
 
 // newBackOff is an exponential backoff that never ends: the library's own limit of 15 minutes would make a reconnect loop

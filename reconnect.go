@@ -172,7 +172,7 @@ func (s *supervisor) connect(ctx context.Context, pauses pacing, first bool) (br
 	}
 }
 
-// try opens one session and prepares it. It also reports whether some node let it in.
+// try opens one session and prepares it. It also reports whether some node accepted the connection.
 func (s *supervisor) try(ctx context.Context, first bool) (_ broker.Session, opened bool, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()

@@ -11,7 +11,7 @@ func TestPausesNeverEnd(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		for _, pauses := range []interface{ NextBackOff() time.Duration }{
-			reconnectPauses(0), reconnectPauses(time.Second), newBackOff(100*time.Millisecond, 30*time.Second, 0.5),
+			reconnectPauses(0), reconnectPauses(time.Second), retryPauses(),
 		} {
 			for began := time.Now(); time.Since(began) < 24*time.Hour; {
 				pause := pauses.NextBackOff()

@@ -38,8 +38,8 @@ type Server struct {
 //
 // It blocks until the first connection stands, with Exchange and InitQueues declared, or until
 // ServerConfig.ReconnectionRetries are used up; with ReconnectionRetriesForever and no broker that is for ever: use
-// [NewServerContext] to bound it. A wrong address or a refused declaration is an error without retries. A queue whose node is away is
-// waited for as a connection is.
+// [NewServerContext] to bound it. A wrong address or a refused declaration is an error without retries. A queue
+// whose node is down is retried like a connection.
 //
 // The returned channel is closed once the connection is given up for good, after running tasks have ended or
 // ServerConfig.ShutdownTimeout has passed: a program may exit on it and let its supervisor start it again. Close and
@@ -118,7 +118,7 @@ func (s *Server) parts() []part {
 // errExchangeGone is the problem of everything that was bound to an exchange that somebody has deleted.
 var errExchangeGone = errors.New("the exchange was deleted, and its bindings with it")
 
-// exchangeGone has the exchange declared again, with all that is bound to it. Workers that do not run declare their own when they start.
+// exchangeGone has the exchange declared again, with everything bound to it. Workers that do not run declare their own when they start.
 func (s *Server) exchangeGone() {
 	parts := s.parts()
 	s.mu.Lock()
@@ -131,7 +131,7 @@ func (s *Server) exchangeGone() {
 	s.refused.redeclare(parts, errExchangeGone)
 }
 
-// declareAgain tries what the broker did not accept until the connection is closed or given up.
+// declareAgain retries refused declarations until the connection is closed or given up.
 func (s *Server) declareAgain() {
 	defer close(s.declared)
 	s.refused.run()
@@ -162,8 +162,8 @@ func (s *Server) watch() {
 //
 // A function's signature is checked here, once: see [TaskConfig]. Errors, all problems at once: [ErrDisconnected] (no
 // connection now), [ErrWorkerNameRequired], [ErrWorkerQueueRequired], [ErrWorkerExists], and others that name field, task
-// and parameter. It blocks for the declarations, at most 30 s. It waits as long for a queue whose node is away; the error then Is
-// [ErrUnavailable], and the name is free again.
+// and parameter. It blocks for the declarations, at most 30 s, also while a queue's node is down: the error then Is [ErrUnavailable], and
+// the name is free again.
 func (s *Server) NewWorker(cfg *WorkerConfig, tasks map[string]TaskConfig) (*Worker, error) {
 	if cfg == nil {
 		return nil, errors.New("WorkerConfig is nil")
@@ -195,12 +195,12 @@ func (s *Server) NewWorker(cfg *WorkerConfig, tasks map[string]TaskConfig) (*Wor
 	return w, nil
 }
 
-// declareFirst declares what must be accepted, and waits meanwhile for queues that are away. The error is about the last try.
+// declareFirst declares a topology that must be accepted, and waits for queues that are away. The error is that of the last try.
 func (s *Server) declareFirst(ctx context.Context, session broker.Session, t broker.Topology) error {
 	return s.waitForQueues(ctx, session, func(session broker.Session) error { return session.Declare(ctx, t) })
 }
 
-// waitForQueues calls f, and again as long as it fails since a queue is away, with the session that lives then.
+// waitForQueues calls f, and again while it fails because a queue is away, each time with the session that lives then.
 func (s *Server) waitForQueues(ctx context.Context, session broker.Session, f func(broker.Session) error) error {
 	for {
 		err := f(session)

@@ -34,7 +34,7 @@ type shift struct {
 	patrolled chan struct{} // closed when patrol has returned
 
 	began   chan struct{} // closed when Start has ended, either way
-	stopped chan struct{} // closed when the last consumer has been told to stop, and has, or does not answer
+	stopped chan struct{} // closed when the last consumer has stopped, or did not answer Stop
 	ended   chan struct{} // closed when run has returned, or will never run
 	over    chan struct{} // closed when run and all slots have returned; the worker can be started again
 
@@ -131,7 +131,7 @@ func (s *shift) warnOfConsumerTimeout(most time.Duration) {
 func (s *shift) run(session broker.Session, consumer broker.Consumer) {
 	defer s.runEnded()
 	defer func() { <-s.patrolled }() // all ways out have stopped taking
-	pauses := newBackOff(100*time.Millisecond, 30*time.Second, 0.5)
+	pauses := retryPauses()
 	for consumer != nil {
 		s.feedSlots(newFeed(session, consumer, s.w.cfg.Limit))
 
@@ -204,7 +204,7 @@ func (s *shift) finish(consumer broker.Consumer) {
 	most := closeTimeout
 	if err := consumer.Stop(ctx); err != nil && !errors.Is(err, broker.ErrSessionLost) {
 		s.w.log.Errorf("worker %q: stop consuming: %v", s.w.cfg.Name, err)
-		most = grace // what does not answer this will not answer Close
+		most = grace // it will not answer Close either
 	}
 	cancel()
 	close(s.stopped)

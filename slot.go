@@ -61,7 +61,7 @@ func (s *shift) slot(c *call, first func()) {
 	over = true
 }
 
-// readiness is what is to be done with a delivery.
+// readiness says how a delivery goes on.
 type readiness int
 
 const (
@@ -129,8 +129,8 @@ func (s *shift) startSlot(c *call, first func()) {
 	go s.slot(c, first)
 }
 
-// stepAside gives the slot of c to others while c waits for something that is not its function. How many wait beside the slots is bounded by what
-// is fetched ahead. A suspect lets the next one run.
+// stepAside gives the slot of c to others while c waits for anything but its function. The prefetch bounds how many wait aside. A suspect lets
+// the next one run.
 func (s *shift) stepAside(c *call) {
 	if c.aside {
 		return
@@ -162,7 +162,7 @@ func (s *shift) accept(d *broker.Delivery, at *feed) bool {
 	return false
 }
 
-// prepare decodes the body and finds the function. It runs no code of the user's. What is to be settled gets its verdict here.
+// prepare decodes the body and finds the function. It runs none of the user's code. A delivery that is not called gets its verdict here.
 func (s *shift) prepare(c *call) (verdict, readiness) {
 	if c.claimed { // it was held
 		return s.admit(c)
@@ -179,7 +179,7 @@ func (s *shift) prepare(c *call) (verdict, readiness) {
 	if task.UUID != "" {
 		c.uuid = task.UUID
 	}
-	if d.Unreadable != "" { // its attempts, its expiry and what else its headers tell are not known
+	if d.Unreadable != "" { // its attempts and its expiry are not known
 		return deadLetter(ReasonMalformed, outcomeOf(fmt.Errorf("%w: its headers cannot be read: %s", ErrMalformed, d.Unreadable))), toBeSettled
 	}
 	// First of all: what runs here has not ended its worker, and has not expired either.

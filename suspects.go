@@ -120,9 +120,9 @@ func (s *shift) takeSuspect(at *feed, o offer) *call {
 	return c
 }
 
-// fetchSuspect takes one message from the queue of suspects, through the session of the feed; nil = none within closeTimeout. A fetch that
-// is broken off may have got one, and the broker would charge it with a loss. So it goes on beside the slot: what comes late is given back,
-// and there is no other fetch before.
+// fetchSuspect takes one message from the queue of suspects, through the session of the feed; nil = none within closeTimeout. A cancelled
+// fetch may have taken one, and the broker would charge it with a loss. So the fetch goes on beside the slot: a late suspect is given back,
+// and no other fetch begins before.
 func (s *shift) fetchSuspect(at *feed) *broker.Delivery {
 	if !s.mayFetch() {
 		return nil
@@ -151,8 +151,8 @@ func (s *shift) fetchSuspect(at *feed) *broker.Delivery {
 	}
 }
 
-// mayFetch counts the goroutine of a fetch. None begins while one is under way, or while so many verdicts cannot be written that this one's could not
-// either: suspects are not bounded by what is fetched ahead.
+// mayFetch counts the goroutine of a fetch and reports true, unless a fetch is under way or Limit verdicts cannot be written: the prefetch
+// does not bound suspects.
 func (s *shift) mayFetch() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

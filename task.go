@@ -35,8 +35,8 @@ type Task struct {
 	// []byte 5 bytes and its length, a number or a time 9 bytes, a bool 2, nil 1, a slice or map 5 bytes and its elements. There are
 	// at most 8,000 headers, and 8,000 elements in each slice or map: what RabbitMQ adds must leave a message that a worker can read.
 	Headers map[string]interface{} `json:"-"`
-	// Delay keeps the task back for that long from the call of Publish on; never less, a little more (docs/guarantees.md says how
-	// much). 0 = none. Negative, or more than 366 days: an error. On RabbitMQ the pause is kept by the broker, accurate to 32 ms.
+	// Delay keeps the task back for that long from the call of Publish on; never early, slightly late (docs/guarantees.md says how
+	// late). 0 = none. Negative, or more than 366 days: an error. On RabbitMQ the pause is kept by the broker, accurate to 32 ms.
 	// Publish then returns nil when the broker has stored the task; if its routing key leads nowhere when it is due, it is found in
 	// DeadLetters(Undeliverable).
 	Delay time.Duration `json:"-"`

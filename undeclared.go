@@ -18,8 +18,8 @@ import (
 // everything else goes on.
 
 const (
-	// declareTimeout bounds the declarations before a new session is used, or a worker consumes in it. What takes longer is tried again
-	// beside all else: a queue that does not answer must not hold up the others.
+	// declareTimeout bounds the declarations before a new session is used, or a worker consumes in it. Those that take longer are tried
+	// again later: a queue that does not answer must not hold up the others.
 	declareTimeout = 5 * time.Second
 	// declareEach bounds one of them.
 	declareEach = 2 * time.Second
@@ -28,8 +28,8 @@ const (
 // errNotYet is the problem of a part that was not tried.
 var errNotYet = errors.New("not declared yet: others take too long")
 
-// Undeclared is a queue or an exchange that could not be declared in the present connection. It is tried again, with pauses up to
-// 30 s, as long as the server lives.
+// Undeclared is a queue or an exchange that the server cannot declare now. It is tried again, with pauses up to 30 s, as long as the
+// server lives.
 type Undeclared struct {
 	Kind    string    // "queue" or "exchange"
 	Name    string    // of the queue or exchange
@@ -111,8 +111,8 @@ func (u *undeclared) try(ctx context.Context, session broker.Session, p *part, a
 	return dead
 }
 
-// ended reports whether the outcome of a declaration says something about the part. If the session has died, it does at the second time
-// in a row.
+// conclusive reports whether the outcome of a declaration says something about the part. If the session died meanwhile, only the second time
+// in a row does.
 func (u *undeclared) conclusive(p *part, accepted, dead bool) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -127,7 +127,7 @@ func (u *undeclared) conclusive(p *part, accepted, dead bool) bool {
 	return true
 }
 
-// postponed reports whether a part has to wait since a session ended over it: it would end this one before it is used. RabbitMQ ends
+// postponed reports whether a part has to wait because a session ended over it: it would end this one before that is used. RabbitMQ ends
 // the connection over a quorum queue that it cannot make (541), for want of a majority.
 func (u *undeclared) postponed(p *part) bool {
 	u.mu.Lock()
@@ -136,7 +136,7 @@ func (u *undeclared) postponed(p *part) bool {
 	return r != nil && r.fatal && time.Now().Before(r.due)
 }
 
-// note records the outcome of a declaration, and logs it if it is another than before. With again it is ignored if the part was forgotten
+// note records the outcome of a declaration, and logs it if it has changed. With again, the outcome is ignored if the part was forgotten
 // meanwhile.
 func (u *undeclared) note(p *part, err error, fatal, again bool) {
 	u.mu.Lock()
@@ -165,14 +165,11 @@ func (u *undeclared) note(p *part, err error, fatal, again bool) {
 		u.log.Infof("%s %q is declared again", p.kind, p.name)
 	case err != nil && err.Error() != before:
 		u.log.Errorf("%s %q: %v; everything else goes on, and it is tried again", p.kind, p.name, err)
-		select {
-		case u.wake <- struct{}{}:
-		default:
-		}
+		u.changed()
 	}
 }
 
-// lost has parts declared again, in their order, that were accepted before.
+// redeclare has parts declared again, in order, although they were accepted before.
 func (u *undeclared) redeclare(parts []part, why error) {
 	now := time.Now()
 	u.mu.Lock()
@@ -188,6 +185,11 @@ func (u *undeclared) redeclare(parts []part, why error) {
 		return
 	}
 	u.log.Errorf("%s %q: %v; declaring it again", parts[0].kind, parts[0].name, why)
+	u.changed()
+}
+
+// changed wakes run.
+func (u *undeclared) changed() {
 	select {
 	case u.wake <- struct{}{}:
 	default:
@@ -249,7 +251,7 @@ func (u *undeclared) run() {
 			if err != nil {
 				return // closed, or given up
 			}
-			// A new session begins with all that the server needs, so that may be done.
+			// A new session declares everything first, so this part may be declared already.
 			if u.still(p) && u.try(context.Background(), session, p, true) != nil {
 				dead = session
 			}

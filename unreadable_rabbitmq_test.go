@@ -125,7 +125,7 @@ func TestRabbitMQ_TasksWithUnreadableHeadersHoldUpNobody(t *testing.T) {
 }
 
 // Letters that another program, or RabbitMQ, has put there.
-func TestRabbitMQ_UnreadableDeadLettersCanBeLookedAfter(t *testing.T) {
+func TestRabbitMQ_UnreadableDeadLettersCanBeListedAndReplayed(t *testing.T) {
 	t.Parallel()
 	g := onRabbitMQ(t)
 	r := &rabbit{t: t, url: amqpURL(t), name: g.queue}

@@ -118,20 +118,20 @@ func (w *Worker) consumeAgain(ctx context.Context, session broker.Session) (brok
 	return session.Consume(ctx, w.consuming())
 }
 
-// consuming is how the worker consumes.
+// consuming returns the options of the worker's consumers.
 func (w *Worker) consuming() broker.ConsumeOptions {
 	return broker.ConsumeOptions{Queue: w.cfg.Queue, Tag: w.cfg.Name, Prefetch: w.cfg.Limit}
 }
 
 // Start begins to take tasks. s must be the server that made the worker; it is an argument because gofort/dispatcher
-// has it so. It blocks until the broker has accepted the consumer, at most 30 s; as long it waits for a queue whose node is away. From then
-// on the worker outlives lost connections: its queue is declared and consumed again in every new one. A queue that cannot be declared then is
-// shown in Health.Undeclared, and consumed all the same if the broker lets it. After Close or Shutdown it can be started again.
+// has it so. It blocks until the broker has accepted the consumer, at most 30 s, also while a queue's node is down. From then on
+// the worker outlives lost connections: its queue is declared and consumed again in every new one. A queue that cannot be declared then is
+// shown in Health.Undeclared, and consumed nevertheless if the broker allows it. After Close or Shutdown it can be started again.
 //
 // Errors: [ErrWorkerDisconnected], when there is no connection now; [ErrWorkerStarted], when it runs already or calls
 // of its former run have not ended; [ErrShutdown], when it was closed meanwhile; [ErrServerClosed], also when the connection
-// was given up; [ErrUnavailable], when a queue's node was away all the time; an error that Is ErrRejected and names the limit, when the
-// connection has all the consumers that it can have (RabbitMQ: 1,967 workers a server, unless the node allows fewer channels).
+// was given up; [ErrUnavailable], when a queue's node stayed down; an error that Is ErrRejected and names the limit, when the connection
+// has as many consumers as it can have (RabbitMQ: 1,967, unless the node allows fewer channels).
 func (w *Worker) Start(s *Server) error {
 	if s != w.server {
 		return fmt.Errorf("start worker %q: it was made by another server", w.cfg.Name)

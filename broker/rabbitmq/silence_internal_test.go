@@ -7,7 +7,7 @@ import (
 )
 
 // A node is silent when enough messages wait and nothing at all was answered for long enough.
-func TestSilenceIsWhatNothingBreaks(t *testing.T) {
+func TestSilenceLastsUntilAnyAnswer(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var x silence
