@@ -21,8 +21,8 @@ const Undeliverable = broker.Undeliverable
 // A look at dead letters takes them from the broker for a moment and gives them back, so what somebody else looks at in the same
 // moment is not seen: a List beside another List, Replay or Delete may miss some. Nothing is lost or doubled by that, also when
 // the connection or the process ends in the midst of it: what is not done then is a dead letter still. Each call looks at most at
-// as many as were there when it began, so it ends also while tasks go on dying, and passes over at most 10,000 with 128 MiB, with an
-// error beyond that.
+// as many as were there when it began, so it ends even while tasks go on dying. It passes over at most 10,000 letters with 128 MiB;
+// more is an error.
 //
 // All methods wait for a connection, at most ServerConfig.PublishTimeout, and end with ctx. Their errors name the queue and
 // what could not be done: [ErrDisconnected], [ErrServerClosed], [ErrQueueGone] when the queue of dead letters does not exist (of

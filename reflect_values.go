@@ -95,12 +95,12 @@ func leafOf(v any) leaf {
 	return leafOther
 }
 
-// replacement is what json.Marshal writes in place of bytes that are not UTF-8. A U+FFFD that is in the text itself it writes as it
-// is, so the escape comes from there, or from a type's own method, which is trusted.
+// replacement is what json.Marshal writes in place of bytes that are not UTF-8. It writes a U+FFFD of the text itself
+// unescaped, so the escape stands for such bytes, or comes from a type's own method, which is trusted.
 var replacement = []byte(`\ufffd`)
 
-// replacedText reports whether json.Marshal has replaced text of v in writing raw. It follows raw, and looks only where the
-// replacement stands: so it ends where raw does, whatever v refers to.
+// replacedText reports whether json.Marshal replaced text of v when it wrote raw. It follows raw and looks only where the replacement
+// stands, so it ends where raw does, even if v refers to itself.
 func replacedText(v any, raw []byte) bool { return replaced(reflect.ValueOf(v), raw) }
 
 func replaced(v reflect.Value, raw []byte) bool {
@@ -169,7 +169,7 @@ func replacedMember(v reflect.Value, raw []byte) bool {
 			}
 			continue
 		}
-		for it := v.MapRange(); it.Next(); { // all are written, so one that fits is enough
+		for it := v.MapRange(); it.Next(); { // all are written, so one match is enough
 			if replaced(it.Value(), value) {
 				return true
 			}

@@ -49,8 +49,8 @@ func (c *Chaos) FailOpen(err error) { c.set(&c.open, err) }
 // RefuseDeclare makes every Declare return err and declare nothing, until RefuseDeclare(nil).
 func (c *Chaos) RefuseDeclare(err error) { c.set(&c.declare, err) }
 
-// FailQueue makes every Declare that names a queue return err and declare nothing, until FailQueue(queue, nil). If err Is
-// [broker.ErrUnavailable], Consume, TryGet, Inspect, Purge and Delete of it fail as well.
+// FailQueue makes every Declare that names queue return err and declare nothing, until FailQueue(queue, nil). If err Is
+// [broker.ErrUnavailable], Consume, TryGet, Inspect, Purge and Delete of queue return it too.
 func (c *Chaos) FailQueue(queue string, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -117,7 +117,7 @@ func (p *publisher) answer(f *flight, t try) (err error, final bool) {
 	return err, true
 }
 
-// passed notes that the broker has looked at f, so that its exchange exists and it is not too large. The caller holds mu.
+// passed notes that the broker has handled f: its exchange exists and it is not too large. The caller holds mu.
 func (p *publisher) passed(f *flight) {
 	p.fits = max(p.fits, f.size)
 	f.try.pipe.heard = time.Now()
@@ -149,14 +149,14 @@ func (p *publisher) lastWord(f *flight) error {
 	return fmt.Errorf("%w: %w", broker.ErrUnconfirmed, p.s.Err())
 }
 
-// abandon gives back what a flight holds that nobody waits for any more. Its done function still runs.
+// abandon makes an orphan of a flight and frees its place. Its done function still runs.
 func (p *publisher) abandon(f *flight) {
 	p.mu.Lock()
 	defer p.unlock()
 	if f.orphan {
 		return
 	}
-	p.s.goroutines.add() // Close waits for it no longer
+	p.s.goroutines.add() // Close no longer waits for it
 	p.s.publishing.done()
 	f.orphan = true
 	f.pub = amqp.Publishing{}
@@ -177,7 +177,7 @@ func (p *publisher) abandon(f *flight) {
 	}
 }
 
-// land frees what a flight holds that has its outcome. done must be called after the outcome was told.
+// land frees the place of a flight that has its outcome. The caller calls done after it has reported the outcome.
 func (p *publisher) land(f *flight, outcome error) (done func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -145,8 +145,8 @@ func (pp *pipe) readReturns() {
 	}
 }
 
-// tidy closes a retired pipe that owes nothing, or only what nobody waits for if that is too much. The caller holds mu, and calls
-// unlock.
+// tidy closes a retired pipe whose messages are all answered, or that has only orphans when there are too many. The caller holds mu, and
+// calls unlock.
 func (pp *pipe) tidy() {
 	owes := pp.flights.Len()
 	if pp.retired && !pp.closing && !pp.ended && (owes == 0 || pp.orphans == owes && pp.port.p.orphans > maxUnanswered) {

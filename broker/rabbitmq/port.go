@@ -19,7 +19,8 @@ const (
 	reopenPause = 100 * time.Millisecond
 	// scoutPause is how long a message that may be refused goes alone. If the channel is still open by then, the queue is only slow.
 	scoutPause = 100 * time.Millisecond
-	// maxRetired is how many replaced channels of a port may wait for answers. With renewPause that is 8 s.
+	// maxRetired is how many replaced channels of a port may wait for answers. With renewPause that is 8 s. A channel with firstQuota
+	// orphans is replaced nevertheless; maxUnanswered bounds those.
 	maxRetired = 16
 )
 
@@ -204,11 +205,11 @@ func (pt *port) use(pp *pipe) {
 	pt.current = pp
 }
 
-// mend deals with the end of a pipe. RabbitMQ handles a channel in order and discards what follows a refusal, so what was written
-// behind it is certainly in no queue: it is written again, in its order and before all else. e is nil if the pipe was closed here.
+// mend handles the end of a pipe. RabbitMQ handles a channel in order and discards everything behind a refused message, so those flights
+// are certainly in no queue. They are written again, in their order and before all others. e is nil if the pipe was closed here.
 func (pt *port) mend(pp *pipe, e *amqp.Error) {
 	defer close(pp.mended)
-	// With the turn no write is under way, and none can come between those that are written again.
+	// With the turn, no other write can come between them.
 	if pt.writing.take(context.Background(), pt.p.s.dead) != nil {
 		return
 	}
