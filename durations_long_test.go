@@ -78,7 +78,7 @@ func TestLongestTimeoutsCutNothing(t *testing.T) {
 	})
 }
 
-// The other end: no limit, at once, or an error.
+// The most negative duration means no limit or at once, or is an error.
 func TestNegativeDurationsMeanNoLimitOrAtOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

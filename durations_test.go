@@ -52,7 +52,7 @@ func TestDurationsAreClampedWhereTheyComeIn(t *testing.T) {
 	}
 }
 
-// What is shorter than can be is an error, or means what its field says of negative values.
+// A duration that is too short or too long is an error, or is clamped.
 func TestImpossibleDurationsAreErrorsOrClamped(t *testing.T) {
 	t.Parallel()
 	const least = math.MinInt64

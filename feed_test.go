@@ -58,7 +58,7 @@ func (b *weakly) alive() (n, all int) {
 	return n, len(b.consumers)
 }
 
-// A slot that is busy for long must not hold what comes after it.
+// A slot that is busy for long must not keep later consumers.
 func TestConsumersThatAreOverAreForgotten(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -103,7 +103,7 @@ func TestRabbitMQ_RetriesAtOnceDoNotStopAFullQueue(t *testing.T) {
 	}
 }
 
-// One that was lost once is no suspect yet: when nothing takes it, it runs.
+// A task that was lost once is no suspect yet: if no queue takes it, it runs.
 func TestATaskLostOnceRunsWhereItIsIfNothingTakesIt(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -139,7 +139,7 @@ func TestATaskLostOnceRunsWhereItIsIfNothingTakesIt(t *testing.T) {
 	}
 }
 
-// Suspects are not bounded by what is fetched ahead: each that waits would take a slot from the queue, until there is none.
+// The prefetch does not bound suspects: each that waits would take a slot from the queue, until none is left.
 func TestSuspectsWhoseDeadLettersAreRefusedDoNotStopTheQueue(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -35,7 +35,7 @@ func TestCloseWithAQueueThatDoesNotAnswer(t *testing.T) {
 	t.Logf("Close took %v", time.Since(began))
 }
 
-// What is in the other queues is known all the same, however often somebody asks, and the session has channels left.
+// The counts of other queues are known nevertheless, however often they are asked for, and the session has channels left.
 func TestHealthWithAQueueThatDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	r := newPlace(t)

@@ -21,7 +21,7 @@ var (
 // heapGrowth is what the heap may grow by, however much was done: 21 bytes a task when there are 100,000.
 const heapGrowth = 2 << 20
 
-// A settled task leaves nothing, also while an older one is not settled. Not parallel: the heap is everybody's.
+// A settled task leaves nothing, also while an older one is not settled. Not parallel, because all tests share the heap.
 func TestTheHeapDoesNotGrowWithTasksBesideOneThatNeverEnds(t *testing.T) {
 	t.Run("memory", func(t *testing.T) { tasksBesideOne(memoryVenue(t), *heapTasks) })
 	t.Run("rabbitmq", func(t *testing.T) {

@@ -67,7 +67,7 @@ func TestTasksOfOneUUIDDoNotStopTheOthers(t *testing.T) {
 	}
 }
 
-// What comes again while its call runs is held whatever the bound, since it takes that call's verdict; the other slots go on.
+// A message that is delivered again while its call runs is held beyond the bound, since it takes that call's verdict. Other slots go on.
 func TestRedeliveriesOfRunningTasksHoldNoSlot(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
@@ -134,7 +134,7 @@ func TestHeldTasksAreGivenBackWhenTheWorkerStops(t *testing.T) {
 	})
 }
 
-// A suspect waits for nobody's call: it would keep all other suspects of the server waiting.
+// A suspect does not wait for another call: it would keep all other suspects of the server waiting.
 func TestASuspectWhoseTaskRunsDoesNotHoldUpTheOthers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -271,7 +271,7 @@ func TestCloseEndsTheWaitForAQueueThatIsAway(t *testing.T) {
 	})
 }
 
-// Nodes that answer are not left alone for half a minute because the sessions with them end soon.
+// Pauses do not grow to half a minute when nodes answer but their sessions end soon.
 func TestPausesDoNotGrowWhileANodeAnswers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

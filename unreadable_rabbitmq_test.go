@@ -124,7 +124,7 @@ func TestRabbitMQ_TasksWithUnreadableHeadersHoldUpNobody(t *testing.T) {
 	}
 }
 
-// Letters that another program, or RabbitMQ, has put there.
+// Another program, or RabbitMQ, has put unreadable messages among the dead letters.
 func TestRabbitMQ_UnreadableDeadLettersCanBeListedAndReplayed(t *testing.T) {
 	t.Parallel()
 	g := onRabbitMQ(t)

@@ -61,7 +61,7 @@ func boundQueue(t testing.TB, s broker.Session) (name string, top broker.Topolog
 	return name, top
 }
 
-// A classic queue whose node is down exists, and every method says so.
+// A classic queue whose node is down exists, and every method reports that.
 func TestQueueWhoseNodeIsDownIsUnavailable(t *testing.T) {
 	t.Parallel()
 	s := open(t, through(t, amqpURL(t), amqpURL(t).Host))
@@ -98,7 +98,7 @@ func TestQueueWhoseNodeIsDownIsUnavailable(t *testing.T) {
 	}
 }
 
-// RabbitMQ returns what is published to a queue that is away, as if there were none. An absence is no refusal.
+// RabbitMQ returns a message for a queue that is away as if there were none. An absence is not a refusal.
 func TestPublishToAQueueThatIsAwayIsNotSent(t *testing.T) {
 	t.Parallel()
 	s := open(t, through(t, amqpURL(t), amqpURL(t).Host))

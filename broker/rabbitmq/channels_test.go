@@ -10,7 +10,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
-// With every consumer that a connection can have, all else still works, and one more is refused with the reason.
+// With as many consumers as a connection can have, everything else works, and one more is refused with the reason.
 func TestConsumersLeaveChannelsForOtherCalls(t *testing.T) {
 	t.Parallel()
 	u := *amqpURL(t)

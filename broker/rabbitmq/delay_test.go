@@ -111,7 +111,7 @@ func matches(pattern, key string) bool {
 	return true
 }
 
-// A probe takes the way of all messages, and then comes to its session and to no other.
+// A probe goes the way of all messages, and then to its own session only.
 func TestProbesComeToTheirSession(t *testing.T) {
 	t.Parallel()
 	key := probeKey("7", "me")

@@ -62,7 +62,7 @@ func nodes(t *testing.T, u *url.URL, hosts ...string) *rabbitmq.Broker {
 	return newBroker(t, rabbitmq.Config{URLs: urls})
 }
 
-// A frozen host holds up nobody for the ten seconds that a dial may take.
+// A frozen host does not delay Open by the ten seconds that a dial may take.
 func TestOpenDoesNotWaitForSilentNodes(t *testing.T) {
 	t.Parallel()
 	u := amqpURL(t)
@@ -84,7 +84,7 @@ func TestOpenDoesNotWaitForSilentNodes(t *testing.T) {
 	}
 }
 
-// A node that froze in the middle of a handshake has said something, and is passed over all the same.
+// A node that froze in the middle of a handshake has sent something, and is passed over nevertheless.
 func TestOpenDoesNotWaitForANodeThatFreezesInTheHandshake(t *testing.T) {
 	t.Parallel()
 	u, m := amqpURL(t), newMute(t, "\x01")
@@ -99,7 +99,7 @@ func TestOpenDoesNotWaitForANodeThatFreezesInTheHandshake(t *testing.T) {
 	}
 }
 
-// What happened at each address is in the error, and all of them were asked.
+// Open tries every address, and its error describes each failure.
 func TestOpenReportsEveryNode(t *testing.T) {
 	t.Parallel()
 	u, _ := url.Parse("amqp://u:hush@127.0.0.1:1/")

@@ -14,7 +14,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
-// RabbitMQ closes the channel over a message that it refuses. Only that one is refused, and nobody beside it notices.
+// RabbitMQ closes the channel over a message that it refuses. Only that message is refused; others are not affected.
 func TestMissingExchangeRefusesOnlyItsOwnMessages(t *testing.T) {
 	t.Parallel()
 	s := open(t, through(t, amqpURL(t), amqpURL(t).Host))
@@ -52,7 +52,7 @@ func TestMissingExchangeRefusesOnlyItsOwnMessages(t *testing.T) {
 	}
 }
 
-// What was written behind a refused message is written again in its order.
+// Messages behind a refused one are written again in their order.
 func TestMessagesBehindARefusedOneArriveInOrder(t *testing.T) {
 	t.Parallel()
 	s := open(t, through(t, amqpURL(t), amqpURL(t).Host))

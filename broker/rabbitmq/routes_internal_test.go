@@ -9,7 +9,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// A thousand messages that come back are one question to RabbitMQ.
+// A thousand returned messages cause one question to RabbitMQ.
 func TestUnroutableMessagesAskOnceASecond(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -42,7 +42,7 @@ func TestSilenceLastsUntilAnyAnswer(t *testing.T) {
 	})
 }
 
-// A node is left once in a long time, and only for one that is not known to be bad.
+// A node is left rarely, and only for one that is not known to be bad.
 func TestNodeIsLeftOnlyForABetterOne(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -140,7 +140,7 @@ func testUnanswered(t *testing.T, n *node) {
 	}
 }
 
-// A queue of dead letters that does not answer holds up no other queue, nor Close.
+// A queue of dead letters that does not answer holds up neither another queue nor Close.
 func testUnansweredDeadLetters(t *testing.T, n *node) {
 	s, err := n.broker(t).Open(testContext(t))
 	if err != nil {
