@@ -130,6 +130,24 @@ func TestPublishToAQueueThatIsAwayIsNotSent(t *testing.T) {
 	}
 }
 
+// When the node of a classic queue is back, the queue is there before its bindings.
+func TestPublishToAQueueThatLostItsBindingIsNotSentAndBindsItAgain(t *testing.T) {
+	t.Parallel()
+	s := open(t, through(t, amqpURL(t), amqpURL(t).Host))
+	q, _ := boundQueue(t, s)
+	ch := foreign(t)
+	if err := ch.QueueUnbind(q, q, "rabbitmq.test", nil); err != nil {
+		t.Fatal(err)
+	}
+	m := broker.Message{Exchange: "rabbitmq.test", RoutingKey: q, ID: "m"}
+	if err := outcomes(t, s, m)[0]; !errors.Is(err, broker.ErrNotSent) || !errors.Is(err, broker.ErrUnavailable) || errors.Is(err, broker.ErrRejected) {
+		t.Errorf("publish: %v, want %q and %q", err, broker.ErrNotSent, broker.ErrUnavailable)
+	}
+	if err := outcomes(t, s, m)[0]; err != nil {
+		t.Errorf("second publish: %v", err)
+	}
+}
+
 // RabbitMQ ends the connection over a get from a quorum queue that has no leader. Workers look for suspects all the time, and one such queue
 // would end all their sessions.
 func TestSuspectsWithoutALeaderDoNotEndTheSession(t *testing.T) {

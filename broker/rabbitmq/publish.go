@@ -220,7 +220,7 @@ func (p *publisher) yield(ctx context.Context, other *flight) error {
 
 // explain distinguishes a queue that is away from one that does not exist. A message that was returned is in no queue, so it counts as not sent.
 func (p *publisher) explain(f *flight, err error) error {
-	if !errors.Is(err, broker.ErrUnroutable) {
+	if f.delay != nil || !errors.Is(err, broker.ErrUnroutable) {
 		return err
 	}
 	if away := p.s.whyUnroutable(f.to.exchange, f.to.key); away != nil {

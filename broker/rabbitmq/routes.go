@@ -62,8 +62,8 @@ func (r *routes) add(t target, queue string) {
 }
 
 // whyUnroutable finds out why no queue took a message: it returns an error that Is ErrUnavailable if a queue that this session has bound
-// to the key, or with the default exchange the queue of that name, is away, and nil otherwise. It waits at most two seconds
-// for each queue, and asks at most once a second for each key.
+// to the key, or with the default exchange the queue of that name, is away or was so a moment ago, and nil if there is none. It waits at
+// most four seconds for each queue, and asks at most once a second for each key.
 func (s *session) whyUnroutable(exchange, key string) error {
 	t := s.delays.target(exchange, key)
 	a, queues := s.routes.ask(t)
@@ -76,8 +76,7 @@ func (s *session) whyUnroutable(exchange, key string) error {
 		}
 	}
 	for _, queue := range queues {
-		if err := s.lookAway(queue); err != nil {
-			a.err = err
+		if a.err = s.look(queue, t); a.err != nil {
 			break
 		}
 	}
@@ -122,8 +121,9 @@ func (a *askedRoute) stale() bool {
 	}
 }
 
-// lookAway returns an error if a queue is away, and nil if it is there, does not exist, or does not say.
-func (s *session) lookAway(queue string) error {
+// look returns an error if a queue is away or has come back, and nil if it does not exist or does not answer. It binds a queue that exists
+// again: when its node is back, RabbitMQ shows a classic queue before its bindings (3.10.8, measured), and somebody may have unbound it.
+func (s *session) look(queue string, t target) error {
 	if checkQueue(queue) != nil {
 		return nil
 	}
@@ -133,7 +133,15 @@ func (s *session) lookAway(queue string) error {
 		_, err := ch.QueueDeclarePassive(queue, true, false, false, false, nil)
 		return err
 	}))
-	if errors.Is(err, broker.ErrUnavailable) {
+	if err == nil && t.exchange != "" {
+		binding, cancel := context.WithTimeout(context.Background(), routeTimeout)
+		defer cancel()
+		err = s.bind(binding, broker.Binding{Queue: queue, Exchange: t.exchange, Key: t.key})
+	}
+	switch {
+	case err == nil:
+		return fmt.Errorf("queue %q has just come back, or was just bound again: %w", queue, broker.ErrUnavailable)
+	case errors.Is(err, broker.ErrUnavailable):
 		return fmt.Errorf("queue %q: %w", queue, err)
 	}
 	return nil
