@@ -147,8 +147,16 @@ func (l *load) serve(who string, edit func(*dispatcher.ServerConfig)) *dispatche
 		l.t.Fatal(err)
 	}
 	l.t.Cleanup(s.Close)
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.servers[who] = s
 	return s
+}
+
+func (l *load) server(who string) *dispatcher.Server {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.servers[who]
 }
 
 // work starts a server with a worker.
@@ -204,9 +212,9 @@ func (l *load) publish(who string, batch ...*dispatcher.Task) {
 	began := time.Now()
 	var errs []error
 	if len(batch) == 1 {
-		errs = []error{l.servers[who].PublishContext(context.Background(), batch[0])}
+		errs = []error{l.server(who).PublishContext(context.Background(), batch[0])}
 	} else {
-		errs = l.servers[who].PublishBatch(context.Background(), batch)
+		errs = l.server(who).PublishBatch(context.Background(), batch)
 	}
 	took := time.Since(began)
 	l.mu.Lock()
