@@ -161,7 +161,7 @@ func (s *session) bind(ctx context.Context, b broker.Binding) error {
 	if err := checkName("key", b.Key); err != nil {
 		return err
 	}
-	return refused(bindQueue, s.admin(ctx, b.Queue, func(ch *amqp.Channel) error {
+	return refused(bindQueue, s.admin(ctx, bindTurn, func(ch *amqp.Channel) error {
 		return ch.QueueBind(b.Queue, b.Key, b.Exchange, false, nil)
 	}))
 }
