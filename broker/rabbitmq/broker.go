@@ -22,7 +22,8 @@
 //   - Retry, Suspect and DeadLetter publish a copy through the default exchange and then ack.
 //   - A delayed message waits in quorum queues shared by all programs on the broker, dispatcher.delay.v2.5 to .34 and .exit.0 to .f, without a
 //     plugin. Declare binds each durable queue, and each binding's queue, to where messages are that are due; the first
-//     delayed message of a session declares the rest, 0.6 s where it does not exist yet. Needs RabbitMQ, 3.10 or later, by its
+//     delayed message of a Broker declares the rest, 0.6 s where it does not exist yet, and so does one that finds a part of it
+//     deleted. Needs RabbitMQ, 3.10 or later, by its
 //     own words: other servers have no Capabilities.Delay. Times are kept to 32 ms, and the delay of a Retry may be an
 //     eighth longer.
 //   - So a delayed message finds queues and bindings that were declared with this package. Others, ephemeral queues and dead
@@ -93,7 +94,7 @@ const heartbeat = 10 * time.Second
 const dialTimeout = 10 * time.Second
 
 // Broker opens sessions. Make it with [New]; it is safe for use by many goroutines and holds no connection. It remembers for half a
-// minute which nodes failed, and tries them last.
+// minute which nodes failed, and tries them last, and what its sessions have declared for delays, so that later ones need not.
 type Broker struct {
 	cfg       Config
 	addresses []address
@@ -113,6 +114,7 @@ func New(cfg Config) (*Broker, error) {
 		b.cfg.ConnectionName = "dispatcher"
 	}
 	var problems []error
+	memories := make(map[[2]string]*memory) // by user and virtual host; URLs that differ in them are no cluster, and share nothing
 	if len(cfg.URLs) == 0 {
 		problems = append(problems, errors.New("no URL"))
 	}
@@ -124,6 +126,11 @@ func New(cfg Config) (*Broker, error) {
 		if err != nil {
 			problems = append(problems, fmt.Errorf("URL %d of %d: %w", i+1, len(cfg.URLs), err))
 		}
+		key := [2]string{a.uri.Username, a.uri.Vhost}
+		if memories[key] == nil {
+			memories[key] = &memory{}
+		}
+		a.memory = memories[key]
 		b.addresses = append(b.addresses, a)
 	}
 	if cfg.QueueType != "" && cfg.QueueType != quorum {
@@ -156,6 +163,7 @@ type address struct {
 	vhost  string
 	place  string // scheme, host and vhost, for people
 	heard  func() // called when the peer has said something; nil = nobody asks
+	memory *memory
 }
 
 // parseURL checks a URL. Its errors never quote from it: what does not parse may hold a password anywhere, and the errors

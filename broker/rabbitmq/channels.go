@@ -154,8 +154,8 @@ func ask[T any](ctx context.Context, s *session, queue string, f func() (T, erro
 	}, undo)
 }
 
-// admin runs f on a throw-away channel of the consuming connection, because RabbitMQ closes the channel of a refused call. queue is the
-// one that f is about; "" = none.
+// admin runs f on a throw-away channel of the consuming connection, because RabbitMQ closes the channel of a refused call. It takes the
+// turn of a queue, or of all bindings (bindTurn), or none ("").
 func (s *session) admin(ctx context.Context, queue string, f func(ch *amqp.Channel) error) error {
 	do := func() (struct{}, error) {
 		select {

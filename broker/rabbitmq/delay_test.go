@@ -281,30 +281,3 @@ func TestDelayBeyondTheLongestIsRefusedByName(t *testing.T) {
 		t.Errorf("an exchange whose name cannot be carried: %v", err)
 	}
 }
-
-// A binding is made again when it is old, by one caller, and when somebody doubts it.
-func TestBindingsForRetriesAreRenewed(t *testing.T) {
-	t.Parallel()
-	var d delays
-	now := time.Now()
-	needs := func(after time.Duration, want bool) {
-		t.Helper()
-		if d.needsBinding("q", now.Add(after)) != want {
-			t.Errorf("after %v: %t, want %t", after, !want, want)
-		}
-	}
-	needs(0, true)
-	d.noteBound("q", target{"x", "k"}.word())
-	needs(0, true) // it is bound for something else
-	d.noteBound("q", target{key: "q"}.word())
-	needs(0, false)
-	needs(bindingAge+time.Minute, true)
-	needs(bindingAge+time.Minute, false) // somebody is making it
-	d.noteBound("q", target{key: "q"}.word())
-	d.doubt("q")
-	needs(0, true)
-	if words := d.forgetBindings("q"); len(words) != 2 {
-		t.Errorf("bound for %q", words)
-	}
-	needs(0, true)
-}

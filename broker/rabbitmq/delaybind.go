@@ -11,15 +11,13 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// bindingAge is how long a session relies on a binding that it has made. Another program may delete the queue and declare it again
-// without the binding, and no session notices. Binding again is one round trip and changes nothing.
-const bindingAge = 30 * time.Second
+// rebindTime is how long a retry waits until a binding that existed a while ago is made again. RabbitMQ answers no queue.bind while a node of
+// its cluster hangs.
+const rebindTime = time.Second
 
-// bound holds a queue's known bindings to the deliver exchange.
-type bound struct {
-	words map[string]struct{} // of the targets that it takes
-	named time.Time           // when it was last bound by its name, as retries need it; zero = it is not known to be
-}
+// bindTurn is the turn of all bindings: see session.admin. RabbitMQ asks no queue to bind it, so a binding that is not answered must not
+// hold up calls on its queue. The next binding would not be answered either, and would keep another channel.
+const bindTurn = deliverExchange
 
 // target is what a message to an exchange, or a binding of it, is known by at the deliver exchange. Every binding of a fanout
 // exchange takes every key, so keys are left out, which both sides can do only if their sessions have declared the exchange.
@@ -46,62 +44,6 @@ func (d *delays) noteExchange(x broker.Exchange) {
 	}
 }
 
-// noteBound remembers that a queue takes what is due for a word.
-func (d *delays) noteBound(queue, word string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	b := d.bound[queue]
-	if b == nil {
-		if d.bound == nil {
-			d.bound = make(map[string]*bound)
-		}
-		b = &bound{words: make(map[string]struct{})}
-		d.bound[queue] = b
-	}
-	b.words[word] = struct{}{}
-	if word == (target{key: queue}).word() {
-		b.named = time.Now()
-	}
-}
-
-// needsBinding reports whether the caller has to bind a queue for retries. When a binding is too old, only the first caller has to.
-func (d *delays) needsBinding(queue string, now time.Time) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	b := d.bound[queue]
-	if b == nil || b.named.IsZero() {
-		return true
-	}
-	if now.Sub(b.named) < bindingAge {
-		return false
-	}
-	b.named = now
-	return true
-}
-
-// doubt has the queue bound again before the next retry.
-func (d *delays) doubt(queue string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if b := d.bound[queue]; b != nil {
-		b.named = time.Time{}
-	}
-}
-
-// forgetBindings forgets a queue and returns the words it was bound for.
-func (d *delays) forgetBindings(queue string) []string {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	var words []string
-	if b := d.bound[queue]; b != nil {
-		for word := range b.words {
-			words = append(words, word)
-		}
-	}
-	delete(d.bound, queue)
-	return words
-}
-
 // takesRetries reports whether a queue is bound by its name when it is declared. Hardly any message is retried in the others.
 func takesRetries(queue string) bool {
 	return queue != broker.Undeliverable && !strings.HasSuffix(queue, broker.DeadSuffix) && !strings.HasSuffix(queue, broker.SuspectsSuffix)
@@ -122,7 +64,10 @@ func (s *session) bindDelays(ctx context.Context, t broker.Topology) error {
 	}
 	var dues []due
 	for _, q := range t.Queues {
-		if !q.Ephemeral && takesRetries(q.Name) {
+		switch {
+		case q.Ephemeral: // that of a former session has taken its bindings with it
+			s.delays.memory.forgetBindings(q.Name)
+		case takesRetries(q.Name):
 			dues = append(dues, s.due(q.Name, "", q.Name))
 		}
 	}
@@ -137,41 +82,44 @@ func (s *session) bindDues(ctx context.Context, dues []due, op operation) error 
 	if len(dues) == 0 {
 		return nil
 	}
-	base, err := s.declareBase(ctx)
-	if err != nil {
-		return err
-	}
 	var binds []step
 	for _, d := range dues {
 		bind := stepBind(d.queue, deliverPattern(d.word), deliverExchange)
 		bind.op = op
 		binds = append(binds, bind)
 	}
-	err = s.inOneGo(ctx, binds)
-	if e, ok := errors.AsType[*amqp.Error](err); ok && e.Code == amqp.NotFound && !absent(e) {
-		s.delays.base.forget(base) // perhaps it is that what is missing: the next call makes it
-	}
-	if err != nil {
+	if err := s.withBase(ctx, func() error { return s.inOneGo(ctx, bindTurn, binds) }); err != nil {
 		return explained(err)
 	}
 	for _, d := range dues {
-		s.delays.noteBound(d.queue, d.word)
+		s.delays.memory.noteBound(d.queue, d.word)
 	}
 	return nil
 }
 
 // bindRetries makes sure that a delayed retry finds back to its queue, which somebody else may have declared. Ephemeral and dead
-// letter queues are bound here too.
+// letter queues are bound here too. If the queue was bound a while ago and RabbitMQ does not answer, the retry goes on: most likely the
+// binding still exists, and if it does not, it is there once RabbitMQ answers.
 func (s *session) bindRetries(ctx context.Context, queue string) error {
-	if !s.delays.needsBinding(queue, time.Now()) {
+	needed, old := s.delays.memory.needsBinding(queue, time.Now())
+	if !needed {
 		return nil
 	}
 	op := bindQueue
 	op.missing = broker.ErrUnroutable
-	err := s.bindDues(ctx, []due{s.due(queue, "", queue)}, op)
-	if err != nil {
-		s.delays.doubt(queue)
+	bounded, cancel := ctx, func() {}
+	if old {
+		bounded, cancel = context.WithTimeout(ctx, rebindTime)
 	}
+	defer cancel()
+	err := s.bindDues(bounded, []due{s.due(queue, "", queue)}, op)
+	switch {
+	case err == nil, ctx.Err() != nil, s.Err() != nil: // the latter two say nothing about the binding
+		return err
+	case old && errors.Is(err, context.DeadlineExceeded):
+		return nil
+	}
+	s.delays.memory.doubt(queue)
 	return err
 }
 
@@ -182,12 +130,12 @@ const passingOn = 100 * time.Millisecond
 // unbindDelays keeps due messages from a queue that is about to be deleted. A message that is being passed on when its queue is deleted
 // keeps a place of its exit for minutes. Bindings that cannot be removed end with the queue.
 func (s *session) unbindDelays(ctx context.Context, queue string) {
-	words := s.delays.forgetBindings(queue)
+	words := s.delays.memory.forgetBindings(queue)
 	if !s.can.Delay || !takesRetries(queue) {
 		return
 	}
 	words = append(words, target{key: queue}.word())
-	if s.admin(ctx, queue, func(ch *amqp.Channel) error {
+	if s.admin(ctx, bindTurn, func(ch *amqp.Channel) error {
 		for _, word := range words {
 			if err := ch.QueueUnbind(queue, deliverPattern(word), deliverExchange, nil); err != nil {
 				return err

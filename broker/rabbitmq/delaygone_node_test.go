@@ -86,20 +86,6 @@ func testDeletedTarget(t *testing.T, n *node) {
 		t.Errorf("the others came %v to %v late", late[0], late[bystanders-1])
 	}
 
-	// The session sees it, by messages of its own.
-	name := func(queue string) string { return "dispatcher.delay.v2.exit." + rabbitmq.ExitOf(queue) }
-	ctx := testContext(t)
-	for tick := time.Tick(10 * time.Millisecond); !strings.Contains(s.Status().Delays, name(doomed)); <-tick {
-		if ctx.Err() != nil {
-			t.Fatalf("delays are said to be %q", s.Status().Delays)
-		}
-	}
-	if told := s.Status().Delays; strings.Contains(told, name(other)) {
-		t.Errorf("the other queue's exit is said to be late: %s", told)
-	} else {
-		t.Log(told)
-	}
-
 	// What was being passed on is tried again after three to six minutes, or as docs/rabbitmq.md says.
 	found := make(map[string]bool)
 	collect := func(quiet time.Duration) {
@@ -118,7 +104,24 @@ func testDeletedTarget(t *testing.T, n *node) {
 		}
 	}
 	collect(time.Second)
-	t.Logf("%d are held up in their exit", campaign-gone-len(found))
+	held := campaign - gone - len(found)
+	t.Logf("%d are held up in their exit", held)
+	ctx := testContext(t)
+	// An exit passes on 32 at a time. How many of them were on their way in the moment of the deletion is left to chance.
+	if held >= 32 {
+		// The session sees it, by messages of its own.
+		name := func(queue string) string { return "dispatcher.delay.v2.exit." + rabbitmq.ExitOf(queue) }
+		for tick := time.Tick(10 * time.Millisecond); !strings.Contains(s.Status().Delays, name(doomed)); <-tick {
+			if ctx.Err() != nil {
+				t.Fatalf("delays are said to be %q", s.Status().Delays)
+			}
+		}
+		if told := s.Status().Delays; strings.Contains(told, name(other)) {
+			t.Errorf("the other queue's exit is said to be late: %s", told)
+		} else {
+			t.Log(told)
+		}
+	}
 	n.run("eval", passOnAnew)
 	collect(20 * time.Second)
 	if gone+len(found) < campaign {

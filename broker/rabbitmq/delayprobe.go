@@ -160,7 +160,7 @@ func (p *probes) forget() {
 
 // startProbes is called when the session has delayed something.
 func (s *session) startProbes() {
-	if !s.delays.probes.begun.CompareAndSwap(false, true) || s.begin(&s.goroutines) != nil {
+	if p := &s.delays.probes; p.begun.Load() || !p.begun.CompareAndSwap(false, true) || s.begin(&s.goroutines) != nil {
 		return
 	}
 	go func() {
@@ -210,10 +210,11 @@ func (s *session) probe() {
 // awaitProbes makes the queue of a session's probes and consumes it. Without the rights for that it returns nil.
 func (s *session) awaitProbes(ctx context.Context, name string) <-chan broker.Delivery {
 	queue := probeSink + "." + name
-	if s.inOneGo(ctx, []step{
+	steps := []step{
 		stepQueue(queue, probeArguments(), declareQueue),
 		stepBind(queue, probePattern(name), deliverExchange),
-	}) != nil {
+	}
+	if s.withBase(ctx, func() error { return s.inOneGo(ctx, bindTurn, steps) }) != nil {
 		return nil
 	}
 	c, err := s.Consume(ctx, broker.ConsumeOptions{Queue: queue, Prefetch: len(exits) * maxProbes})

@@ -12,14 +12,12 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// delays is what a session has declared for delayed messages.
+// delays is what a session knows of delayed messages.
 type delays struct {
-	base   errand // where messages go that are due
-	levels errand // where they wait
+	memory *memory // shared with other sessions
 	probes probes
 
 	mu      sync.Mutex
-	bound   map[string]*bound   // queues, to the deliver exchange
 	fanouts map[string]struct{} // exchanges that take every key
 }
 
@@ -65,9 +63,9 @@ type stepError struct {
 func (e *stepError) Error() string { return fmt.Sprintf("%s: %v", e.what, refused(e.op, e.err)) }
 func (e *stepError) Unwrap() error { return e.err }
 
-// inOneGo runs steps on one channel, up to the first that is refused.
-func (s *session) inOneGo(ctx context.Context, steps []step) error {
-	return s.admin(ctx, "", func(ch *amqp.Channel) error {
+// inOneGo runs steps on one channel, up to the first that is refused. turn is whose turn it takes: see admin.
+func (s *session) inOneGo(ctx context.Context, turn string, steps []step) error {
+	return s.admin(ctx, turn, func(ch *amqp.Channel) error {
 		for _, x := range steps {
 			if err := x.do(ch); err != nil {
 				return &stepError{x, err}
@@ -150,32 +148,44 @@ func levelSteps() []step {
 // declareOrFind runs steps. A program without the right to do that is content when the exchange is there that they make last.
 func (s *session) declareOrFind(steps []step, last string) error {
 	ctx := context.Background() // ends with the session
-	err := s.inOneGo(ctx, steps)
+	err := s.inOneGo(ctx, "", steps)
 	if mayNot(err) && s.admin(ctx, "", func(ch *amqp.Channel) error {
 		return ch.ExchangeDeclarePassive(last, "topic", true, false, false, false, nil)
 	}) == nil {
 		return nil
 	}
-	return explained(err)
+	return err
 }
 
+// declareBase makes where messages go that are due, unless a session of this Broker has done so before.
 func (s *session) declareBase(ctx context.Context) (*run, error) {
-	return s.delays.base.do(ctx, s, func() error { return s.declareOrFind(baseSteps(), deliverExchange) })
+	return s.delays.memory.base.do(ctx, s, func() error { return explained(s.declareOrFind(baseSteps(), deliverExchange)) })
 }
 
-// declareLevels makes all that a delayed message needs, except the binding of the queue that it goes to.
+// withBase runs do, which needs the deliver exchange. If somebody has deleted that, it is made again, and do runs once more.
+func (s *session) withBase(ctx context.Context, do func() error) error {
+	for again := false; ; again = true {
+		base, err := s.declareBase(ctx)
+		if err != nil {
+			return err
+		}
+		err = do()
+		e, ok := errors.AsType[*amqp.Error](err)
+		if again || !ok || e.Code != amqp.NotFound || !strings.Contains(e.Reason, "no exchange '"+deliverExchange+"'") {
+			return err
+		}
+		s.delays.memory.forgetBase(base)
+	}
+}
+
+// declareLevels makes all that a delayed message needs, except the binding of the queue that it goes to, unless a session of this Broker
+// has done so before. What somebody has deleted meanwhile is noticed by what is published to it: see publisher.rewrite.
 func (s *session) declareLevels(ctx context.Context) (*run, error) {
-	return s.delays.levels.do(ctx, s, func() error {
-		if _, err := s.declareBase(context.Background()); err != nil {
-			return err
+	return s.delays.memory.levels.do(ctx, s, func() error {
+		err := s.withBase(context.Background(), func() error { return s.declareOrFind(levelSteps(), levelName(highestLevel)) })
+		if err != nil {
+			return explained(err)
 		}
-		if err := s.declareOrFind(levelSteps(), levelName(highestLevel)); err != nil {
-			return err
-		}
-		if err := s.publish.mayWriteLevels(); err != nil {
-			return err
-		}
-		s.startProbes()
-		return nil
+		return s.publish.mayWriteLevels()
 	})
 }

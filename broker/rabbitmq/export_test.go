@@ -57,6 +57,18 @@ func HoldDelays(s broker.Session) (release func()) {
 	return pt.writing.give
 }
 
+// AgeBindings makes what b knows of bindings too old to rely on.
+func AgeBindings(b *Broker) {
+	m := b.addresses[0].memory
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, x := range m.bound {
+		if !x.named.IsZero() {
+			x.named = x.named.Add(-bindingAge)
+		}
+	}
+}
+
 // WithProbes sets how often a session that nobody uses yet sends probes, and when they are late.
 func WithProbes(s broker.Session, every, margin time.Duration) broker.Session {
 	p := &s.(*session).delays.probes

@@ -200,23 +200,24 @@ func (p *publisher) leave(f *flight) {
 	}
 }
 
-// rewrite writes a message again that a level has returned, once: somebody has deleted the level's queue. This duplicates
-// nothing, since the broker has said that no queue has the message.
-func (p *publisher) rewrite(ctx context.Context, f *flight, returned error) error {
-	p.s.delays.levels.forget(f.delay.levels)
-	if _, err := p.s.declareLevels(ctx); err != nil {
-		return fmt.Errorf("%w; and to declare it again: %v", returned, err)
+// rewrite writes a message again whose level did not take it, once: somebody has deleted the level's queue or exchange. This duplicates
+// nothing, since it is certain that no queue has the message.
+func (p *publisher) rewrite(ctx context.Context, f *flight) error {
+	p.s.delays.memory.levels.forget(f.delay.levels)
+	levels, err := p.s.declareLevels(ctx)
+	if err != nil {
+		return p.unprepared(err)
 	}
 	p.mu.Lock()
-	f.returned = ""
+	f.delay.levels, f.returned = levels, ""
 	p.mu.Unlock()
 	if err := p.waitForName(ctx, f); err != nil {
-		return returned
+		return p.notSent(err)
 	}
 	return p.fly(ctx, f, nil)
 }
 
 // deleted reports whether err is the outcome of a delayed message whose level was deleted.
 func (f *flight) deleted(err error) bool {
-	return f.delay != nil && f.delay.held && errors.Is(err, broker.ErrUnroutable)
+	return f.delay != nil && f.delay.held && (errors.Is(err, broker.ErrUnroutable) || errors.Is(err, broker.ErrExchangeGone))
 }

@@ -199,8 +199,8 @@ func (l *lane) lose(reason error) {
 		close(l.lost)
 	}
 	l.mu.Unlock()
-	if first {
-		l.s.delays.doubt(l.queue) // it may have been deleted
+	if first && l.s.Err() == nil && !l.s.consume.IsClosed() {
+		l.s.delays.memory.doubt(l.queue) // it may have been deleted
 	}
 }
 

@@ -84,6 +84,7 @@ func TestOwnNode(t *testing.T) {
 	n := newNode(t)
 	t.Run("makes levels", func(t *testing.T) { testLevels(t, n) })
 	t.Run("makes deleted levels again", func(t *testing.T) { testDeletedLevel(t, n) })
+	t.Run("answers no binding", func(t *testing.T) { testUnansweredBindings(t, n) })
 	t.Run("refuses delays", func(t *testing.T) { testDelayPermissions(t, n) })
 	t.Run("refuses", func(t *testing.T) { testAccess(t, n) })
 	t.Run("refuses what is too large", func(t *testing.T) { testTooLarge(t, n) })

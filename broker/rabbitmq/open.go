@@ -135,7 +135,7 @@ func (b *Broker) open(ctx context.Context, a address, leave func() bool) (*sessi
 	}
 	stop := context.AfterFunc(ctx, func() { publish.socket.kill(); consume.socket.kill() })
 	defer stop()
-	s, err := newSession(b.cfg.QueueType, publish, consume, leave)
+	s, err := newSession(b.cfg.QueueType, a.memory, publish, consume, leave)
 	if err != nil {
 		publish.cut()
 		consume.cut()

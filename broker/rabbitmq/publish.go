@@ -90,7 +90,7 @@ func (p *publisher) watchBlocked() {
 	}
 }
 
-// Publish implements [broker.Session]. The first message of the session that has to wait also blocks until the levels are
+// Publish implements [broker.Session]. The first message of a Broker that has to wait also blocks until the levels are
 // declared. If that is refused it is ErrRejected.
 func (s *session) Publish(ctx context.Context, msgs []broker.Message, done func(i int, err error)) {
 	if err := s.begin(&s.publishing); err != nil {
@@ -156,7 +156,7 @@ func (p *publisher) send(ctx context.Context, m *broker.Message, slots chan stru
 	go func() {
 		err := p.fly(ctx, f, written)
 		if f.deleted(err) {
-			err = p.rewrite(ctx, f, err)
+			err = p.rewrite(ctx, f)
 		}
 		end := p.land(f, err)
 		done(p.explain(f, err))
@@ -260,6 +260,7 @@ func (p *publisher) prepare(ctx context.Context, m *broker.Message, digits int) 
 		if f.delay.levels, err = p.s.declareLevels(ctx); err != nil {
 			return nil, p.unprepared(err)
 		}
+		p.s.startProbes()
 	}
 	return f, nil
 }

@@ -65,22 +65,37 @@ func (pt *port) bury(pp *pipe, e *amqp.Error) (again []*flight) {
 		}
 	}
 	v := p.judge(e, written)
+	var levels []*run
 	for i, f := range open {
+		gone := e != nil && f.missesLevel(e)
+		if gone {
+			levels = append(levels, f.delay.levels)
+		}
 		switch err := v.of(i, f); {
 		case err != nil:
 			ends = append(ends, end{f, err})
 		case f.orphan:
 			ends = append(ends, end{f, errOrphan})
+		case gone: // it would end the next pipe: see rewrite
+			ends = append(ends, end{f, refused(writeExchange, e)})
 		default:
 			f.written = false
 			again = append(again, f)
 		}
 	}
 	p.unlock()
+	for _, r := range levels {
+		p.s.delays.memory.levels.forget(r)
+	}
 	for _, x := range ends {
 		p.tell(x.f, fate{err: x.err})
 	}
 	return again
+}
+
+// missesLevel reports whether a pipe ended since the exchange of a level does not exist, and f was going to a level.
+func (f *flight) missesLevel(e *amqp.Error) bool {
+	return f.delay != nil && f.delay.held && e.Code == amqp.NotFound && strings.Contains(e.Reason, "no exchange '"+delayPrefix)
 }
 
 // blame says what the end of a pipe means for the flights written to it, in the order of writing.

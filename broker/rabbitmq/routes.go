@@ -61,6 +61,22 @@ func (r *routes) add(t target, queue string) {
 	r.known++
 }
 
+// forget forgets the bindings of a queue that the session deletes.
+func (r *routes) forget(queue string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for t, queues := range r.queues {
+		if i := slices.Index(queues, queue); i >= 0 {
+			r.known--
+			if queues = slices.Delete(queues, i, i+1); len(queues) == 0 {
+				delete(r.queues, t)
+			} else {
+				r.queues[t] = queues
+			}
+		}
+	}
+}
+
 // whyUnroutable finds out why no queue took a message: it returns an error that Is ErrUnavailable if a queue that this session has bound
 // to the key, or with the default exchange the queue of that name, is away or was so a moment ago, and nil if there is none. It waits at
 // most four seconds for each queue, and asks at most once a second for each key.

@@ -41,10 +41,11 @@ type session struct {
 // hangUpTimeout is how long the broker has to answer the end of a connection.
 const hangUpTimeout = 5 * time.Second
 
-func newSession(queueType string, publish, consume *conn, leave func() bool) (*session, error) {
+func newSession(queueType string, m *memory, publish, consume *conn, leave func() bool) (*session, error) {
 	s := &session{
 		queueType: queueType,
 		can:       capabilitiesOf(publish.Properties, queueType),
+		delays:    delays{memory: m},
 		consume:   consume,
 		channels:  newChannels(consume.Config.ChannelMax),
 		dead:      make(chan struct{}),

@@ -12,10 +12,12 @@ import (
 // none for a quorum queue. To a client, a queue without a majority looks the same, so a session leaves its node only after a long silence,
 // and rarely.
 const (
-	// silentNode is how long a node may answer no publish.
+	// silentNode is for how long no publish was answered, when many wait.
 	silentNode = 30 * time.Second
-	// silentLeast is how many messages must be waiting for an answer: fewer may all be for one failing queue.
-	silentLeast = 10
+	// silentMany is how many those are. Fewer may all be for one queue that is in trouble; but an outbox and workers have no more.
+	silentMany = 10
+	// silentFew is for how long no publish was answered, when fewer wait.
+	silentFew = time.Minute
 	// silentEvery is how often a session looks.
 	silentEvery = 5 * time.Second
 	// leftFor is how long a node that was left is tried last, and not left again.
@@ -52,14 +54,15 @@ func (x *silence) answered() {
 	x.since = time.Now()
 }
 
-// lasted returns how long nothing was answered, and how many messages wait; 0 if too few wait.
-func (x *silence) lasted() (time.Duration, int) {
+// lasted returns for how long nothing was answered, how many messages wait, and whether that is too long.
+func (x *silence) lasted() (d time.Duration, waiting int, tooLong bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.open < silentLeast {
-		return 0, 0
+	if x.open == 0 {
+		return 0, 0, false
 	}
-	return time.Since(x.since), x.open
+	d = time.Since(x.since)
+	return d, x.open, d >= silentFew || d >= silentNode && x.open >= silentMany
 }
 
 // watchSilence ends the session once its node is silent, if there is another one to go to. It ends with the session.
@@ -76,7 +79,7 @@ func (s *session) watchSilence(leave func() bool) {
 			s.silence.answered()
 			continue
 		}
-		if d, n := s.silence.lasted(); d >= silentNode && leave() {
+		if d, n, tooLong := s.silence.lasted(); tooLong && leave() {
 			s.fail(fmt.Errorf("%w: the node has answered none of %d publishes for %v; trying another one", broker.ErrSessionLost, n, d.Round(time.Second)))
 			return
 		}

@@ -6,39 +6,43 @@ import (
 	"time"
 )
 
-// A node is silent when enough messages wait and nothing at all was answered for long enough.
+// A node is silent when messages wait and nothing at all was answered for long enough: sooner if many wait.
 func TestSilenceLastsUntilAnyAnswer(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var x silence
-		for range silentLeast - 1 {
-			x.wrote()
+		check := func(wantFor time.Duration, wantWaiting int, want bool) {
+			t.Helper()
+			if d, n, tooLong := x.lasted(); d != wantFor || n != wantWaiting || tooLong != want {
+				t.Errorf("silent for %v with %d messages, too long %t; want %v, %d, %t", d, n, tooLong, wantFor, wantWaiting, want)
+			}
 		}
 		time.Sleep(time.Hour)
-		if d, n := x.lasted(); d != 0 || n != 0 {
-			t.Errorf("%d messages are silent for %v, too few to tell", n, d)
+		check(0, 0, false)
+		for range silentMany - 1 {
+			x.wrote()
 		}
+		time.Sleep(silentFew - time.Second)
+		check(silentFew-time.Second, silentMany-1, false)
 		x.wrote()
-		if d, n := x.lasted(); d != time.Hour || n != silentLeast {
-			t.Errorf("silent for %v with %d messages, want an hour and %d", d, n, silentLeast)
-		}
+		check(silentFew-time.Second, silentMany, true)
 		x.wrote()
 		x.answered()
 		x.over()
+		time.Sleep(silentNode - time.Second)
+		check(silentNode-time.Second, silentMany, false)
 		time.Sleep(time.Second)
-		if d, _ := x.lasted(); d != time.Second {
-			t.Errorf("silent for %v after an answer a second ago", d)
-		}
-		for range silentLeast {
+		check(silentNode, silentMany, true)
+		for range silentMany - 1 {
 			x.over()
 		}
+		check(silentNode, 1, false)
+		time.Sleep(silentFew - silentNode)
+		check(silentFew, 1, true) // an outbox with one key has no more
+		x.over()
 		time.Sleep(time.Hour)
-		for range silentLeast {
-			x.wrote()
-		}
-		if d, _ := x.lasted(); d != 0 {
-			t.Errorf("silent for %v, and the messages were written just now", d)
-		}
+		x.wrote()
+		check(0, 1, false)
 	})
 }
 

@@ -161,7 +161,7 @@ func (s *session) bind(ctx context.Context, b broker.Binding) error {
 	if err := checkName("key", b.Key); err != nil {
 		return err
 	}
-	return refused(bindQueue, s.admin(ctx, b.Queue, func(ch *amqp.Channel) error {
+	return refused(bindQueue, s.admin(ctx, bindTurn, func(ch *amqp.Channel) error {
 		return ch.QueueBind(b.Queue, b.Key, b.Exchange, false, nil)
 	}))
 }
@@ -210,6 +210,7 @@ func (s *session) Delete(ctx context.Context, queue string) error {
 	err := checkQueue(queue)
 	if err == nil {
 		s.unbindDelays(ctx, queue)
+		s.routes.forget(queue)
 		err = refused(deleteQueue, s.admin(ctx, queue, func(ch *amqp.Channel) error {
 			_, err := ch.QueueDelete(queue, false, false, false)
 			return err

@@ -101,7 +101,7 @@ func (g *gate) pass(ctx context.Context, over <-chan struct{}) error {
 	}
 }
 
-// errand is something that is done once, by whoever needs it first; others who need it wait for that. If it failed, the next who
+// errand is something that is done once, by the session that needs it first; others who need it wait for that. If it failed, the next who
 // needs it tries again. The zero value is ready.
 type errand struct {
 	mu  sync.Mutex // taken before session.mu
@@ -112,48 +112,64 @@ type errand struct {
 type run struct {
 	over chan struct{} // closed when err is set
 	err  error
+	by   *session // whose goroutine it is; nil once it has succeeded
 }
 
-// do waits until f has been done, by this call or another. f belongs to the session: it goes on when ctx ends.
+// do waits until f has been done, by this call or another, perhaps of another session. f belongs to the session: it goes on when ctx ends.
 func (e *errand) do(ctx context.Context, s *session, f func() error) (*run, error) {
-	e.mu.Lock()
-	r := e.run
-	if r == nil {
-		if err := s.begin(&s.goroutines); err != nil {
-			e.mu.Unlock()
+	for {
+		r, err := e.begin(s, f)
+		if err != nil {
 			return nil, err
 		}
-		r = &run{over: make(chan struct{})}
-		e.run = r
-		go func() {
-			defer s.goroutines.done()
-			if r.err = f(); r.err != nil {
-				e.forget(r)
+		select {
+		case <-r.over:
+		default:
+			select {
+			case <-r.over:
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			case <-s.dead:
+				return nil, s.Err()
 			}
-			close(r.over)
-		}()
-	}
-	e.mu.Unlock()
-	select {
-	case <-r.over:
-		return r, r.err
-	default:
-	}
-	select {
-	case <-r.over:
-		return r, r.err
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-s.dead:
-		return nil, s.Err()
+		}
+		if r.err == nil || r.by == s { // the other session may just have ended
+			return r, r.err
+		}
 	}
 }
 
-// forget has the errand done again, unless that was decided since r.
-func (e *errand) forget(r *run) {
+// begin returns the run that is under way or done, or begins one.
+func (e *errand) begin(s *session, f func() error) (*run, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.run == r {
-		e.run = nil
+	if e.run != nil {
+		return e.run, nil
 	}
+	if err := s.begin(&s.goroutines); err != nil {
+		return nil, err
+	}
+	r := &run{over: make(chan struct{}), by: s}
+	e.run = r
+	go func() {
+		defer s.goroutines.done()
+		if r.err = f(); r.err != nil {
+			e.forget(r)
+		} else {
+			r.by = nil // it outlives the session
+		}
+		close(r.over)
+	}()
+	return r, nil
+}
+
+// forget has the errand done again, unless that was decided since r, and reports which.
+func (e *errand) forget(r *run) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.run != r {
+		return false
+	}
+	e.run = nil
+	return true
 }
