@@ -200,18 +200,26 @@ func (p *publisher) leave(f *flight) {
 	}
 }
 
+// errReturned is the outcome of a message that a level returned after everybody had stopped waiting for it.
+var errReturned = fmt.Errorf("%w: its level was deleted, and nobody waits for it", broker.ErrNotSent)
+
 // rewrite writes a message again that a level has returned, once: somebody has deleted the level's queue. This duplicates
-// nothing, since the broker has said that no queue has the message.
-func (p *publisher) rewrite(ctx context.Context, f *flight, returned error) error {
+// nothing, since the broker has said that no queue has the message. For the same reason the outcome is ErrNotSent if the message
+// cannot be written again.
+func (p *publisher) rewrite(ctx context.Context, f *flight) error {
 	p.s.delays.levels.forget(f.delay.levels)
-	if _, err := p.s.declareLevels(ctx); err != nil {
-		return fmt.Errorf("%w; and to declare it again: %v", returned, err)
-	}
 	p.mu.Lock()
+	orphan := f.orphan
 	f.returned = ""
 	p.mu.Unlock()
+	if orphan { // abandon has dropped what would be written
+		return errReturned
+	}
+	if _, err := p.s.declareLevels(ctx); err != nil {
+		return p.unprepared(err)
+	}
 	if err := p.waitForName(ctx, f); err != nil {
-		return returned
+		return p.notSent(err)
 	}
 	return p.fly(ctx, f, nil)
 }

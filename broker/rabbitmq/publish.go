@@ -157,7 +157,7 @@ func (p *publisher) send(ctx context.Context, m *broker.Message, slots chan stru
 	go func() {
 		err := p.fly(ctx, f, written)
 		if f.deleted(err) {
-			err = p.rewrite(ctx, f, err)
+			err = p.rewrite(ctx, f)
 		}
 		end := p.land(f, err)
 		done(p.explain(f, err))
