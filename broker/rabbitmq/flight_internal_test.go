@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	amqp "github.com/rabbitmq/amqp091-go"
+
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
@@ -68,4 +70,25 @@ func ended() context.Context {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	return ctx
+}
+
+// Behind a message that may be refused, others wait. They must not ask again and again when its caller has gone.
+func TestWaitBehindAnAbandonedScoutIsAPause(t *testing.T) {
+	t.Parallel()
+	p := &publisher{}
+	pt := &p.ports[scoutPort]
+	pt.p, pt.writing = p, newTurn()
+	pt.current = &pipe{port: pt, ch: &amqp.Channel{}, byName: make(map[name]*flight), opened: time.Now()}
+	first := &flight{id: "1", over: make(chan struct{})}
+	if h := pt.seat(first); h != (hindrance{}) {
+		t.Fatalf("the first: %+v", h)
+	}
+	if h := pt.seat(&flight{id: "2"}); h.after != first {
+		t.Errorf("the second: %+v", h)
+	}
+	first.orphan = true
+	close(first.over)
+	if h := pt.seat(&flight{id: "2"}); h.after != nil || h.pause <= 0 || h.pause > scoutPause {
+		t.Errorf("the second, when nobody waits for the first: %+v", h)
+	}
 }
