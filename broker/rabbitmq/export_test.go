@@ -63,3 +63,9 @@ func WithProbes(s broker.Session, every, margin time.Duration) broker.Session {
 	p.every, p.margin = every, margin
 	return s
 }
+
+// WithMaxUnanswered sets how many answers the broker may owe that nobody waits for, in a session that nobody uses yet.
+func WithMaxUnanswered(s broker.Session, n int) broker.Session {
+	s.(*session).publish.maxUnanswered = n
+	return s
+}

@@ -168,7 +168,7 @@ func (p *publisher) abandon(f *flight) {
 	}
 	pp := f.try.pipe
 	pp.orphans++
-	if p.orphans > maxUnanswered {
+	if p.orphans > p.maxUnanswered {
 		for i := range p.ports {
 			for _, pp := range slices.Clone(p.ports[i].retired) {
 				pp.tidy()

@@ -30,6 +30,8 @@ type publisher struct {
 	settleSlots  chan struct{}
 	ports        [ports]port
 
+	maxUnanswered int // see the constant; tests set it
+
 	mu        sync.Mutex             // guards what follows, and parts of ports, pipes and flights
 	orphans   int                    // flights that nobody waits for
 	leaving   []*pipe                // to be closed by unlock
@@ -48,6 +50,8 @@ func newPublisher(s *session, c *conn) (*publisher, error) {
 		exchanges:    make(map[string]*scouting),
 		fits:         16 << 10, // RabbitMQ's own limit is 16 MiB or more
 		quotas:       make(map[destination]*quota),
+
+		maxUnanswered: maxUnanswered,
 	}
 	for i := range p.ports {
 		p.ports[i].p, p.ports[i].writing = p, newTurn()
