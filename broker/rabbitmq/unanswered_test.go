@@ -16,13 +16,10 @@ import (
 // when one more is not waited for. A done function runs for each message all the same.
 func TestAnswersThatNobodyWaitsForAreBounded(t *testing.T) {
 	t.Parallel()
-	eval(t, "ok.") // or skip
 	const most = 20
 	s := rabbitmq.WithMaxUnanswered(open(t, through(t, amqpURL(t), amqpURL(t).Host)), most)
 	silent, good := workQueue(t, s), workQueue(t, s)
-	pid := fmt.Sprintf(`amqqueue:get_pid(element(2, rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"%s">>))))`, silent)
-	eval(t, "sys:suspend("+pid+").")
-	t.Cleanup(func() { eval(t, "sys:resume("+pid+").") }) // before the queue is deleted
+	suspend(t, silent)
 
 	var told atomic.Int64
 	var resumed atomic.Bool
@@ -70,4 +67,54 @@ func TestAnswersThatNobodyWaitsForAreBounded(t *testing.T) {
 			t.Errorf("%s: to a healthy queue: %v", step.when, err)
 		}
 	}
+}
+
+// Callers that stop waiting give their places in the window back: more messages than it has are unanswered, and there is room.
+func TestCallersThatStopWaitingGiveTheirPlacesBack(t *testing.T) {
+	t.Parallel()
+	s := open(t, through(t, amqpURL(t), amqpURL(t).Host))
+	silent, good, x := workQueue(t, s), workQueue(t, s), exchange(t, s, broker.Direct)
+	const keys, each = 8, 150 // so many of one key before the first answer
+	for key := range keys {
+		bind(t, s, silent, x, fmt.Sprint(key))
+	}
+	bind(t, s, good, x, "good")
+	published(t, s, broker.Message{Exchange: x, RoutingKey: "good", ID: "first"}) // or each would go alone
+	suspend(t, silent)
+	for key := range keys {
+		ctx, cancel := context.WithCancel(testContext(t))
+		msgs := make([]broker.Message, each)
+		for i := range msgs {
+			msgs[i] = broker.Message{Exchange: x, RoutingKey: fmt.Sprint(key), ID: fmt.Sprint(key, ".", i)}
+		}
+		written := make(chan struct{})
+		go func() {
+			defer close(written)
+			s.Publish(ctx, msgs, func(int, error) {})
+		}()
+		select {
+		case <-written:
+		case <-time.After(patience):
+			t.Errorf("%d unanswered, and no other is written", s.Status().Unanswered)
+		}
+		cancel()
+		<-written
+		bound := testContext(t)
+		for tick := time.Tick(5 * time.Millisecond); s.Status().Unanswered < (key+1)*each; <-tick {
+			if bound.Err() != nil || s.Err() != nil {
+				t.Fatalf("%d unanswered, %v", s.Status().Unanswered, s.Err())
+			}
+		}
+	}
+	if err := outcomes(t, s, broker.Message{RoutingKey: good, ID: "m"})[0]; err != nil {
+		t.Errorf("to a healthy queue: %v", err)
+	}
+}
+
+// suspend keeps a queue from answering until the test ends.
+func suspend(t testing.TB, queue string) {
+	t.Helper()
+	pid := fmt.Sprintf(`amqqueue:get_pid(element(2, rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"%s">>))))`, queue)
+	eval(t, "sys:suspend("+pid+").")
+	t.Cleanup(func() { eval(t, "sys:resume("+pid+").") }) // before the queue is deleted
 }
