@@ -16,7 +16,8 @@ import (
 // flight is a message on its way to its outcome.
 type flight struct {
 	id    string
-	to    destination // where it was published to
+	to    target      // where it was published to
+	quota destination // what waits for the answer with it
 	size  int         // of its body
 	delay *delay      // nil = it does not wait
 	port  *port

@@ -148,7 +148,7 @@ func (p *publisher) send(ctx context.Context, m *broker.Message, slots chan stru
 		done(err)
 		return
 	}
-	f.to.settle = slots == p.settleSlots
+	f.quota = destination{f.answering(), slots == p.settleSlots}
 	if err := p.board(ctx, f, slots); err != nil {
 		if !errors.Is(err, broker.ErrRejected) {
 			err = p.notSent(err)
@@ -238,7 +238,7 @@ func (p *publisher) explain(f *flight, err error) error {
 // the outcome.
 func (p *publisher) prepare(ctx context.Context, m *broker.Message, digits int) (f *flight, err error) {
 	f = &flight{
-		id: m.ID, exchange: m.Exchange, key: m.RoutingKey, to: destination{target: target{m.Exchange, m.RoutingKey}}, size: len(m.Body),
+		id: m.ID, exchange: m.Exchange, key: m.RoutingKey, to: target{m.Exchange, m.RoutingKey}, size: len(m.Body),
 		fate: make(chan fate, 1), over: make(chan struct{}),
 	}
 	if err := p.mayEndChannel(m); err != nil {
