@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -130,6 +131,47 @@ func TestAnEntryThatEndsTheLinkIsBuriedAndTheOthersAreNot(t *testing.T) {
 		}
 		if text := r.log.String(); !strings.Contains(text, "ended the link 5 times") {
 			t.Errorf("log: %s", text)
+		}
+	})
+}
+
+// The broker ends the link over two entries, again and again, and takes two seconds to confirm any other. All were under way the first
+// time, so all are suspects, and others than the two are confirmed only because suspects go one at a time.
+func TestSuspectEntriesGoOneAtATime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const n = 10
+		var mu sync.Mutex
+		link := make(chan struct{}) // closed when it ends
+		r := newRig(t, withQueues(n), plainOutbox, script(func(m broker.Message) error {
+			mu.Lock()
+			ended := link
+			mu.Unlock()
+			if m.ID != "poison" {
+				select {
+				case <-ended:
+					return errEnded
+				case <-time.After(2 * time.Second):
+					return nil
+				}
+			}
+			time.Sleep(50 * time.Millisecond) // the others are under way
+			mu.Lock()
+			close(link)
+			link = make(chan struct{})
+			mu.Unlock()
+			return errEnded
+		}))
+		down(r, true)
+		for i := range n {
+			kept(t, "publish", r.server.Publish(named(fmt.Sprint(i), fmt.Sprint("k", i))))
+		}
+		kept(t, "poison", r.server.Publish(named("poison", "x")))
+		kept(t, "poison", r.server.Publish(named("poison", "y")))
+		up(r)
+		drained(t, r)
+		if h := r.server.Health(t.Context()); h.Outbox.Dead != 2 {
+			t.Errorf("%d entries are buried, want the two that end the link", h.Outbox.Dead)
 		}
 	})
 }

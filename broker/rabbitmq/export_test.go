@@ -1,6 +1,7 @@
 package rabbitmq
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
@@ -74,4 +75,31 @@ func WithProbes(s broker.Session, every, margin time.Duration) broker.Session {
 	p := &s.(*session).delays.probes
 	p.every, p.margin = every, margin
 	return s
+}
+
+// WithMaxUnanswered sets how many answers the broker may owe that nobody waits for, in a session that nobody uses yet.
+func WithMaxUnanswered(s broker.Session, n int) broker.Session {
+	s.(*session).publish.maxUnanswered = n
+	return s
+}
+
+// Held says what of the publisher's a session that has ended has not given back; "" = nothing.
+func Held(s broker.Session) string {
+	p := s.(*session).publish
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	held := ""
+	for what, n := range map[string]int{
+		"places": len(p.publishSlots), "places for settling": len(p.settleSlots), "quotas": len(p.quotas), "orphans": p.orphans,
+	} {
+		if n != 0 {
+			held += fmt.Sprintf("%d %s ", n, what)
+		}
+	}
+	for i := range p.ports {
+		if len(p.ports[i].writing) != 0 {
+			held += fmt.Sprintf("the turn of port %d ", i)
+		}
+	}
+	return held
 }

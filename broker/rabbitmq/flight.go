@@ -16,7 +16,8 @@ import (
 // flight is a message on its way to its outcome.
 type flight struct {
 	id    string
-	to    destination // where it was published to
+	to    target      // where it was published to
+	quota destination // what waits for the answer with it
 	size  int         // of its body
 	delay *delay      // nil = it does not wait
 	port  *port
@@ -168,7 +169,7 @@ func (p *publisher) abandon(f *flight) {
 	}
 	pp := f.try.pipe
 	pp.orphans++
-	if p.orphans > maxUnanswered {
+	if p.orphans > p.maxUnanswered {
 		for i := range p.ports {
 			for _, pp := range slices.Clone(p.ports[i].retired) {
 				pp.tidy()
@@ -200,16 +201,27 @@ func (p *publisher) leave(f *flight) {
 	}
 }
 
+// errReturned is the outcome of a message that no level took and that nobody waits for any more.
+var errReturned = fmt.Errorf("%w: its level was deleted, and nobody waits for it", broker.ErrNotSent)
+
 // rewrite writes a message again whose level did not take it, once: somebody has deleted the level's queue or exchange. This duplicates
-// nothing, since it is certain that no queue has the message.
+// nothing, since it is certain that no queue has the message. For the same reason the outcome is ErrNotSent if the message
+// cannot be written again.
 func (p *publisher) rewrite(ctx context.Context, f *flight) error {
 	p.s.delays.memory.levels.forget(f.delay.levels)
+	p.mu.Lock()
+	orphan := f.orphan
+	f.returned = ""
+	p.mu.Unlock()
+	if orphan { // abandon has dropped what would be written
+		return errReturned
+	}
 	levels, err := p.s.declareLevels(ctx)
 	if err != nil {
 		return p.unprepared(err)
 	}
 	p.mu.Lock()
-	f.delay.levels, f.returned = levels, ""
+	f.delay.levels = levels
 	p.mu.Unlock()
 	if err := p.waitForName(ctx, f); err != nil {
 		return p.notSent(err)

@@ -90,6 +90,7 @@ func TestOwnNode(t *testing.T) {
 	t.Run("refuses what is too large", func(t *testing.T) { testTooLarge(t, n) })
 	t.Run("has a queue that does not answer", func(t *testing.T) { testUnanswered(t, n) })
 	t.Run("has dead letters that do not answer", func(t *testing.T) { testUnansweredDeadLetters(t, n) })
+	t.Run("has a level that does not answer", func(t *testing.T) { testUnansweredLevel(t, n) })
 	t.Run("blocks publishers", func(t *testing.T) { testBlocked(t, n) })
 	t.Run("times an ack out", func(t *testing.T) { testAckTimeout(t, n) })
 	t.Run("loses the queue of a campaign", func(t *testing.T) { testDeletedTarget(t, n) })

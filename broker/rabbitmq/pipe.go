@@ -149,7 +149,7 @@ func (pp *pipe) readReturns() {
 // calls unlock.
 func (pp *pipe) tidy() {
 	owes := pp.flights.Len()
-	if pp.retired && !pp.closing && !pp.ended && (owes == 0 || pp.orphans == owes && pp.port.p.orphans > maxUnanswered) {
+	if pp.retired && !pp.closing && !pp.ended && (owes == 0 || pp.orphans == owes && pp.port.p.orphans > pp.port.p.maxUnanswered) {
 		pp.close()
 	}
 }

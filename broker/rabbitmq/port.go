@@ -78,7 +78,7 @@ type hindrance struct {
 	after  *flight       // wait for that flight: it has the same name, or both are to go alone
 	mended chan struct{} // wait until it is closed: the end of the current pipe is being handled
 	open   bool          // open a pipe
-	pause  bool          // wait until a pipe may be opened
+	pause  time.Duration // wait so long
 }
 
 // seat puts f on the current pipe, or returns why not. The caller holds the turn.
@@ -106,10 +106,15 @@ func (pt *port) seat(f *flight) hindrance {
 	case pp.orphans >= firstQuota || due && pt.room():
 		return hindrance{open: true}
 	case other != nil: // one channel cannot have a name twice, since returns are told apart by it
-		return hindrance{pause: true}
+		return hindrance{pause: renewPause}
 	}
-	if last := pp.last(); pt == &p.ports[scoutPort] && last != nil && time.Since(last.since) < scoutPause {
-		return hindrance{after: last}
+	if last := pp.last(); pt == &p.ports[scoutPort] && last != nil {
+		switch left := scoutPause - time.Since(last.since); {
+		case left > 0 && last.orphan: // its over is closed, though it may still be refused
+			return hindrance{pause: left}
+		case left > 0:
+			return hindrance{after: last}
+		}
 	}
 	pp.put(f)
 	return hindrance{}
@@ -157,8 +162,8 @@ func (pt *port) board(ctx context.Context, f *flight) (other *flight, err error)
 			return h.after, nil
 		case h.mended != nil:
 			err = await(ctx, dead, h.mended)
-		case h.pause:
-			err = pause(ctx, dead, renewPause)
+		case h.pause > 0:
+			err = pause(ctx, dead, h.pause)
 		}
 		if err != nil {
 			return nil, err

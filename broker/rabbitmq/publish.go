@@ -29,6 +29,8 @@ type publisher struct {
 	settleSlots  chan struct{}
 	ports        [ports]port
 
+	maxUnanswered int // see the constant; tests set it
+
 	mu        sync.Mutex             // guards what follows, and parts of ports, pipes and flights
 	orphans   int                    // orphaned flights
 	leaving   []*pipe                // to be closed by unlock
@@ -47,6 +49,8 @@ func newPublisher(s *session, c *conn) (*publisher, error) {
 		exchanges:    make(map[string]*scouting),
 		fits:         16 << 10, // RabbitMQ's own limit is 16 MiB or more
 		quotas:       make(map[destination]*quota),
+
+		maxUnanswered: maxUnanswered,
 	}
 	for i := range p.ports {
 		p.ports[i].p, p.ports[i].writing = p, newTurn()
@@ -143,7 +147,7 @@ func (p *publisher) send(ctx context.Context, m *broker.Message, slots chan stru
 		done(err)
 		return
 	}
-	f.to.settle = slots == p.settleSlots
+	f.quota = destination{f.answering(), slots == p.settleSlots}
 	if err := p.board(ctx, f, slots); err != nil {
 		if !errors.Is(err, broker.ErrRejected) {
 			err = p.notSent(err)
@@ -232,7 +236,7 @@ func (p *publisher) explain(f *flight, err error) error {
 // prepare makes the flight of a message, and declares the levels for the first delayed one. An error is the outcome.
 func (p *publisher) prepare(ctx context.Context, m *broker.Message, digits int) (f *flight, err error) {
 	f = &flight{
-		id: m.ID, exchange: m.Exchange, key: m.RoutingKey, to: destination{target: target{m.Exchange, m.RoutingKey}}, size: len(m.Body),
+		id: m.ID, exchange: m.Exchange, key: m.RoutingKey, to: target{m.Exchange, m.RoutingKey}, size: len(m.Body),
 		fate: make(chan fate, 1), over: make(chan struct{}),
 	}
 	if err := p.mayEndChannel(m); err != nil {

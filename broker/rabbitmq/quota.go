@@ -3,6 +3,7 @@ package rabbitmq
 import (
 	"container/list"
 	"context"
+	"time"
 )
 
 // firstQuota is how many messages with one exchange and key may be unanswered before the first answer. RabbitMQ stops reading from
@@ -28,16 +29,24 @@ type quota struct {
 	waiting list.List // chan struct{}, closed when it has its place
 }
 
-// reserve waits for a place in the quota of f's destination, and takes it.
+// answering returns the target whose quota f needs a place in. A level answers for the messages of all targets, and is a quorum queue.
+func (f *flight) answering() target {
+	if f.delay == nil {
+		return f.to
+	}
+	return target{exchange: levelName(firstLevel(ticks(time.Until(f.delay.due), f.delay.digits)))}
+}
+
+// reserve waits for a place in f's quota, and takes it.
 func (p *publisher) reserve(ctx context.Context, f *flight) error {
 	p.mu.Lock()
-	q := p.quotas[f.to]
+	q := p.quotas[f.quota]
 	if q == nil {
 		q = &quota{allowed: firstQuota, most: window}
-		if f.to.settle {
+		if f.quota.settle {
 			q.allowed, q.most = firstSettleQuota, reserve
 		}
-		p.quotas[f.to] = q
+		p.quotas[f.quota] = q
 	}
 	if q.used < q.allowed {
 		q.used++
@@ -64,7 +73,7 @@ func (p *publisher) reserve(ctx context.Context, f *flight) error {
 
 // restore gives a place back. The caller holds mu.
 func (p *publisher) restore(f *flight, answered bool) {
-	q := p.quotas[f.to]
+	q := p.quotas[f.quota]
 	q.used--
 	if answered {
 		q.allowed = min(q.allowed+1, q.most)
@@ -74,6 +83,6 @@ func (p *publisher) restore(f *flight, answered bool) {
 		close(q.waiting.Remove(q.waiting.Front()).(chan struct{}))
 	}
 	if q.used == 0 {
-		delete(p.quotas, f.to)
+		delete(p.quotas, f.quota)
 	}
 }

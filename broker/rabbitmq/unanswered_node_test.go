@@ -190,3 +190,42 @@ func testUnansweredDeadLetters(t *testing.T, n *node) {
 	}
 	wait(t, "the session's end", s.Done())
 }
+
+// Delayed messages of many targets begin at one level, a quorum queue. When it does not answer, they use up neither the channel nor the
+// connection.
+func testUnansweredLevel(t *testing.T, n *node) {
+	s := open(t, n.broker(t))
+	good, at := workQueue(t, s), time.Now().Add(time.Hour)
+	published(t, s, broker.Message{RoutingKey: good, ID: "makes the levels", NotBefore: at})
+	resume := n.suspend("dispatcher.delay.v2.21", "quorum")
+	defer resume()
+	ctx, cancel := context.WithCancel(testContext(t))
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer cancel()
+	for range 3 {
+		msgs := make([]broker.Message, 150)
+		q := workQueue(t, s)
+		for i := range msgs {
+			msgs[i] = broker.Message{RoutingKey: q, ID: fmt.Sprint(i), NotBefore: at}
+		}
+		all.Go(func() { s.Publish(ctx, msgs, func(int, error) {}) })
+	}
+	for i := range 20 {
+		within, stop := context.WithTimeout(context.Background(), patience/2)
+		outcome := make(chan error, 1)
+		s.Publish(within, []broker.Message{{RoutingKey: good, ID: fmt.Sprint(i)}}, func(_ int, err error) { outcome <- err })
+		select {
+		case err := <-outcome:
+			if err != nil {
+				t.Errorf("to a healthy queue: %v", err)
+			}
+		case <-within.Done():
+			t.Fatal("a healthy queue got nothing")
+		}
+		stop()
+	}
+	if ctx.Err() != nil {
+		t.Error("it took as long as the others waited")
+	}
+}
