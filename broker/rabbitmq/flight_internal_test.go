@@ -59,6 +59,7 @@ func TestReturnedMessageThatNobodyWaitsForIsNotWrittenAgain(t *testing.T) {
 func TestReturnedMessageThatCannotBeWrittenAgainIsNotSent(t *testing.T) {
 	t.Parallel()
 	s := &session{dead: make(chan struct{}), closing: true}
+	s.delays.memory = new(memory)
 	s.publish = &publisher{s: s}
 	f := &flight{delay: &delay{}}
 	if err := s.publish.rewrite(context.Background(), f); !errors.Is(err, broker.ErrNotSent) || errors.Is(err, broker.ErrRejected) {
