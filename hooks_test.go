@@ -232,7 +232,7 @@ func TestNilMiddlewareIsRefused(t *testing.T) {
 func TestTasksLongerThanTheConsumerTimeoutAreWarnedOf(t *testing.T) {
 	t.Parallel()
 	v := rabbitVenue(t)
-	s := v.server()
+	s := v.server(func(c *dispatcher.ServerConfig) { c.QueueType = "quorum" }) // from 4.3 on others have none
 	v.worker(s, "w", tasks{
 		"long":  {Timeout: 31 * time.Minute, Function: func() {}},
 		"edge":  {Timeout: 30*time.Minute - time.Second, Function: func() {}}, // and its grace

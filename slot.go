@@ -156,8 +156,12 @@ func (s *shift) accept(d *broker.Delivery, at *feed) bool {
 	// does not end, the delivery is left to Consumer.Close.
 	select {
 	case <-at.consumer.Done():
-		s.settle(newCall(*d, at), verdict{action: release})
 	case <-s.stopped:
+	}
+	select { // both may be closed, and what is left to Close is charged
+	case <-at.consumer.Done():
+		s.settle(newCall(*d, at), verdict{action: release})
+	default:
 	}
 	return false
 }
