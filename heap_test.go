@@ -73,7 +73,7 @@ func TestTheHeapDoesNotGrowWithReconnectsBesideATaskThatNeverEnds(t *testing.T) 
 					if err := session.Delete(t.Context(), v.name); err != nil {
 						t.Fatal(err)
 					}
-					time.Sleep(time.Minute) // in the bubble
+					<-time.After(time.Minute) // in the bubble
 				}
 			}
 			lose(warm)

@@ -155,7 +155,7 @@ func TestSuspectEntriesGoOneAtATime(t *testing.T) {
 					return nil
 				}
 			}
-			time.Sleep(50 * time.Millisecond) // the others are under way
+			<-time.After(50 * time.Millisecond) // the others are under way
 			mu.Lock()
 			close(link)
 			link = make(chan struct{})

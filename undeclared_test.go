@@ -36,6 +36,17 @@ func awayServer(retries int, queues ...string) (*brokertest.Chaos, dispatcher.Se
 	return chaos, cfg
 }
 
+// serve starts a server that the test closes.
+func serve(t *testing.T, cfg *dispatcher.ServerConfig) *dispatcher.Server {
+	t.Helper()
+	s, _, err := dispatcher.NewServer(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
 // Somebody has declared a queue of InitQueues anew, with other properties. All else goes on, and Health says so.
 func TestRefusedQueueDoesNotStopTheServer(t *testing.T) {
 	t.Parallel()
@@ -117,11 +128,7 @@ func TestWorkerOfAQueueThatIsAwayComesBackSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		chaos, cfg := awayServer(-1)
 		log := cfg.Logger.(*recorder)
-		s, _, err := dispatcher.NewServer(&cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer s.Close()
+		s := serve(t, &cfg)
 		ran := make(chan string, 10)
 		for _, name := range []string{"here", "away"} {
 			w, err := s.NewWorker(&dispatcher.WorkerConfig{Name: name, Queue: name, BindingKeys: []string{name}},
@@ -133,12 +140,12 @@ func TestWorkerOfAQueueThatIsAwayComesBackSoon(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		for _, q := range []string{"away", "away.dead"} {
 			chaos.FailQueue(q, errAway)
 		}
 		chaos.Kill()
-		time.Sleep(10 * time.Minute)
+		<-time.After(10 * time.Minute)
 		publish := func(key string) {
 			if err := s.Publish(&dispatcher.Task{Name: "f", RoutingKey: key}); err != nil {
 				t.Fatal(err)
@@ -178,11 +185,7 @@ func TestNewServerWaitsForAQueueThatIsAway(t *testing.T) {
 		chaos.FailQueue("q", errAway)
 		time.AfterFunc(time.Hour, func() { chaos.FailQueue("q", nil) })
 		began := time.Now()
-		s, _, err := dispatcher.NewServer(&cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer s.Close()
+		serve(t, &cfg)
 		if took := time.Since(began); took < time.Hour || took > time.Hour+3*time.Second {
 			t.Errorf("connected after %v, the queue was back after an hour", took)
 		}
@@ -207,11 +210,7 @@ func TestNewWorkerAndStartWaitForAQueueThatIsAway(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				chaos, cfg := awayServer(-1)
-				s, _, err := dispatcher.NewServer(&cfg)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer s.Close()
+				s := serve(t, &cfg)
 				worker := &dispatcher.WorkerConfig{Name: "w", Queue: "q"}
 				absent := func(for_ time.Duration) {
 					chaos.FailQueue(away, errAway)
@@ -228,7 +227,7 @@ func TestNewWorkerAndStartWaitForAQueueThatIsAway(t *testing.T) {
 
 				absent(time.Minute)
 				bounded("NewWorker", func() error { _, err := s.NewWorker(worker, nil); return err })
-				time.Sleep(time.Minute)
+				<-time.After(time.Minute)
 				absent(20 * time.Second)
 				w, err := s.NewWorker(worker, nil) // its name is free
 				if err != nil {
@@ -236,7 +235,7 @@ func TestNewWorkerAndStartWaitForAQueueThatIsAway(t *testing.T) {
 				}
 				absent(time.Minute)
 				bounded("Start", func() error { return w.Start(s) })
-				time.Sleep(time.Minute)
+				<-time.After(time.Minute)
 				absent(20 * time.Second)
 				if err := w.Start(s); err != nil {
 					t.Fatal(err)
@@ -276,16 +275,12 @@ func TestPausesDoNotGrowWhileANodeAnswers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		chaos, cfg := awayServer(-1)
-		s, _, err := dispatcher.NewServer(&cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer s.Close()
+		serve(t, &cfg)
 		for range 50 {
 			opens, cut := chaos.Opens(), time.Now()
 			chaos.Kill()
 			for chaos.Opens() == opens {
-				time.Sleep(10 * time.Millisecond)
+				<-time.After(10 * time.Millisecond)
 			}
 			if took := time.Since(cut); took > 2*time.Second {
 				t.Fatalf("the next session was opened after %v", took)
@@ -348,11 +343,7 @@ func TestDeclarationThatEndsTheSessionIsPutOff(t *testing.T) {
 				mem := memory.New()
 				b := &deadly{Broker: mem, queue: queue, armed: make(chan struct{})}
 				cfg.Broker = b
-				s, _, err := dispatcher.NewServer(&cfg)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer s.Close()
+				s := serve(t, &cfg)
 				ran := make(chan struct{}, 1)
 				for _, name := range []string{"good", "deadly"} {
 					w, err := s.NewWorker(&dispatcher.WorkerConfig{Name: name, Queue: name, BindingKeys: []string{name}},
@@ -364,13 +355,13 @@ func TestDeclarationThatEndsTheSessionIsPutOff(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				time.Sleep(time.Minute)
+				<-time.After(time.Minute)
 				close(b.armed)
 				mem.KillSessions()
-				time.Sleep(5 * time.Minute)
+				<-time.After(5 * time.Minute)
 				up := 0
 				for range 1000 {
-					time.Sleep(100 * time.Millisecond)
+					<-time.After(100 * time.Millisecond)
 					h := s.Health(t.Context())
 					if i := 1; h.State == dispatcher.StateConnected && h.Workers[i].Name == "good" && h.Workers[i].Consuming {
 						up++

@@ -7,7 +7,8 @@ import (
 
 // The outcome of a publish is exactly one of nil, ErrNotSent, ErrRejected and ErrUnconfirmed, found with errors.Is.
 var (
-	// ErrNotSent: certainly nothing was written. Publishing again cannot duplicate.
+	// ErrNotSent: the message is certainly in no queue, because nothing was written, or the broker returned or ignored it. Publishing
+	// again cannot duplicate.
 	ErrNotSent = errors.New("not sent")
 	// ErrRejected: the broker, or a check before it, refused. Publishing the same again will be refused again until
 	// something changes.

@@ -129,7 +129,7 @@ func TestOpenTriesFailedNodesLast(t *testing.T) {
 				t.Fatalf("the order is %v, want 1 last", order)
 			}
 		}
-		time.Sleep(31 * time.Second)
+		<-time.After(31 * time.Second)
 		first := 0
 		for range 100 {
 			if b.Order()[0] == 1 {

@@ -27,11 +27,11 @@ func TestUnroutableMessagesAskOnceASecond(t *testing.T) {
 		}
 		first.until = time.Now().Add(routeFresh)
 		close(first.over)
-		time.Sleep(routeFresh)
+		<-time.After(routeFresh)
 		if _, queues := r.ask(target{"e", "k"}); queues != nil {
 			t.Error("asks again within a second")
 		}
-		time.Sleep(time.Millisecond)
+		<-time.After(time.Millisecond)
 		if _, queues := r.ask(target{"e", "k"}); len(queues) != 1 {
 			t.Error("never asks again")
 		}

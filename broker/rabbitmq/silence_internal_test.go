@@ -17,30 +17,30 @@ func TestSilenceLastsUntilAnyAnswer(t *testing.T) {
 				t.Errorf("silent for %v with %d messages, too long %t; want %v, %d, %t", d, n, tooLong, wantFor, wantWaiting, want)
 			}
 		}
-		time.Sleep(time.Hour)
+		<-time.After(time.Hour)
 		check(0, 0, false)
 		for range silentMany - 1 {
 			x.wrote()
 		}
-		time.Sleep(silentFew - time.Second)
+		<-time.After(silentFew - time.Second)
 		check(silentFew-time.Second, silentMany-1, false)
 		x.wrote()
 		check(silentFew-time.Second, silentMany, true)
 		x.wrote()
 		x.answered()
 		x.over()
-		time.Sleep(silentNode - time.Second)
+		<-time.After(silentNode - time.Second)
 		check(silentNode-time.Second, silentMany, false)
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		check(silentNode, silentMany, true)
 		for range silentMany - 1 {
 			x.over()
 		}
 		check(silentNode, 1, false)
-		time.Sleep(silentFew - silentNode)
+		<-time.After(silentFew - silentNode)
 		check(silentFew, 1, true) // an outbox with one key has no more
 		x.over()
-		time.Sleep(time.Hour)
+		<-time.After(time.Hour)
 		x.wrote()
 		check(0, 1, false)
 	})
@@ -62,7 +62,7 @@ func TestNodeIsLeftOnlyForABetterOne(t *testing.T) {
 		if b.leaver(2)() {
 			t.Error("a node is left although one of the others failed and the other was left")
 		}
-		time.Sleep(shunTime + time.Second)
+		<-time.After(shunTime + time.Second)
 		b.shunned.add(0) // it fails, too, which does not shorten what is remembered
 		if b.leaver(0)() {
 			t.Error("a node is left a second time")
@@ -73,7 +73,7 @@ func TestNodeIsLeftOnlyForABetterOne(t *testing.T) {
 		if first := b.shunned.order(3)[0]; first != 1 {
 			t.Errorf("node %d comes first, want the one that was not left", first)
 		}
-		time.Sleep(leftFor)
+		<-time.After(leftFor)
 		if !b.leaver(0)() {
 			t.Error("a node can never be left again")
 		}
