@@ -131,7 +131,7 @@ func (w *Worker) consuming() broker.ConsumeOptions {
 // Errors: [ErrWorkerDisconnected], when there is no connection now; [ErrWorkerStarted], when it runs already or calls
 // of its former run have not ended; [ErrShutdown], when it was closed meanwhile; [ErrServerClosed], also when the connection
 // was given up; [ErrUnavailable], when a queue's node stayed down; an error that Is ErrRejected and names the limit, when the connection
-// has as many consumers as it can have (RabbitMQ: 1,967, unless the node allows fewer channels).
+// has as many consumers as it can have (RabbitMQ: 1,966, unless the node allows fewer channels).
 func (w *Worker) Start(s *Server) error {
 	if s != w.server {
 		return fmt.Errorf("start worker %q: it was made by another server", w.cfg.Name)

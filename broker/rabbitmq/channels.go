@@ -28,6 +28,7 @@ type channels struct {
 	most    int // what the broker and the URL allow
 	singles int
 	pulling int           // kept for TryGet
+	probing int           // kept for the consumer of probes, which is not counted
 	calls   chan struct{} // one taken for every call under way
 
 	mu        sync.Mutex // guards what follows
@@ -42,15 +43,19 @@ func newChannels(most uint16) channels {
 		most:    n,
 		singles: min(maxSingles, n/8),
 		pulling: min(maxPulls, n/4),
+		probing: min(1, n/32),
 		calls:   make(chan struct{}, max(1, min(maxCalls, n/4))),
 	}
 }
 
 // kept is how many channels are reserved for other purposes than consumers.
-func (c *channels) kept() int { return c.pulling + cap(c.calls) }
+func (c *channels) kept() int { return c.pulling + c.probing + cap(c.calls) }
 
-// consumer takes a channel for a consumer.
-func (c *channels) consumer() error {
+// consumer takes a channel for a consumer of a queue.
+func (c *channels) consumer(queue string) error {
+	if ofProbes(queue) {
+		return nil
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.consumers >= c.most-c.kept() || c.consumers+c.pulls >= c.most-cap(c.calls) {
@@ -82,8 +87,11 @@ func (c *channels) pull(messages int) error {
 	return nil
 }
 
-// give gives back the channel of a consumer, or of a TryGet.
-func (c *channels) give(consumer bool) {
+// give gives back the channel of a consumer, or of a TryGet, of a queue.
+func (c *channels) give(queue string, consumer bool) {
+	if ofProbes(queue) && consumer {
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if consumer {

@@ -67,7 +67,7 @@ func (s *session) newConsumer(ctx context.Context, o broker.ConsumeOptions) (*co
 			deliveries: make(chan broker.Delivery, o.Prefetch),
 			done:       make(chan struct{}),
 		}
-		if err = s.channels.consumer(); err == nil {
+		if err = s.channels.consumer(o.Queue); err == nil {
 			if c.lane, err = s.openLane(o.Queue, o.Prefetch); err == nil {
 				c.lane.consumer = c
 				if err = c.subscribe(o.Prefetch); err == nil {
@@ -76,7 +76,7 @@ func (s *session) newConsumer(ctx context.Context, o broker.ConsumeOptions) (*co
 				}
 				_ = c.ch.Close()
 			}
-			s.channels.give(true)
+			s.channels.give(o.Queue, true)
 		}
 		s.freeTag(tag)
 		return nil, refused(readQueue, err)

@@ -45,6 +45,9 @@ func sinkArguments() amqp.Table {
 
 func probeArguments() amqp.Table { return amqp.Table{"x-expires": int64(60_000)} }
 
+// ofProbes reports whether a queue is that of a session's probes.
+func ofProbes(queue string) bool { return strings.HasPrefix(queue, probeSink+".") }
+
 // probeKey is the routing key of a session's probes. The session's name comes after the words that levels and exits read.
 func probeKey(exit, session string) string {
 	return delayKey(probeTicks, probeWord, exit) + "." + session

@@ -109,7 +109,7 @@ func (l *lane) forget() {
 	l.s.mu.Lock()
 	defer l.s.mu.Unlock()
 	delete(l.s.lanes, l)
-	l.s.channels.give(l.consumer != nil)
+	l.s.channels.give(l.queue, l.consumer != nil)
 }
 
 // settled waits until the broker has taken the settlements of lanes that have nothing left to settle: they close their

@@ -244,7 +244,7 @@ func (s *session) TryGet(ctx context.Context, queue string, most int) ([]broker.
 			return p, err
 		}
 		if p.lane, err = s.openLane(queue, 0); err != nil {
-			s.channels.give(false)
+			s.channels.give(queue, false)
 			return p, err
 		}
 		for ok := true; ok && err == nil && len(p.ds) < most && ctx.Err() == nil; {
@@ -255,7 +255,7 @@ func (s *session) TryGet(ctx context.Context, queue string, most int) ([]broker.
 		}
 		if err != nil || len(p.ds) == 0 {
 			_ = p.lane.ch.Close()
-			s.channels.give(false)
+			s.channels.give(queue, false)
 			return p, err
 		}
 		p.lane.retire()
