@@ -30,7 +30,7 @@ func onChannel(p *place, f func(ch *amqp.Channel) error) error {
 	return conn.Close()
 }
 
-// publishByHand publishes a ready-made body, persistent and confirmed, with nothing else that costs.
+// publishByHand publishes ready-made bodies, persistent and confirmed, with nothing else that costs.
 func publishByHand(p *place, n int) (rate float64, err error) {
 	if rate, err = fill(p, n); err != nil {
 		return 0, err
@@ -40,7 +40,7 @@ func publishByHand(p *place, n int) (rate float64, err error) {
 
 // fill publishes n tasks and leaves them in the queue.
 func fill(p *place, n int) (rate float64, err error) {
-	body, err := handBody()
+	bodies, err := handBodies(n)
 	if err != nil {
 		return 0, err
 	}
@@ -58,7 +58,7 @@ func fill(p *place, n int) (rate float64, err error) {
 				continue
 			}
 			inFlight[i%window], err = ch.PublishWithDeferredConfirm(p.name, p.name, false, false,
-				amqp.Publishing{ContentType: "application/json", DeliveryMode: amqp.Persistent, Body: body})
+				amqp.Publishing{ContentType: "application/json", DeliveryMode: amqp.Persistent, Body: bodies[i]})
 			if err != nil {
 				return err
 			}
@@ -69,15 +69,22 @@ func fill(p *place, n int) (rate float64, err error) {
 	return rate, err
 }
 
-// handBody is a task as the library would encode it.
-func handBody() ([]byte, error) {
-	task := newTask()
-	task.UUID = "00000000-0000-4000-8000-000000000000"
-	body, err := json.Marshal(task)
-	if err == nil && len(body) != bodyBytes {
-		err = fmt.Errorf("the body has %d bytes, not %d: %s", len(body), bodyBytes, body)
+// handBodies are n tasks as the library would encode them. Each has a uuid of its own: a worker does not run two tasks of one at once.
+func handBodies(n int) ([][]byte, error) {
+	bodies := make([][]byte, n)
+	for i := range bodies {
+		task := newTask()
+		task.UUID = fmt.Sprintf("00000000-0000-4000-8000-%012d", i)
+		body, err := json.Marshal(task)
+		if err == nil && len(body) != bodyBytes {
+			err = fmt.Errorf("the body has %d bytes, not %d: %s", len(body), bodyBytes, body)
+		}
+		if err != nil {
+			return nil, err
+		}
+		bodies[i] = body
 	}
-	return body, err
+	return bodies, nil
 }
 
 // drainByHand receives and acks one after the other, and does nothing else: it does not even decode.
