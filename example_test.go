@@ -217,3 +217,29 @@ func ExampleServer_GetWorkerByName() {
 	// true <nil>
 	// Worker not found
 }
+
+// A program on the embedded broker finishes its work before it ends, retries and delayed tasks included.
+func ExampleServer_Shutdown_embeddedBroker() {
+	embedded := memory.New()
+	server, _, err := dispatcher.NewServer(&dispatcher.ServerConfig{
+		Broker: embedded, Exchange: "app", DefaultRoutingKey: "mail", Logger: quiet,
+	})
+	if err != nil {
+		panic(err)
+	}
+	run(server, map[string]dispatcher.TaskConfig{"send": {Function: func(to string) { fmt.Println("to", to) }}})
+	later := dispatcher.NewTask("send", "ann@example.org")
+	later.Delay = 50 * time.Millisecond
+	if err := server.Publish(later); err != nil {
+		panic(err)
+	}
+
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	fmt.Println("drained:", embedded.Drain(ctx))
+	fmt.Println("closed:", server.Shutdown(ctx))
+	// Output:
+	// to ann@example.org
+	// drained: <nil>
+	// closed: <nil>
+}

@@ -24,6 +24,7 @@ type Server struct {
 	replayed  atomic.Int64 // dead letters
 	running   running
 	suspect   chan struct{} // holds one while a suspect runs
+	farewell  sync.Once     // logs what is stranded
 
 	givenUp  chan struct{} // what NewServer returned: closed once, by watch
 	watched  chan struct{} // closed when watch has returned
@@ -276,7 +277,8 @@ func (s *Server) shutdownContext() (context.Context, context.CancelFunc) {
 // Shutdown ends the server in this order: all workers stop taking tasks and give back what has not started; running tasks
 // end, and may still publish; their outcomes are settled; what is in the outbox is sent, while the connection stands and
 // entries are leaving; publishes under way are confirmed; the connection is closed. If tasks are left in the outbox, the error
-// Is [ErrOutboxNotEmpty].
+// Is [ErrOutboxNotEmpty]. If the broker is the embedded one, the tasks that are left in it and that no other server takes are counted
+// and logged, once.
 //
 // When ctx ends first, the contexts of running tasks are cancelled with [ErrShutdown] as their cause, and they have one
 // more second. Functions that still run then are left behind, and the error Is [ErrTasksRunning]: see [Worker.Shutdown].
@@ -299,7 +301,19 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		case <-closing.Done():
 		}
 	}
+	s.farewell.Do(s.logStranded)
 	return err
+}
+
+// logStranded logs how many tasks are left in a broker that ends with the process, if nobody else takes them.
+func (s *Server) logStranded() {
+	v, ok := s.cfg.Broker.(broker.Volatile)
+	if !ok {
+		return
+	}
+	if tasks, dead := v.Stranded(); tasks > 0 || dead > 0 {
+		s.log.Errorf("close: %d tasks and %d dead letters are left in the memory of this process, and end with it", tasks, dead)
+	}
 }
 
 // stopWorkers shuts down all workers side by side. For good: none is made or started afterwards.

@@ -36,6 +36,14 @@ type Broker interface {
 	Open(ctx context.Context) (Session, error)
 }
 
+// Volatile is implemented by a [Broker] that keeps its messages in the memory of this process. A server that is closed asks how
+// many are left, and logs it. A wrapper around such a broker should implement it too.
+type Volatile interface {
+	// Stranded returns how many messages, delayed ones included, wait where no session consumes, and how many dead letters there are.
+	// While any session is open it does not count dead letters, since they can still be looked at. It never blocks.
+	Stranded() (messages, dead int)
+}
+
 // Session is one live connection to a broker. It dies once, by Close, by the peer or by a lost link; Done is closed then.
 type Session interface {
 	// Capabilities says what this broker, at the version that answered, can do. Constant over the session's life.

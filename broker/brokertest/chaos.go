@@ -35,12 +35,23 @@ type Chaos struct {
 	sessions map[*chaosSession]struct{} // the live ones
 }
 
-var _ broker.Broker = (*Chaos)(nil)
+var (
+	_ broker.Broker   = (*Chaos)(nil)
+	_ broker.Volatile = (*Chaos)(nil)
+)
 
 // NewChaos wraps inner. kill ends all sessions of inner as a lost link would; if it is nil, [Chaos.Kill] closes them and they
 // report a lost link.
 func NewChaos(inner broker.Broker, kill func()) *Chaos {
 	return &Chaos{inner: inner, cut: kill, sessions: make(map[*chaosSession]struct{})}
+}
+
+// Stranded implements [broker.Volatile] as the inner broker does; 0 if it does not.
+func (c *Chaos) Stranded() (messages, dead int) {
+	if v, ok := c.inner.(broker.Volatile); ok {
+		return v.Stranded()
+	}
+	return 0, 0
 }
 
 // FailOpen makes every Open return err, until FailOpen(nil).

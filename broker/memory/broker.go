@@ -4,7 +4,8 @@
 // It keeps the whole contract of package broker and can do everything in [broker.Capabilities]. What is special:
 //
 //   - Queues and messages live exactly as long as the [Broker] value, across sessions. Share one value among the servers
-//     that are to see the same queues. Nothing is written to disk.
+//     that are to see the same queues. Nothing is written to disk. [Broker.Content] tells what is there, and [Broker.Drain] waits
+//     until nothing is left to be worked on: a program that is about to end calls it before it closes its servers.
 //   - Messages are not copied. All deliveries of a message (several queues, redeliveries) share Body and Headers with the
 //     publisher: whoever receives them treats them as read only, and [broker.Message.Forward] gives headers to change.
 //   - Every publish has its outcome when Publish returns, done runs on the caller's goroutine, and ErrUnconfirmed never
@@ -33,7 +34,7 @@ import (
 )
 
 // Broker is an embedded message broker. Make it with [New]. It is safe for use by many goroutines, nothing in it has to
-// be closed, and no method of it or of its sessions waits for anything but its lock, save [broker.Session.Close].
+// be closed, and no method of it or of its sessions waits for anything but its lock, save [Broker.Drain] and [broker.Session.Close].
 type Broker struct {
 	// mu guards everything that is reachable from here: exchanges, queues, sessions, consumers and deliveries. It is
 	// held for short steps only and never while done functions or other foreign code run. One lock makes every operation
@@ -44,10 +45,14 @@ type Broker struct {
 	sessions  map[*session]struct{} // the live ones
 	delays    delayHeap
 	delaySeq  uint64
-	timer     *time.Timer // armed for the earliest of delays while there are sessions; made by the first
+	timer     *time.Timer   // armed for the earliest of delays while there are sessions; made by the first
+	emptied   chan struct{} // see watch; nil while nobody waits
 }
 
-var _ broker.Broker = (*Broker)(nil)
+var (
+	_ broker.Broker   = (*Broker)(nil)
+	_ broker.Volatile = (*Broker)(nil)
+)
 
 // New returns an empty broker: no queues and, apart from the default one, no exchanges.
 func New() *Broker {

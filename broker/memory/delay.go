@@ -74,6 +74,9 @@ func (b *Broker) deliverSome() (more bool) {
 			q.push(&d.message)
 			q.dispatch()
 		}
+		if len(b.delays) == 0 {
+			b.signal() // where it went, it may wait for a person
+		}
 	}
 	return true
 }

@@ -74,6 +74,9 @@ func (d *delivery) settle() {
 	d.settled = true
 	o.unsettled.remove(&d.links)
 	o.queue.unsettled--
+	if o.queue.empty() {
+		o.session.broker.signal()
+	}
 	if o.consumer != nil {
 		o.queue.seat(o.consumer)
 	} else {

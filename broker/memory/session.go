@@ -79,7 +79,7 @@ func (s *session) Inspect(ctx context.Context, name string) (broker.QueueInfo, e
 	if err != nil {
 		return broker.QueueInfo{}, fmt.Errorf("inspect queue %q: %w", name, err)
 	}
-	return broker.QueueInfo{Ready: q.ready(), Unsettled: q.unsettled, Consumers: len(q.consumers)}, nil
+	return q.info(), nil
 }
 
 // Purge implements [broker.Session]. It does not block.
@@ -92,7 +92,9 @@ func (s *session) Purge(ctx context.Context, name string) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("purge queue %q: %w", name, err)
 	}
-	return q.purge(), nil
+	n := q.purge()
+	s.broker.signal()
+	return n, nil
 }
 
 // Delete implements [broker.Session]. It does not block.

@@ -184,6 +184,7 @@ func (b *Broker) deleteQueue(q *queue) {
 		c.lose(gone)
 	}
 	q.purge()
+	b.signal()
 	if q.holder != nil {
 		delete(q.holder.ephemeral, q)
 	}
