@@ -2,7 +2,6 @@ package dispatcher
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -51,17 +50,14 @@ type DeadLetter struct {
 const RawHeaders = broker.RawHeaders
 
 // Task decodes the body: for a person to see the arguments, or to publish a corrected task in its place. The value of each
-// argument is a [json.RawMessage]. The error Is [ErrMalformed].
+// argument is a json.RawMessage; [Task.DecodeArgs] converts it. The error Is [ErrMalformed].
 func (l *DeadLetter) Task() (*Task, error) {
-	wire, err := decodeTask(l.Body)
+	t, err := DecodeTask(l.Body)
 	if err != nil {
 		return nil, err
 	}
-	t := &Task{UUID: l.UUID, Name: wire.Name, RoutingKey: l.RoutingKey, Headers: copyTable(l.Headers)}
+	t.UUID, t.RoutingKey, t.Headers = l.UUID, l.RoutingKey, copyTable(l.Headers)
 	delete(t.Headers, RawHeaders) // Publish would refuse it
-	for _, a := range wire.Args {
-		t.Args = append(t.Args, TaskArgument{Type: a.Type, Value: json.RawMessage(bytes.Clone(a.Value))})
-	}
 	return t, nil
 }
 

@@ -152,6 +152,24 @@ func ExampleArgs() {
 	// json {9}
 }
 
+// A message that some other program has read, decoded as a worker would.
+func ExampleDecodeTask() {
+	task, err := dispatcher.DecodeTask([]byte(`{"uuid":"u-1","name":"send","args":[{"type":"string","value":"ann"},{"type":"int","value":2}]}`))
+	if err != nil {
+		panic(err)
+	}
+	var to string
+	var copies int
+	if err := task.DecodeArgs(&to, &copies); err != nil {
+		panic(err)
+	}
+	fmt.Println(task.Name, to, copies)
+	fmt.Println(task.DecodeArgs(&to))
+	// Output:
+	// send ann 2
+	// task "send": want 1 argument, got 2
+}
+
 // A queue that exists before the first worker runs.
 func ExampleServerConfig_initQueues() {
 	server, _, err := dispatcher.NewServer(&dispatcher.ServerConfig{

@@ -217,6 +217,26 @@ func (p *callPlan) bind(args []wireArgument) (boundCall, error) {
 	return boundCall{in}, nil
 }
 
+// store binds args to the variables that pointers point to. If it fails, it has changed none.
+func store(task string, args []wireArgument, pointers []any) error {
+	p := callPlan{task: task}
+	for i, pointer := range pointers {
+		v := reflect.ValueOf(pointer)
+		if v.Kind() != reflect.Pointer || v.IsNil() {
+			return &ArgumentError{task, i, "a pointer that is not nil", fmt.Sprintf("%T", pointer)}
+		}
+		p.params = append(p.params, v.Type().Elem())
+	}
+	bound, err := p.bind(args)
+	if err != nil {
+		return err
+	}
+	for i, pointer := range pointers {
+		reflect.ValueOf(pointer).Elem().Set(bound.in[i])
+	}
+	return nil
+}
+
 func (p *callPlan) arity() string {
 	s := strconv.Itoa(len(p.params)) + " argument"
 	if len(p.params) != 1 {

@@ -1,0 +1,48 @@
+package dispatcher
+
+import (
+	"bytes"
+	"encoding/json"
+	"strconv"
+)
+
+// DecodeTask reads the body of a message as a worker does, and returns its UUID, Name and Args. The value of each argument is a
+// [json.RawMessage], a copy; [Task.DecodeArgs] converts them. What travels beside the body is not set. UUID may be "", since old senders
+// write none. The error Is [ErrMalformed].
+func DecodeTask(body []byte) (*Task, error) {
+	wire, err := decodeTask(body)
+	if err != nil {
+		return nil, err
+	}
+	t := &Task{UUID: wire.UUID, Name: wire.Name}
+	for _, a := range wire.Args {
+		t.Args = append(t.Args, TaskArgument{Type: a.Type, Value: json.RawMessage(bytes.Clone(a.Value))})
+	}
+	return t, nil
+}
+
+// DecodeArgs converts the arguments of t as a worker does for a function with these parameters, and stores them in the variables that
+// params point to: one for each argument, none of them nil. It works for a task that was decoded and for one that was made by
+// [NewTask], whose values it encodes first.
+//
+//	var to string
+//	var copies int
+//	err := task.DecodeArgs(&to, &copies)
+//
+// The error is an *ArgumentError if the arguments do not fit, and then no variable is changed. It reads t only.
+func (t *Task) DecodeArgs(params ...any) error {
+	args := make([]wireArgument, len(t.Args))
+	for i, arg := range t.Args {
+		raw, bad := appendArgument(nil, arg)
+		if bad != nil {
+			bad.Task, bad.Position = t.Name, i
+			return bad
+		}
+		wire, err := decodeArgument(raw)
+		if err != nil {
+			return &ArgumentError{t.Name, i, strconv.Quote(arg.Type), err.Error()}
+		}
+		args[i] = wire
+	}
+	return store(t.Name, args, params)
+}
