@@ -60,6 +60,15 @@ func (b *Broker) Drain(ctx context.Context) error {
 	}
 }
 
+// Emptied returns a channel that is closed when a queue becomes empty or is deleted, or when the last delayed message is due: for callers
+// that wait for another state than Drain does. Take the channel first and look at [Broker.Content] afterwards, so that no change is missed.
+// The next change has another channel. It does not block.
+func (b *Broker) Emptied() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.watch()
+}
+
 // pending is called with mu locked. It reports whether anything is left to be worked on.
 func (b *Broker) pending() bool {
 	if len(b.delays) > 0 {

@@ -117,6 +117,33 @@ func TestDrainWaitsFor(t *testing.T) {
 	}
 }
 
+func TestEmptiedIsClosedWhenAQueueBecomesEmpty(t *testing.T) {
+	t.Parallel()
+	closed := func(c <-chan struct{}) bool {
+		select {
+		case <-c:
+			return true
+		default:
+			return false
+		}
+	}
+	b := memory.New()
+	s := open(t, b)
+	declare(t, s, "q", "other")
+	fill(t, s, "q", 1, 2)
+	fill(t, s, "other", 1, 1)
+	emptied := b.Emptied()
+	ds := get(t, s, "q")
+	ok(t, ds[0].Ack())
+	if closed(emptied) {
+		t.Error("closed while a message is left in each queue")
+	}
+	ok(t, ds[1].Ack())
+	if !closed(emptied) || closed(b.Emptied()) {
+		t.Error("not closed once the queue is empty, or closed for good")
+	}
+}
+
 // A consumer that publishes follow-ups: Drain must not return between two of them, nor miss the end.
 func TestDrainUnderLoad(t *testing.T) {
 	t.Parallel()
