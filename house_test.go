@@ -44,7 +44,7 @@ func TestArrowsPointDown(t *testing.T) {
 		"./broker":        {module + "/broker"},
 		"./broker/memory": {module + "/broker", module + "/broker/memory"},
 		// The default broker is the only adapter that the root knows.
-		".":                 {module, module + "/broker", module + "/broker/rabbitmq"},
+		".":                 {module, module + "/broker", module + "/broker/rabbitmq", module + "/internal/taskcontext"},
 		"./broker/rabbitmq": {module + "/broker", module + "/broker/rabbitmq"},
 		// The suite knows no adapter either, or adapters could not use it.
 		"./broker/brokertest": {module + "/broker", module + "/broker/brokertest"},
@@ -57,6 +57,21 @@ func TestArrowsPointDown(t *testing.T) {
 			if pkg != "." && !strings.HasPrefix(p, module) && !client {
 				t.Errorf("%s links %s, it may link the standard library only", pkg, p)
 			}
+		}
+	}
+}
+
+// The test kit is used by programs that have test libraries of their own: it brings none.
+func TestTheTestKitImportsTheStandardLibraryAndOursOnly(t *testing.T) {
+	t.Parallel()
+	const module = "github.com/seed-416683c9/dispatcher"
+	out, err := exec.Command("go", "list", "-f", `{{join .Imports "\n"}}`, "./dispatchertest").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range strings.Fields(string(out)) {
+		if strings.Contains(p, ".") && p != module && !strings.HasPrefix(p, module+"/") {
+			t.Errorf("it imports %s", p)
 		}
 	}
 }

@@ -2,10 +2,12 @@ package dispatcher
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/taskcontext"
 )
 
 // TaskInfo tells a task function about the task it runs. Everything but Worker and Queue came over the wire and was written
@@ -41,6 +43,22 @@ func TaskFromContext(ctx context.Context) (TaskInfo, bool) {
 		}
 	}
 	return out, true
+}
+
+func init() {
+	// For dispatchertest. The headers become what a worker finds in them.
+	taskcontext.New = func(ctx context.Context, v any) (context.Context, error) {
+		info, ok := v.(TaskInfo)
+		if !ok {
+			return nil, fmt.Errorf("want a TaskInfo, got %T", v)
+		}
+		headers, err := wireHeaders(info.Headers)
+		if err != nil {
+			return nil, err
+		}
+		info.Headers = headers
+		return context.WithValue(ctx, taskInfoKey{}, &info), nil
+	}
 }
 
 // info describes the call's task.

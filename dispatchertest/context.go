@@ -1,0 +1,29 @@
+package dispatchertest
+
+import (
+	"cmp"
+	"context"
+	"testing"
+
+	"github.com/seed-416683c9/dispatcher"
+	"github.com/seed-416683c9/dispatcher/internal/taskcontext"
+)
+
+// Context returns a context in which [dispatcher.TaskFromContext] finds info: for calling a task function directly, without a server. It is
+// made from the context of the test, so it ends with that; a timeout is the caller's to add.
+//
+// UUID, Name, Queue, RoutingKey and Worker are "test" where info leaves them empty, and Attempt is 1. Headers become what a worker finds
+// in them: all integers are int64. If Publish would refuse them, the test fails at once.
+func Context(tb testing.TB, info dispatcher.TaskInfo) context.Context {
+	tb.Helper()
+	for _, field := range []*string{&info.UUID, &info.Name, &info.Queue, &info.RoutingKey, &info.Worker} {
+		*field = cmp.Or(*field, "test")
+	}
+	info.Attempt = cmp.Or(info.Attempt, 1)
+	ctx, err := taskcontext.New(tb.Context(), info)
+	if err != nil {
+		tb.Fatalf("dispatchertest: a task cannot have these headers: %v", err)
+		return tb.Context()
+	}
+	return ctx
+}
