@@ -42,13 +42,29 @@ type DeadLetter struct {
 	Worker   string    // that gave it up
 
 	PublishedAt time.Time      // by the publisher's clock, in whole seconds on RabbitMQ; zero = unknown
-	Headers     map[string]any // the publisher's own, a copy; nil = none. Integers are int64. See RawHeaders.
+	Headers     map[string]any // the publisher's own, a copy; nil = none. Integers are int64. See also RawHeaders and ExpirationHeader.
 	Body        []byte         // as it came, a copy; Task reads it
 }
 
 // RawHeaders names the header in DeadLetter.Headers that holds unreadable headers: a []byte as they came over the wire, perhaps cut
 // short. A replayed task runs without them.
 const RawHeaders = broker.RawHeaders
+
+// ExpirationHeader and UserIDHeader name the headers in DeadLetter.Headers that hold two properties of AMQP, of a message that another
+// program has published with them: expiration, in milliseconds as a string, and user-id. A copy (a retry, a dead letter, a replayed
+// task) cannot have them as properties: it would expire too early, and RabbitMQ refuses the user id of anybody else.
+const (
+	ExpirationHeader = broker.ExpirationHeader
+	UserIDHeader     = broker.UserIDHeader
+)
+
+// isOwnHeader reports whether the library writes a header of that name.
+func isOwnHeader(name string) bool { return strings.HasPrefix(name, headerPrefix) }
+
+// isForPeople reports whether one of them tells a person about the message as it was published.
+func isForPeople(name string) bool {
+	return name == RawHeaders || name == ExpirationHeader || name == UserIDHeader
+}
 
 // Task decodes the body: for a person to see the arguments, or to publish a corrected task in its place. The value of each
 // argument is a [json.RawMessage]. The error Is [ErrMalformed].
@@ -58,7 +74,11 @@ func (l *DeadLetter) Task() (*Task, error) {
 		return nil, err
 	}
 	t := &Task{UUID: l.UUID, Name: wire.Name, RoutingKey: l.RoutingKey, Headers: copyTable(l.Headers)}
-	delete(t.Headers, RawHeaders) // Publish would refuse it
+	for name := range t.Headers {
+		if isOwnHeader(name) { // Publish would refuse it
+			delete(t.Headers, name)
+		}
+	}
 	for _, a := range wire.Args {
 		t.Args = append(t.Args, TaskArgument{Type: a.Type, Value: json.RawMessage(bytes.Clone(a.Value))})
 	}
@@ -113,7 +133,7 @@ func (d *DeadLetters) letter(m *broker.Message) DeadLetter {
 		}
 	}
 	for name, v := range m.Forward().Headers {
-		if !strings.HasPrefix(name, headerPrefix) || name == RawHeaders {
+		if !isOwnHeader(name) || isForPeople(name) {
 			if l.Headers == nil {
 				l.Headers = make(map[string]any)
 			}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -144,7 +143,7 @@ func (r *replay) message(letter *broker.Message) (broker.Message, error) {
 		m.Exchange, m.RoutingKey = "", r.queue
 	}
 	for name := range m.Headers {
-		if strings.HasPrefix(name, headerPrefix) && name != headerRoutingKey && name != broker.RawHeaders {
+		if isOwnHeader(name) && name != headerRoutingKey && !isForPeople(name) {
 			delete(m.Headers, name)
 		}
 	}

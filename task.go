@@ -28,8 +28,8 @@ type Task struct {
 	// nil = none. [Args] makes them from plain values.
 	Args []TaskArgument `json:"args"`
 	// Headers travel beside the body; nil = none. Values are string, bool, integers (sent as int64, a larger uint64 is an
-	// error), floats (not NaN and not infinite), []byte, time.Time, nil, and slices and maps with string keys of these, at most 16
-	// deep. Names have 1 to 255 bytes; CC, BCC and names that begin with x-dispatcher- are refused.
+	// error), floats (not NaN and not infinite), []byte, time.Time (cut to its second and in UTC on every broker, since AMQP carries
+	// no more), nil, and slices and maps with string keys of these, at most 16 deep. Names have 1 to 255 bytes; CC, BCC and names that begin with x-dispatcher- are refused.
 	//
 	// Together they take at most 65,536 bytes as they travel; more is [ErrTooLarge]. A name takes 1 byte and its length, a string or
 	// []byte 5 bytes and its length, a number or a time 9 bytes, a bool 2, nil 1, a slice or map 5 bytes and its elements. There are
