@@ -63,7 +63,7 @@ const (
 // ServerConfig configures a [Server]. NewServer copies it and never writes to it.
 type ServerConfig struct {
 	// AMQPConnectionString is the URL of RabbitMQ: amqp://user:password@host:port/vhost, or amqps:// for TLS, with reserved characters
-	// percent-encoded. "": amqp://guest:guest@localhost:5672/. Several URLs of the nodes of one cluster, separated by commas,
+	// percent-encoded. Parameters are those of the RabbitMQ URI specification; an unknown one is an error. "": amqp://guest:guest@localhost:5672/. Several URLs of the nodes of one cluster, separated by commas,
 	// are tried in random order. Never logged.
 	AMQPConnectionString string
 	// TLSConfig speaks TLS with this configuration; it is cloned for every connection. nil: none, unless the URL or
