@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -87,20 +88,27 @@ func (l *DeadLetter) Task() (*Task, error) {
 
 // identity is what filters look at.
 type identity struct {
-	uuid, name, reason string
-	diedAt             time.Time
+	uuid, name, reason, queue, routingKey string
+	diedAt                                time.Time
+	headers                               map[string]any // as they came, ours included
 }
 
 // identify reads who a dead letter is. The body comes first, as it does for a worker: the uuid in its logs is that one.
 func (d *DeadLetters) identify(m *broker.Message) identity {
-	who := identity{uuid: m.ID, name: m.Type, reason: ReasonUndeliverable}
+	who := identity{uuid: m.ID, name: m.Type, reason: ReasonUndeliverable, queue: d.queue, routingKey: text(m.Headers[headerRoutingKey]), headers: m.Headers}
 	if wire, err := decodeTask(m.Body); err == nil {
 		who.name = wire.Name
 		if wire.UUID != "" {
 			who.uuid = wire.UUID
 		}
 	}
-	if !d.undeliverable() {
+	if d.undeliverable() {
+		who.queue = ""
+		if m.Exchange == "" {
+			who.queue = m.RoutingKey
+		}
+		who.routingKey = cmp.Or(who.routingKey, m.RoutingKey)
+	} else {
 		who.reason, who.diedAt = text(m.Headers[headerReason]), instant(m.Headers[headerDiedAt])
 		if m.Unreadable != "" {
 			who.reason = ReasonMalformed
@@ -113,7 +121,7 @@ func (d *DeadLetters) identify(m *broker.Message) identity {
 func (d *DeadLetters) letter(m *broker.Message) DeadLetter {
 	who, h := d.identify(m), m.Headers
 	l := DeadLetter{
-		UUID: who.uuid, Name: who.name, Queue: d.queue, RoutingKey: text(h[headerRoutingKey]), Reason: who.reason,
+		UUID: who.uuid, Name: who.name, Queue: who.queue, RoutingKey: who.routingKey, Reason: who.reason,
 		Error: text(h[headerError]), Attempts: count(h[headerAttempt]), Log: attemptLog(h), DiedAt: who.diedAt,
 		Worker: text(h[headerWorker]), PublishedAt: m.Timestamp, Body: bytes.Clone(m.Body),
 	}
@@ -124,13 +132,7 @@ func (d *DeadLetters) letter(m *broker.Message) DeadLetter {
 		l.Log = slices.Clone(l.Log[:maxLogged])
 	}
 	if d.undeliverable() {
-		l.Exchange, l.Queue = m.Exchange, ""
-		if m.Exchange == "" {
-			l.Queue = m.RoutingKey
-		}
-		if l.RoutingKey == "" {
-			l.RoutingKey = m.RoutingKey
-		}
+		l.Exchange = m.Exchange
 	}
 	for name, v := range m.Forward().Headers {
 		if !isOwnHeader(name) || isForPeople(name) {
