@@ -368,10 +368,21 @@ func checkScalar(k scalar, raw []byte, from leaf) bool {
 		return false
 	case from == leafInteger && k.float():
 		return strconv.FormatFloat(v.f, 'f', 0, 64) == string(raw)
+	case from == leafOther && k.float():
+		return holdsInteger(v.f, k, raw)
 	case from == leafFloat && (k.signed() || k.unsigned()):
 		return v.mag <= 1<<53
 	}
 	return true
+}
+
+// holdsInteger reports whether f, read from raw, is what raw says, if that is an integer. The text of a float beyond 2^53 looks like an
+// integer too, with zeros after its first 17 digits, and is taken for that float.
+func holdsInteger(f float64, k scalar, raw []byte) bool {
+	if bytes.ContainsAny(raw, ".eE") || string(raw) == "-0" {
+		return true
+	}
+	return strconv.FormatFloat(f, 'f', 0, 64) == string(raw) || strconv.FormatFloat(f, 'f', -1, k.bits()) == string(raw)
 }
 
 func atIndex(value []byte, i int) string { return excerpt(value) + " at [" + strconv.Itoa(i) + "]" }

@@ -118,7 +118,7 @@ func (l *load) drain() {
 	l.t.Helper()
 	undeliverable := l.servers[sender].DeadLetters(dispatcher.Undeliverable)
 	for deadline := time.Now().Add(drainTime); l.owed() > 0 && time.Now().Before(deadline); {
-		n, err := undeliverable.Replay(l.t.Context(), dispatcher.DeadLetterFilter{})
+		n, err := undeliverable.ReplayAll(l.t.Context())
 		if err != nil {
 			l.t.Errorf("%d replayed: %v", n, err)
 		}

@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -41,13 +42,29 @@ type DeadLetter struct {
 	Worker   string    // that gave it up
 
 	PublishedAt time.Time      // by the publisher's clock, in whole seconds on RabbitMQ; zero = unknown
-	Headers     map[string]any // the publisher's own, a copy; nil = none. Integers are int64. See RawHeaders.
+	Headers     map[string]any // the publisher's own, a copy; nil = none. Integers are int64. See also RawHeaders and ExpirationHeader.
 	Body        []byte         // as it came, a copy; Task reads it
 }
 
 // RawHeaders names the header in DeadLetter.Headers that holds unreadable headers: a []byte as they came over the wire, perhaps cut
 // short. A replayed task runs without them.
 const RawHeaders = broker.RawHeaders
+
+// ExpirationHeader and UserIDHeader name the headers in DeadLetter.Headers that hold two properties of AMQP, of a message that another
+// program has published with them: expiration, in milliseconds as a string, and user-id. A copy (a retry, a dead letter, a replayed
+// task) cannot have them as properties: it would expire too early, and RabbitMQ refuses the user id of anybody else.
+const (
+	ExpirationHeader = broker.ExpirationHeader
+	UserIDHeader     = broker.UserIDHeader
+)
+
+// isOwnHeader reports whether the library writes a header of that name.
+func isOwnHeader(name string) bool { return strings.HasPrefix(name, headerPrefix) }
+
+// isForPeople reports whether one of them tells a person about the message as it was published.
+func isForPeople(name string) bool {
+	return name == RawHeaders || name == ExpirationHeader || name == UserIDHeader
+}
 
 // Task decodes the body: for a person to see the arguments, or to publish a corrected task in its place. The value of each
 // argument is a json.RawMessage; [Task.DecodeArgs] converts it. The error Is [ErrMalformed].
@@ -57,26 +74,37 @@ func (l *DeadLetter) Task() (*Task, error) {
 		return nil, err
 	}
 	t.UUID, t.RoutingKey, t.Headers = l.UUID, l.RoutingKey, copyTable(l.Headers)
-	delete(t.Headers, RawHeaders) // Publish would refuse it
+	for name := range t.Headers {
+		if isOwnHeader(name) { // Publish would refuse it
+			delete(t.Headers, name)
+		}
+	}
 	return t, nil
 }
 
 // identity is what filters look at.
 type identity struct {
-	uuid, name, reason string
-	diedAt             time.Time
+	uuid, name, reason, queue, routingKey string
+	diedAt                                time.Time
+	headers                               map[string]any // as they came, ours included
 }
 
 // identify reads who a dead letter is. The body comes first, as it does for a worker: the uuid in its logs is that one.
 func (d *DeadLetters) identify(m *broker.Message) identity {
-	who := identity{uuid: m.ID, name: m.Type, reason: ReasonUndeliverable}
+	who := identity{uuid: m.ID, name: m.Type, reason: ReasonUndeliverable, queue: d.queue, routingKey: text(m.Headers[headerRoutingKey]), headers: m.Headers}
 	if wire, err := decodeTask(m.Body); err == nil {
 		who.name = wire.Name
 		if wire.UUID != "" {
 			who.uuid = wire.UUID
 		}
 	}
-	if !d.undeliverable() {
+	if d.undeliverable() {
+		who.queue = ""
+		if m.Exchange == "" {
+			who.queue = m.RoutingKey
+		}
+		who.routingKey = cmp.Or(who.routingKey, m.RoutingKey)
+	} else {
 		who.reason, who.diedAt = text(m.Headers[headerReason]), instant(m.Headers[headerDiedAt])
 		if m.Unreadable != "" {
 			who.reason = ReasonMalformed
@@ -89,7 +117,7 @@ func (d *DeadLetters) identify(m *broker.Message) identity {
 func (d *DeadLetters) letter(m *broker.Message) DeadLetter {
 	who, h := d.identify(m), m.Headers
 	l := DeadLetter{
-		UUID: who.uuid, Name: who.name, Queue: d.queue, RoutingKey: text(h[headerRoutingKey]), Reason: who.reason,
+		UUID: who.uuid, Name: who.name, Queue: who.queue, RoutingKey: who.routingKey, Reason: who.reason,
 		Error: text(h[headerError]), Attempts: count(h[headerAttempt]), Log: attemptLog(h), DiedAt: who.diedAt,
 		Worker: text(h[headerWorker]), PublishedAt: m.Timestamp, Body: bytes.Clone(m.Body),
 	}
@@ -100,16 +128,10 @@ func (d *DeadLetters) letter(m *broker.Message) DeadLetter {
 		l.Log = slices.Clone(l.Log[:maxLogged])
 	}
 	if d.undeliverable() {
-		l.Exchange, l.Queue = m.Exchange, ""
-		if m.Exchange == "" {
-			l.Queue = m.RoutingKey
-		}
-		if l.RoutingKey == "" {
-			l.RoutingKey = m.RoutingKey
-		}
+		l.Exchange = m.Exchange
 	}
 	for name, v := range m.Forward().Headers {
-		if !strings.HasPrefix(name, headerPrefix) || name == RawHeaders {
+		if !isOwnHeader(name) || isForPeople(name) {
 			if l.Headers == nil {
 				l.Headers = make(map[string]any)
 			}

@@ -39,13 +39,24 @@ func (s *Server) DeadLetters(queue string) *DeadLetters {
 	return &DeadLetters{server: s, queue: queue}
 }
 
-// DeadLetterFilter chooses dead letters: those that fit all fields that are set. The zero value means all.
+// DeadLetterFilter chooses dead letters: those that fit all fields that are set. The zero value fits all, and List takes it; Replay and
+// Delete do not, so that a parameter that somebody forgot does not run or remove everything.
 type DeadLetterFilter struct {
-	UUID   string
-	Name   string    // of the task
-	Reason string    // one of the constants Reason…
-	Since  time.Time // died then or later; what does not tell when it died does not fit
-	Until  time.Time // died before; likewise
+	UUID       string
+	Name       string    // of the task
+	Reason     string    // one of the constants Reason…
+	Queue      string    // DeadLetter.Queue: of use among the undeliverable ones, which come from many queues
+	RoutingKey string    // DeadLetter.RoutingKey
+	Since      time.Time // died then or later; what does not tell when it died does not fit
+	Until      time.Time // died before; likewise
+
+	// Headers are names of DeadLetter.Headers and their values as fmt.Sprint prints them; a time as RFC 3339. All of them must be there.
+	Headers map[string]string
+}
+
+func (f *DeadLetterFilter) isZero() bool {
+	return f.UUID == "" && f.Name == "" && f.Reason == "" && f.Queue == "" && f.RoutingKey == "" && f.Since.IsZero() && f.Until.IsZero() &&
+		len(f.Headers) == 0
 }
 
 // fits reports whether a dead letter is among those chosen.
@@ -54,12 +65,26 @@ func (f *DeadLetterFilter) fits(who *identity) bool {
 	case f.UUID != "" && f.UUID != who.uuid,
 		f.Name != "" && f.Name != who.name,
 		f.Reason != "" && f.Reason != who.reason,
+		f.Queue != "" && f.Queue != who.queue,
+		f.RoutingKey != "" && f.RoutingKey != who.routingKey,
 		(!f.Since.IsZero() || !f.Until.IsZero()) && who.diedAt.IsZero(),
 		!f.Since.IsZero() && who.diedAt.Before(f.Since),
 		!f.Until.IsZero() && !who.diedAt.Before(f.Until):
 		return false
 	}
+	for name, want := range f.Headers {
+		if v, ok := who.headers[name]; !ok || isOwnHeader(name) && !isForPeople(name) || printHeader(v) != want {
+			return false
+		}
+	}
 	return true
+}
+
+func printHeader(v any) string {
+	if at, ok := v.(time.Time); ok {
+		return at.UTC().Format(time.RFC3339)
+	}
+	return fmt.Sprint(v)
 }
 
 // Page is a part of a list.
@@ -141,7 +166,7 @@ func (d *DeadLetters) list(ctx context.Context, filter DeadLetterFilter, page Pa
 	var letters []DeadLetter
 	for size, skip := 0, page.Skip; len(letters) < page.Limit; {
 		most := maxChunk
-		if filter == (DeadLetterFilter{}) {
+		if filter.isZero() {
 			most = min(most, skip+page.Limit-len(letters))
 		}
 		found, err := s.next(ctx, most)
@@ -199,7 +224,7 @@ func (d *DeadLetters) Delete(ctx context.Context, filter DeadLetterFilter) (int,
 }
 
 func (d *DeadLetters) delete(ctx context.Context, filter DeadLetterFilter) (n int, err error) {
-	if filter == (DeadLetterFilter{}) {
+	if filter.isZero() {
 		return 0, errors.New("the filter is empty; Purge removes all")
 	}
 	s, err := d.begin(ctx)

@@ -239,7 +239,7 @@ func TestHostileDeadLettersAreShownAsFarAsTheyGo(t *testing.T) {
 				t.Errorf("%+v: %d letters: %v", f, len(letters), err)
 			}
 		}
-		if n, err := g.dead.Replay(t.Context(), filter{}); n != len(odd) || err != nil {
+		if n, err := g.dead.ReplayAll(t.Context()); n != len(odd) || err != nil {
 			t.Errorf("%d replayed: %v", n, err)
 		}
 		for i, m := range g.take(g.queue) {
@@ -258,7 +258,7 @@ func each(ctx context.Context, d *dispatcher.DeadLetters, check func(method stri
 	check("Get", 0, err)
 	for method, f := range map[string]func() (int, error){
 		"Count":  func() (int, error) { return d.Count(ctx) },
-		"Replay": func() (int, error) { return d.Replay(ctx, filter{}) },
+		"Replay": func() (int, error) { return d.ReplayAll(ctx) },
 		"Delete": func() (int, error) { return d.Delete(ctx, filter{Name: "a"}) },
 		"Purge":  func() (int, error) { return d.Purge(ctx) },
 	} {
@@ -382,13 +382,13 @@ func TestUndeliverableTasksAreListedAndReplayed(t *testing.T) {
 			t.Errorf("%+v\nwant %+v", l, want)
 		}
 	}
-	n, err := d.Replay(t.Context(), filter{})
+	n, err := d.ReplayAll(t.Context())
 	if n != 0 || !errors.Is(err, dispatcher.ErrRejected) || !strings.Contains(err.Error(), "3 refused and kept") {
 		t.Errorf("%d replayed while none has a queue: %v", n, err)
 	}
 	got := make(chan string, 3)
 	r.worker("w", tasks{"n": {TaskUUIDAsFirstArg: true, Function: func(uuid string) { got <- uuid }}})
-	n, err = d.Replay(t.Context(), filter{})
+	n, err = d.ReplayAll(t.Context())
 	if n != 1 || !errors.Is(err, dispatcher.ErrRejected) || !strings.Contains(err.Error(), "2 refused and kept") {
 		t.Errorf("%d replayed: %v", n, err)
 	}
@@ -397,5 +397,65 @@ func TestUndeliverableTasksAreListedAndReplayed(t *testing.T) {
 	}
 	if n, err := d.Purge(t.Context()); n != 2 || err != nil {
 		t.Errorf("%d purged: %v", n, err)
+	}
+}
+
+func TestDeadLettersAreChosenByWhereTheyCameFromAndByHeaders(t *testing.T) {
+	onBothBrokers(t, func(t *testing.T, g *graveyard) {
+		at := time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
+		const n = 6
+		msgs := make([]broker.Message, n)
+		for i := range msgs {
+			msgs[i] = g.letter(i)
+			msgs[i].Headers["number"], msgs[i].Headers["even"], msgs[i].Headers["at"] = int64(i), i%2 == 0, at.Add(time.Duration(i)*time.Hour)
+			msgs[i].Headers["x-dispatcher-routing-key"] = fmt.Sprint("key.", i%3)
+		}
+		g.put(g.queue+".dead", msgs...)
+		for name, c := range map[string]struct {
+			filter filter
+			want   []int
+		}{
+			"routing key":     {filter{RoutingKey: "key.1"}, []int{1, 4}},
+			"another key":     {filter{RoutingKey: "key"}, nil},
+			"queue":           {filter{Queue: g.queue}, []int{0, 1, 2, 3, 4, 5}},
+			"another queue":   {filter{Queue: "another"}, nil},
+			"text":            {filter{Headers: map[string]string{"tenant": "blue"}}, []int{0, 1, 2, 3, 4, 5}},
+			"another text":    {filter{Headers: map[string]string{"tenant": "red"}}, nil},
+			"number":          {filter{Headers: map[string]string{"number": "4"}}, []int{4}},
+			"bool":            {filter{Headers: map[string]string{"even": "false"}}, []int{1, 3, 5}},
+			"time":            {filter{Headers: map[string]string{"at": "2026-11-28T14:00:00Z"}}, []int{2}},
+			"two":             {filter{Headers: map[string]string{"even": "true", "number": "2"}}, []int{2}},
+			"two, one fits":   {filter{Headers: map[string]string{"even": "true", "number": "3"}}, nil},
+			"not there":       {filter{Headers: map[string]string{"nobody": ""}}, nil},
+			"one of ours":     {filter{Headers: map[string]string{"x-dispatcher-attempt": "3"}}, nil},
+			"with other ones": {filter{Name: "b", RoutingKey: "key.0", Headers: map[string]string{"even": "true"}}, []int{0}},
+		} {
+			same(t, name, g.list(c.filter, dispatcher.Page{}), c.want)
+		}
+		if n, err := g.dead.Delete(t.Context(), filter{Headers: map[string]string{"number": "3"}}); n != 1 || err != nil {
+			t.Errorf("delete: %d, %v", n, err)
+		}
+		if n, err := g.dead.Replay(t.Context(), filter{RoutingKey: "key.1"}); n != 2 || err != nil {
+			t.Errorf("replay: %d, %v", n, err)
+		}
+		same(t, "the rest", g.list(filter{}, dispatcher.Page{}), []int{0, 2, 5})
+	})
+}
+
+// A handler that does not get its parameter must not run everything.
+func TestAnEmptyFilterReplaysAndDeletesNothing(t *testing.T) {
+	t.Parallel()
+	g := onMemory(t)
+	g.bury(3)
+	for method, call := range map[string]func(context.Context, filter) (int, error){"Replay": g.dead.Replay, "Delete": g.dead.Delete} {
+		for _, empty := range []filter{{}, {Headers: map[string]string{}}} {
+			if n, err := call(t.Context(), empty); n != 0 || err == nil || !strings.Contains(err.Error(), "filter is empty") {
+				t.Errorf("%s: %d, %v", method, n, err)
+			}
+		}
+	}
+	same(t, "letters", g.list(filter{}, dispatcher.Page{}), []int{0, 1, 2})
+	if n, err := g.dead.ReplayAll(t.Context()); n != 3 || err != nil {
+		t.Errorf("ReplayAll: %d, %v", n, err)
 	}
 }

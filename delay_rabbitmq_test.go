@@ -166,7 +166,7 @@ func checkStrays(t *testing.T, r *rabbit, queue string, want map[string]bool) {
 	if got := listed(); !maps.Equal(got, want) {
 		t.Errorf("%d undeliverable tasks are listed, want exactly the %d whose queue was deleted", len(got), len(want))
 	}
-	if n, err := dead.Replay(t.Context(), dispatcher.DeadLetterFilter{}); n != 0 || !errors.Is(err, dispatcher.ErrUnroutable) {
+	if n, err := dead.ReplayAll(t.Context()); n != 0 || !errors.Is(err, dispatcher.ErrUnroutable) {
 		t.Errorf("replay without a queue: %d, %v", n, err)
 	}
 	if got := listed(); !maps.Equal(got, want) {
@@ -177,7 +177,7 @@ func checkStrays(t *testing.T, r *rabbit, queue string, want map[string]bool) {
 	r.worker(tasks{"stray": {TaskUUIDAsFirstArg: true, Function: func(uuid string, _ int) { ran <- uuid }}}, func(c *dispatcher.WorkerConfig) {
 		c.Name, c.Queue, c.BindingKeys = "strays", queue, []string{queue}
 	})
-	if n, err := dead.Replay(t.Context(), dispatcher.DeadLetterFilter{}); n != strayTasks || err != nil {
+	if n, err := dead.ReplayAll(t.Context()); n != strayTasks || err != nil {
 		t.Errorf("replay: %d, %v", n, err)
 	}
 	got := map[string]bool{}

@@ -63,7 +63,7 @@ const (
 // ServerConfig configures a [Server]. NewServer copies it and never writes to it.
 type ServerConfig struct {
 	// AMQPConnectionString is the URL of RabbitMQ: amqp://user:password@host:port/vhost, or amqps:// for TLS, with reserved characters
-	// percent-encoded. "": amqp://guest:guest@localhost:5672/. Several URLs of the nodes of one cluster, separated by commas,
+	// percent-encoded. Parameters are those of the RabbitMQ URI specification; an unknown one is an error. "": amqp://guest:guest@localhost:5672/. Several URLs of the nodes of one cluster, separated by commas,
 	// are tried in random order. Never logged.
 	AMQPConnectionString string
 	// TLSConfig speaks TLS with this configuration; it is cloned for every connection. nil: none, unless the URL or
@@ -82,9 +82,10 @@ type ServerConfig struct {
 	Broker broker.Broker
 
 	// ReconnectionRetries is how many times a connection is tried again, in the first connect and in every outage, before it
-	// is given up. 0: one try and no other. Negative: an error.
+	// is given up. 0: an outage is retried for ever, and the first connect is tried once, so that a wrong address shows at the start.
+	// Negative: one try and no other.
 	ReconnectionRetries int
-	// ReconnectionRetriesForever never gives up; ReconnectionRetries is then not used.
+	// ReconnectionRetriesForever never gives up, in the first connect either; ReconnectionRetries is then not used.
 	ReconnectionRetriesForever bool
 	// ReconnectionIntervalSeconds is the pause between two tries, give or take 20 % so that a hundred programs do not come
 	// back in the same instant. 0: a random pause whose upper bound grows from 0.5 s to 30 s. Negative: an error.
@@ -236,7 +237,6 @@ func (c *ServerConfig) validate() error {
 			p.name(fmt.Sprintf("ServerConfig.InitQueues[%d].BindingKeys[%d]", i, j), key, maxNameBytes)
 		}
 	}
-	p.addIf(c.ReconnectionRetries < 0, errors.New("ServerConfig.ReconnectionRetries is negative"))
 	p.addIf(c.ReconnectionIntervalSeconds < 0, errors.New("ServerConfig.ReconnectionIntervalSeconds is negative"))
 	p.addIf(c.ReconnectionIntervalSeconds > maxSeconds, errors.New("ServerConfig.ReconnectionIntervalSeconds is too large"))
 	p = p.with(c.Retry.validate("ServerConfig.Retry"))

@@ -391,7 +391,7 @@ func TestATaskThatTheDrainDeadlineEndedIsGivenBackEvenIfItsTimeoutPassesMeanwhil
 func TestStartAfterGivingUpSaysSo(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, func(c *dispatcher.ServerConfig) { c.ReconnectionRetriesForever = false })
+		r := newRig(t, func(c *dispatcher.ServerConfig) { c.ReconnectionRetriesForever, c.ReconnectionRetries = false, -1 })
 		w := r.worker("w", tasks{"n": fn(func() {})})
 		w.Close()
 		r.chaos.FailOpen(errors.New("gone"))

@@ -32,7 +32,7 @@ var (
 	// ErrNacked: the broker refused responsibility, as it does when a queue is full or its node is down. Is ErrUnconfirmed: another
 	// queue of the same routing key may have the task.
 	ErrNacked = broker.ErrNacked
-	// ErrUnavailable: the queue exists, but its node is down. From Publish the error also Is ErrNotSent. Also from NewServer, NewWorker
+	// ErrUnavailable: the queue exists, or may exist, but its node is down or does not answer. From Publish the error also Is ErrNotSent. Also from NewServer, NewWorker
 	// and Worker.Start.
 	ErrUnavailable = broker.ErrUnavailable
 	// ErrTooLarge: the encoded task is larger than ServerConfig.MaxBodyBytes or the broker's limit, or its headers are larger than

@@ -240,7 +240,7 @@ func ExampleServer_DeadLetters_undeliverable() {
 
 	sent := make(chan string)
 	run(server, map[string]dispatcher.TaskConfig{"send": {Function: func(to string) { sent <- to }}})
-	fmt.Println(server.DeadLetters(dispatcher.Undeliverable).Replay(context.Background(), dispatcher.DeadLetterFilter{}))
+	fmt.Println(server.DeadLetters(dispatcher.Undeliverable).ReplayAll(context.Background()))
 	fmt.Println("sent to", <-sent)
 	// Output:
 	// 1 <nil>

@@ -119,8 +119,10 @@ func (left *headerBudget) value(v any, depth int) (any, error) {
 		return nil, left.spend(1)
 	case bool:
 		return v, left.spend(2)
-	case int64, time.Time:
+	case int64:
 		return v, left.spend(9)
+	case time.Time: // AMQP carries seconds and no zone; the same on every broker
+		return time.Unix(v.Unix(), 0).UTC(), left.spend(9)
 	case float64:
 		if math.IsNaN(v) || math.IsInf(v, 0) { // RabbitMQ ends the connection over it
 			return nil, fmt.Errorf("%v cannot travel", v)

@@ -66,7 +66,7 @@ func TestRabbitMQ_TheLargestHeadersGoTheWholeWay(t *testing.T) {
 		if round == 1 {
 			break
 		}
-		if n, err := dead.Replay(t.Context(), dispatcher.DeadLetterFilter{}); n != len(all) || err != nil {
+		if n, err := dead.ReplayAll(t.Context()); n != len(all) || err != nil {
 			t.Fatal(n, err)
 		}
 	}

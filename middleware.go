@@ -7,7 +7,8 @@ type TaskFunc func(ctx context.Context) error
 
 // Middleware wraps the call of a task's function: to open a span, take a lock, add to the context, or decide not to call it. It
 // is called once for every attempt, with the rest of the chain; what the TaskFunc it returns returns is the outcome of the attempt. [TaskFromContext]
-// tells which task it is. It runs on the goroutine of the attempt, inside its timeout; its panics are failed attempts.
+// tells which task it is. It runs on the goroutine of the attempt, inside its timeout: one that waits, for instance for a rate limiter, takes
+// that time from the function. Its panics are failed attempts.
 //
 //	func timed(next dispatcher.TaskFunc) dispatcher.TaskFunc {
 //		return func(ctx context.Context) error {

@@ -37,7 +37,8 @@ const (
 type supervisor struct {
 	open    func(context.Context) (broker.Session, error)
 	prepare func(context.Context, broker.Session, bool) error // declares the topology of a new session, which may be the first
-	retries int                                               // of one outage; negative = for ever
+	first   int                                               // retries of the first connect; negative = for ever
+	retries int                                               // of one outage; likewise
 	pause   func() pacing
 	log     Log
 	hooks   *Hooks
@@ -63,14 +64,12 @@ type link struct {
 }
 
 func newSupervisor(cfg *ServerConfig, prepare func(context.Context, broker.Session, bool) error) *supervisor {
-	retries := cfg.ReconnectionRetries
-	if cfg.ReconnectionRetriesForever {
-		retries = -1
-	}
+	first, retries := cfg.retries()
 	interval := time.Duration(cfg.ReconnectionIntervalSeconds) * time.Second
 	return &supervisor{
 		open:    cfg.Broker.Open,
 		prepare: prepare,
+		first:   first,
 		retries: retries,
 		pause:   func() pacing { return pacing{reconnectPauses(interval), interval == 0} },
 		log:     cfg.Logger,
@@ -78,6 +77,18 @@ func newSupervisor(cfg *ServerConfig, prepare func(context.Context, broker.Sessi
 		ended:   make(chan struct{}),
 		changed: make(chan struct{}),
 		link:    link{state: StateConnecting, since: time.Now()},
+	}
+}
+
+// retries of the first connect and of one outage, as the configuration wants them; negative = for ever.
+func (c *ServerConfig) retries() (first, outage int) {
+	switch n := c.ReconnectionRetries; {
+	case c.ReconnectionRetriesForever:
+		return -1, -1
+	case n == 0:
+		return 0, -1
+	default:
+		return max(n, 0), max(n, 0)
 	}
 }
 
@@ -142,6 +153,10 @@ func (s *supervisor) tell(hook func(ConnectionEvent), state State, err error) {
 
 // connect tries until there is a prepared session, the retries are used up or ctx ends.
 func (s *supervisor) connect(ctx context.Context, pauses pacing, first bool) (broker.Session, error) {
+	retries := s.retries
+	if first {
+		retries = s.first
+	}
 	for try := 0; ; try++ {
 		session, opened, err := s.try(ctx, first)
 		if err == nil {
@@ -155,8 +170,8 @@ func (s *supervisor) connect(ctx context.Context, pauses pacing, first bool) (br
 		if first && (errors.Is(err, broker.ErrPermanent) || errors.Is(err, broker.ErrRejected) || errors.Is(err, errors.ErrUnsupported)) {
 			return nil, fmt.Errorf("connect: %w", err)
 		}
-		if s.retries >= 0 && try >= s.retries {
-			return nil, fmt.Errorf("connect: given up after %d retries: %w", s.retries, err)
+		if retries >= 0 && try >= retries {
+			return nil, fmt.Errorf("connect: given up after %d retries: %w", retries, err)
 		}
 		s.failed(err)
 		var pause time.Duration

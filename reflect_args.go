@@ -451,6 +451,9 @@ func fillJSON(dst reflect.Value, raw []byte) *ArgumentError {
 	if err := unmarshal(dst.Addr().Interface(), raw); err != nil {
 		return &ArgumentError{Want: dst.Type().String(), Got: reason(err)}
 	}
+	if lost := cannotHold(dst.Type(), raw); lost != "" {
+		return &ArgumentError{Want: dst.Type().String(), Got: lost}
+	}
 	return nil
 }
 

@@ -366,6 +366,11 @@ func inRange(name, text string) bool {
 	return false
 }
 
+// triangle has a decoding of its own, which may do with the elements what it wants.
+type triangle [3]int
+
+func (*triangle) UnmarshalJSON([]byte) error { return nil }
+
 func TestValuesBindWithoutLossOrNotAtAll(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 8, 1, 12, 0, 0, 5, time.UTC)
@@ -448,6 +453,26 @@ func TestValuesBindWithoutLossOrNotAtAll(t *testing.T) {
 		{anyOf[matrix], "json", `[[1.5],[]]`, matrix{{1.5}, {}}, ""},
 		{anyOf[any], "json", `{"a":[9007199254740993,1.50]}`, map[string]any{"a": []any{json.Number("9007199254740993"), json.Number("1.50")}}, ""},
 		{anyOf[json.RawMessage], "json", `{"a": 1}`, json.RawMessage(`{"a": 1}`), ""},
+		{anyOf[[2]int], "json", `[1,2]`, [2]int{1, 2}, ""},
+		{anyOf[[2]int], "json", `[1,2,3]`, nil, "want [2]int, got 3 elements in a [2]int"},
+		{anyOf[[2]int], "json", `[1]`, nil, "1 elements in a [2]int"},
+		{anyOf[[2]int], "json", `null`, [2]int{}, ""},
+		{anyOf[*[2]int], "json", `[]`, nil, "0 elements in a [2]int"},
+		{anyOf[[][2]int], "json", `[[1,2],[3]]`, nil, "1 elements in a [2]int"},
+		{anyOf[map[string][2]int], "json", `{"a":[1,2,3]}`, nil, "3 elements in a [2]int"},
+		{anyOf[struct{ A *struct{ In [1]int } }], "json", `{"a":{"in":[1,2]}}`, nil, "2 elements in a [1]int"},
+		{anyOf[struct {
+			A [1]int `json:"b"`
+			B any    `json:"a"`
+		}], "json", `{"a":[1,2],"A":[3,4],"c":[1,2],"b":[5]}`, struct {
+			A [1]int `json:"b"`
+			B any    `json:"a"`
+		}{[1]int{5}, []any{json.Number("3"), json.Number("4")}}, ""},
+		{anyOf[triangle], "json", `[1,2,3,4]`, triangle{}, ""}, // decodes itself
+		{anyOf[struct{ F float64 }], "json", `{"F":9007199254740993}`, nil, "9007199254740993 in a float64"},
+		{anyOf[struct{ F float64 }], "json", `{"F":9007199254740992}`, struct{ F float64 }{1 << 53}, ""},
+		{anyOf[struct{ F []float64 }], "json", `{"F":[123456789012345680000,0.12345678901234567890]}`, struct{ F []float64 }{[]float64{123456789012345680000, 0.12345678901234567890}}, ""},
+		{anyOf[[]float32], "json", `[16777217]`, nil, "16777217 in a float32"},
 		{anyOf[int8], "json", `127`, int8(127), ""},
 		{anyOf[int8], "json", `128`, nil, "want int8"},
 		{anyOf[int8], "json", `null`, nil, "want int8, got json null"},

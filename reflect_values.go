@@ -1,14 +1,11 @@
 package dispatcher
 
 import (
-	"bytes"
 	"reflect"
 	"strings"
-	"unicode/utf8"
 )
 
-// The sender's side: from Go values to declared types and plain headers. Besides reflect_args.go the only production file
-// that imports reflect (docs/adr/0005-reflect-in-two-files.md).
+// The sender's side: from Go values to declared types and plain headers (docs/adr/0005-reflect-in-few-files.md).
 
 // inferArgument declares the type of a value of any type; see Args.
 func inferArgument(v any) TaskArgument {
@@ -93,106 +90,6 @@ func leafOf(v any) leaf {
 		}
 	}
 	return leafOther
-}
-
-// replacement is what json.Marshal writes in place of bytes that are not UTF-8. It writes a U+FFFD of the text itself
-// unescaped, so the escape stands for such bytes, or comes from a type's own method, which is trusted.
-var replacement = []byte(`\ufffd`)
-
-// replacedText reports whether json.Marshal replaced text of v when it wrote raw. It follows raw and looks only where the replacement
-// stands, so it ends where raw does, even if v refers to itself.
-func replacedText(v any, raw []byte) bool { return replaced(reflect.ValueOf(v), raw) }
-
-func replaced(v reflect.Value, raw []byte) bool {
-	if !bytes.Contains(raw, replacement) {
-		return false
-	}
-	for !ownEncoding(v) {
-		switch v.Kind() {
-		case reflect.Pointer, reflect.Interface:
-			v = v.Elem()
-			continue
-		case reflect.String:
-			return !utf8.ValidString(v.String())
-		case reflect.Slice, reflect.Array:
-			return replacedElement(v, raw)
-		case reflect.Map:
-			return replacedMember(v, raw)
-		case reflect.Struct:
-			return replacedField(v, raw)
-		}
-		return false
-	}
-	return false
-}
-
-// ownEncoding reports whether a type's own method writes v. v may be the zero Value, which is written as null.
-func ownEncoding(v reflect.Value) bool {
-	if !v.IsValid() {
-		return true
-	}
-	t := v.Type()
-	if v.CanAddr() && t.Kind() != reflect.Pointer {
-		t = reflect.PointerTo(t) // has the methods of both
-	}
-	return t.Implements(jsonMarshaler) || t.Implements(textMarshaler)
-}
-
-func replacedElement(v reflect.Value, raw []byte) bool {
-	i := 0
-	for value := range elements(raw) {
-		if i < v.Len() && replaced(v.Index(i), value) {
-			return true
-		}
-		i++
-	}
-	return false
-}
-
-func replacedMember(v reflect.Value, raw []byte) bool {
-	named := v.Type().Key().Kind() == reflect.String
-	for key, value := range members(raw) {
-		if named && bytes.Contains(key, replacement) {
-			for it := v.MapRange(); it.Next(); {
-				if !utf8.ValidString(it.Key().String()) {
-					return true
-				}
-			}
-		}
-		if !bytes.Contains(value, replacement) {
-			continue
-		}
-		if named {
-			name, _ := unquote(key)
-			if e := v.MapIndex(reflect.ValueOf(name).Convert(v.Type().Key())); e.IsValid() && replaced(e, value) {
-				return true
-			}
-			continue
-		}
-		for it := v.MapRange(); it.Next(); { // all are written, so one match is enough
-			if replaced(it.Value(), value) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-func replacedField(v reflect.Value, raw []byte) bool {
-	for key, value := range members(raw) {
-		if !bytes.Contains(value, replacement) {
-			continue
-		}
-		name, _ := unquote(key)
-		for _, f := range reflect.VisibleFields(v.Type()) {
-			if tag, _, _ := strings.Cut(f.Tag.Get("json"), ","); f.IsExported() && (tag == name || f.Name == name) {
-				if field, err := v.FieldByIndexErr(f.Index); err == nil && replaced(field, value) {
-					return true
-				}
-			}
-		}
-	}
-	return false
 }
 
 // plainHeader reduces a header value of a named or typed kind by one level, to string, bool, int64, uint64, float64,

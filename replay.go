@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -21,9 +20,21 @@ import (
 //
 // A letter is removed after its task is confirmed in its queue. So none is lost, whatever ends first: ctx, the connection or the
 // process. If the error Is [ErrUnconfirmed], some tasks may be in their queue and among the dead letters as well, and would run twice if
-// they are replayed again; the uuid shows it. Other errors say that those not counted are dead letters still: [ErrUnroutable] when
+// they are replayed again; the uuid shows it. The zero filter is an error: that is [DeadLetters.ReplayAll]. Other errors say that those not counted are dead letters still: [ErrUnroutable] when
 // their queue does not exist, [ErrRejected], [ErrNotSent], or those of all methods. One refused letter does not hold up the others.
 func (d *DeadLetters) Replay(ctx context.Context, filter DeadLetterFilter) (int, error) {
+	if filter.isZero() {
+		return 0, d.wrap("replay", errors.New("the filter is empty; ReplayAll replays all"))
+	}
+	return d.replay(ctx, filter)
+}
+
+// ReplayAll is Replay of all dead letters.
+func (d *DeadLetters) ReplayAll(ctx context.Context) (int, error) {
+	return d.replay(ctx, DeadLetterFilter{})
+}
+
+func (d *DeadLetters) replay(ctx context.Context, filter DeadLetterFilter) (int, error) {
 	r := replay{DeadLetters: d, filter: filter, began: time.Now()}
 	err := r.run(ctx)
 	d.server.replayed.Add(int64(r.done))
@@ -144,7 +155,7 @@ func (r *replay) message(letter *broker.Message) (broker.Message, error) {
 		m.Exchange, m.RoutingKey = "", r.queue
 	}
 	for name := range m.Headers {
-		if strings.HasPrefix(name, headerPrefix) && name != headerRoutingKey && name != broker.RawHeaders {
+		if isOwnHeader(name) && name != headerRoutingKey && !isForPeople(name) {
 			delete(m.Headers, name)
 		}
 	}

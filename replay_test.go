@@ -62,7 +62,7 @@ func TestAReplayGoesToItsQueueAlone(t *testing.T) {
 	d := r.server.DeadLetters("jobs")
 	eventually(t, "a dead letter", func() bool { n, err := d.Count(t.Context()); return n == 1 && err == nil })
 	fail.Store(false)
-	if n, err := d.Replay(t.Context(), filter{}); n != 1 || err != nil {
+	if n, err := d.ReplayAll(t.Context()); n != 1 || err != nil {
 		t.Errorf("%d replayed: %v", n, err)
 	}
 	if uuid := wait(t, ran, "the second run"); uuid != task.UUID {
@@ -82,7 +82,7 @@ func TestAReplayOfTasksThatDieAgainEnds(t *testing.T) {
 		var runs atomic.Int32
 		fails := fn(func(int) error { runs.Add(1); return errors.New("again") })
 		g.worker(tasks{"a": fails, "b": fails}, limit(20))
-		if replayed, err := g.dead.Replay(t.Context(), filter{}); replayed != n || err != nil {
+		if replayed, err := g.dead.ReplayAll(t.Context()); replayed != n || err != nil {
 			t.Errorf("%d replayed: %v", replayed, err)
 		}
 		g.settledReady(g.queue+".dead", n)
@@ -94,7 +94,7 @@ func TestAReplayOfTasksThatDieAgainEnds(t *testing.T) {
 		var both sync.WaitGroup
 		for range 2 {
 			both.Go(func() {
-				replayed, err := g.dead.Replay(t.Context(), filter{})
+				replayed, err := g.dead.ReplayAll(t.Context())
 				if err != nil {
 					t.Error(err)
 				}
@@ -117,7 +117,7 @@ func TestReplaysSideBySideNeitherLoseNorDouble(t *testing.T) {
 		var all sync.WaitGroup
 		for range 3 {
 			all.Go(func() {
-				replayed, err := g.dead.Replay(t.Context(), filter{})
+				replayed, err := g.dead.ReplayAll(t.Context())
 				if err != nil {
 					t.Error(err)
 				}
@@ -126,7 +126,7 @@ func TestReplaysSideBySideNeitherLoseNorDouble(t *testing.T) {
 		}
 		all.Go(func() { _, _ = g.dead.List(t.Context(), filter{Name: "b"}, dispatcher.Page{Skip: 100}) })
 		all.Wait()
-		rest, err := g.dead.Replay(t.Context(), filter{}) // what the list held at the end of the others
+		rest, err := g.dead.ReplayAll(t.Context()) // what the list held at the end of the others
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -172,7 +172,7 @@ func TestAReplayToADeletedQueueKeepsTheLetters(t *testing.T) {
 	onBothBrokers(t, func(t *testing.T, g *graveyard) {
 		g.bury(20)
 		g.with(func(s broker.Session) error { return s.Delete(t.Context(), g.queue) })
-		n, err := g.dead.Replay(t.Context(), filter{})
+		n, err := g.dead.ReplayAll(t.Context())
 		if n != 0 || !errors.Is(err, dispatcher.ErrUnroutable) || !strings.Contains(err.Error(), g.queue) {
 			t.Errorf("%d replayed: %v", n, err)
 		}
@@ -223,7 +223,7 @@ func TestAReplayThatIsInterruptedLosesNothing(t *testing.T) {
 					at := time.Duration(rng.Int64N(int64(g.span)))
 					interrupted := make(chan struct{})
 					timer := time.AfterFunc(at, func() { interrupt(g, cancel); close(interrupted) })
-					replayed, err := g.dead.Replay(ctx, filter{})
+					replayed, err := g.dead.ReplayAll(ctx)
 					if !timer.Stop() {
 						<-interrupted
 					}
@@ -236,7 +236,7 @@ func TestAReplayThatIsInterruptedLosesNothing(t *testing.T) {
 				}
 				// What the dead sessions held comes back when the broker has seen that they are dead.
 				eventually(t, "a replay to the end", func() bool {
-					replayed, err := g.dead.Replay(t.Context(), filter{})
+					replayed, err := g.dead.ReplayAll(t.Context())
 					certain += replayed
 					return err == nil && replayed == 0 && g.ready(g.queue)+g.ready(g.queue+".dead") >= n
 				})
@@ -272,7 +272,7 @@ func TestAReplayWithoutAnswerSaysThatItMayBeTwice(t *testing.T) {
 					synctest.Wait()
 					interrupt(r, cancel)
 				}()
-				n, err := d.Replay(ctx, filter{})
+				n, err := d.ReplayAll(ctx)
 				outcome(t, "replay", err, dispatcher.ErrUnconfirmed)
 				if n != 0 || !strings.Contains(err.Error(), "3 perhaps replayed and kept as well") {
 					t.Errorf("%d replayed: %v", n, err)
@@ -302,7 +302,7 @@ func TestAReplayWhileTheBrokerBlocksEndsInTime(t *testing.T) {
 			t.Errorf("a list publishes nothing: %d, %v", len(letters), err)
 		}
 		began := time.Now()
-		n, err := d.Replay(t.Context(), filter{})
+		n, err := d.ReplayAll(t.Context())
 		outcome(t, "replay", err, dispatcher.ErrNotSent)
 		if took := time.Since(began); n != 0 || took != 5*time.Second {
 			t.Errorf("%d replayed in %v", n, took)
@@ -332,7 +332,7 @@ func TestALetterThatDiedSinceTheReplayBeganIsLeft(t *testing.T) {
 			r.chaos.HoldConfirms(false)
 		}()
 		d := r.server.DeadLetters("jobs")
-		if n, err := d.Replay(t.Context(), filter{}); n != 9 || err != nil {
+		if n, err := d.ReplayAll(t.Context()); n != 9 || err != nil {
 			t.Errorf("%d replayed: %v", n, err)
 		}
 		if _, err := d.Get(t.Context(), "u00008"); err != nil {
@@ -348,7 +348,7 @@ func TestALetterThatDiedInTheFutureIsReplayed(t *testing.T) {
 	m := g.letter(0)
 	m.Headers["x-dispatcher-died-at"] = time.Now().Add(time.Hour).Format(time.RFC3339)
 	g.put("jobs.dead", m)
-	if n, err := g.dead.Replay(t.Context(), filter{}); n != 1 || err != nil {
+	if n, err := g.dead.ReplayAll(t.Context()); n != 1 || err != nil {
 		t.Errorf("%d replayed: %v", n, err)
 	}
 }
@@ -361,7 +361,7 @@ func TestManyDeadLettersAreReplayedInSeconds(t *testing.T) {
 		const n = 10_000
 		g.bury(n)
 		began := time.Now()
-		if replayed, err := g.dead.Replay(t.Context(), filter{}); replayed != n || err != nil {
+		if replayed, err := g.dead.ReplayAll(t.Context()); replayed != n || err != nil {
 			t.Errorf("%d replayed: %v", replayed, err)
 		}
 		t.Logf("%d letters in %v", n, time.Since(began))

@@ -38,13 +38,13 @@ type Server struct {
 // NewServer connects and returns a server that keeps the connection up.
 //
 // It blocks until the first connection stands, with Exchange and InitQueues declared, or until
-// ServerConfig.ReconnectionRetries are used up; with ReconnectionRetriesForever and no broker that is for ever: use
-// [NewServerContext] to bound it. A wrong address or a refused declaration is an error without retries. A queue
+// ServerConfig.ReconnectionRetries are used up: by default one try, 30 s at most. With ReconnectionRetriesForever and no broker that is
+// for ever: use [NewServerContext] to bound it. A wrong address or a refused declaration is an error without retries. A queue
 // whose node is down is retried like a connection.
 //
 // The returned channel is closed once the connection is given up for good, after running tasks have ended or
-// ServerConfig.ShutdownTimeout has passed: a program may exit on it and let its supervisor start it again. Close and
-// Shutdown do not close it. It is nil when the error is not.
+// ServerConfig.ShutdownTimeout has passed: a program should exit on it and let its supervisor start it again, since its server does
+// nothing any more. That happens only with ReconnectionRetries set. Close and Shutdown do not close it. It is nil when the error is not.
 //
 // Errors of the configuration: [ErrExchangeRequired], [ErrDefaultRoutingKeyRequired], [ErrEmptyQueueName],
 // [ErrEmptyBindingKey] and others that name the field.

@@ -30,7 +30,6 @@ func TestNewServerNamesEveryBadField(t *testing.T) {
 		"long key":             {func(c *dispatcher.ServerConfig) { c.DefaultRoutingKey = long }, nil, "DefaultRoutingKey is 256 bytes"},
 		"long queue":           {func(c *dispatcher.ServerConfig) { c.InitQueues = []dispatcher.Queue{{long, nil}} }, nil, "InitQueues[0].Name"},
 		"long binding key":     {func(c *dispatcher.ServerConfig) { c.InitQueues = []dispatcher.Queue{{"q", []string{long}}} }, nil, "InitQueues[0].BindingKeys[0]"},
-		"negative retries":     {func(c *dispatcher.ServerConfig) { c.ReconnectionRetries = -1 }, nil, "ReconnectionRetries is negative"},
 		"negative interval":    {func(c *dispatcher.ServerConfig) { c.ReconnectionIntervalSeconds = -1 }, nil, "IntervalSeconds is negative"},
 		"overflowing interval": {func(c *dispatcher.ServerConfig) { c.ReconnectionIntervalSeconds = 1 << 62 }, nil, "IntervalSeconds is too large"},
 		"negative timeout":     {func(c *dispatcher.ServerConfig) { c.PublishTimeout = -1 }, nil, "PublishTimeout is negative"},
@@ -128,6 +127,58 @@ func TestD3UnreachableBrokerIsAnErrorAfterTheRetries(t *testing.T) {
 	})
 }
 
+// The zero value is patient once it has been connected, and tells of a wrong address at once.
+func TestRetriesOfTheFirstConnectAndOfAnOutage(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		retries     int
+		forever     bool
+		first, more int64 // tries of the first connect, and of an outage; 0 = for ever
+	}{
+		{0, false, 1, 0}, {-1, false, 1, 1}, {2, false, 3, 3}, {0, true, 0, 0}, {-1, true, 0, 0}, {2, true, 0, 0},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			chaos := brokertest.NewChaos(memory.New(), nil)
+			cfg := &dispatcher.ServerConfig{
+				Broker: chaos, Exchange: "e", DefaultRoutingKey: "k", Logger: &recorder{},
+				ReconnectionRetries: c.retries, ReconnectionRetriesForever: c.forever,
+			}
+			down := errors.New("down")
+			chaos.FailOpen(down)
+			ctx, cancel := context.WithTimeout(t.Context(), 24*time.Hour)
+			defer cancel()
+			_, _, err := dispatcher.NewServerContext(ctx, cfg)
+			if !errors.Is(err, down) || (ctx.Err() != nil) != (c.first == 0) || c.first > 0 && int64(chaos.Opens()) != c.first {
+				t.Errorf("%+v: %d tries of the first connect, %v", c, chaos.Opens(), err)
+			}
+			chaos.FailOpen(nil)
+			server, lost, err := dispatcher.NewServer(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer server.Close()
+			chaos.FailOpen(down)
+			before := chaos.Opens()
+			chaos.Kill()
+			select {
+			case <-lost:
+			case <-time.After(24 * time.Hour):
+			}
+			tries := int64(chaos.Opens() - before)
+			if given := server.Health(t.Context()).State == dispatcher.StateGivenUp; given != (c.more > 0) || given && tries != c.more {
+				t.Errorf("%+v: %d tries of an outage, given up: %t", c, tries, given)
+			}
+			if c.more == 0 { // and it is back when the broker is
+				chaos.FailOpen(nil)
+				<-time.After(time.Minute)
+				if h := server.Health(t.Context()); h.State != dispatcher.StateConnected {
+					t.Errorf("%+v: %s", c, h.State)
+				}
+			}
+		})
+	}
+}
+
 func TestFirstConnectEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -197,7 +248,7 @@ func TestGivenUpConnectionWaitsForTasksOnlyUntilTheTimeout(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, func(c *dispatcher.ServerConfig) {
-			c.ReconnectionRetriesForever, c.ShutdownTimeout = false, time.Minute
+			c.ReconnectionRetriesForever, c.ReconnectionRetries, c.ShutdownTimeout = false, -1, time.Minute
 		})
 		running, finish := make(chan struct{}), make(chan struct{})
 		r.worker("w", tasks{"stuck": fn(func() { close(running); <-finish })})

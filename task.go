@@ -28,8 +28,8 @@ type Task struct {
 	// nil = none. [Args] makes them from plain values.
 	Args []TaskArgument `json:"args"`
 	// Headers travel beside the body; nil = none. Values are string, bool, integers (sent as int64, a larger uint64 is an
-	// error), floats (not NaN and not infinite), []byte, time.Time, nil, and slices and maps with string keys of these, at most 16
-	// deep. Names have 1 to 255 bytes; CC, BCC and names that begin with x-dispatcher- are refused.
+	// error), floats (not NaN and not infinite), []byte, time.Time (cut to its second and in UTC on every broker, since AMQP carries
+	// no more), nil, and slices and maps with string keys of these, at most 16 deep. Names have 1 to 255 bytes; CC, BCC and names that begin with x-dispatcher- are refused.
 	//
 	// Together they take at most 65,536 bytes as they travel; more is [ErrTooLarge]. A name takes 1 byte and its length, a string or
 	// []byte 5 bytes and its length, a number or a time 9 bytes, a bool 2, nil 1, a slice or map 5 bytes and its elements. There are
@@ -67,7 +67,8 @@ type TaskConfig struct {
 	// (an interface or a pointer): non-nil = the attempt failed. It is called from several goroutines at once, as many as WorkerConfig.Limit.
 	//
 	// Integers fit any integer parameter that can hold the value, float32 fits float64, and float64 fits float32 when nothing
-	// is lost. A parameter of type any gets the declared type; in what json decodes into any, numbers are [json.Number], so
+	// is lost. In json, an array must have as many elements as the array it fills, and an integer must be one that its float can hold.
+	// A parameter of type any gets the declared type; in what json decodes into any, numbers are [json.Number], so
 	// that large integers stay exact.
 	Function interface{}
 	// TaskUUIDAsFirstArg passes the task's uuid before its arguments; that parameter must be a string.
@@ -90,9 +91,11 @@ func NewTask(name string, args ...any) *Task {
 //
 //   - bool, string, the sizes of int and uint, float32 and float64 keep their name; values of named types such as
 //     [time.Duration] are converted to those, because every worker understands them: a duration travels as int64 nanoseconds.
-//   - []byte is base64; [time.Time] is RFC 3339 with nanoseconds and keeps the offset, not the name, of its zone.
+//   - []byte is base64; [time.Time] is RFC 3339 with nanoseconds and keeps the offset, not the name, of its zone. Anywhere in a value, a time
+//     whose offset has seconds is an *ArgumentError: RFC 3339 cannot write it.
 //   - Slices of those fourteen are "[]int64" and the like, maps with string keys "map[string]int64" and the like.
-//   - Everything else is "json": nil, structs, pointers, arrays, [json.RawMessage], slices of slices, ….
+//   - Everything else is "json": nil, structs, pointers, arrays, [json.RawMessage], slices of slices, …. A RawMessage as an argument of its own
+//     keeps its bytes, without white space around them; inside another value encoding/json changes white space and escapes.
 //
 // It never panics. A chan, func, complex number, uintptr or unsafe.Pointer, a struct with fields none of which JSON sees, or a
 // slice, array, map or pointer of those, keeps the Type "", and Publish returns an *ArgumentError with its position. The values are not copied deeply: don't change
@@ -127,7 +130,8 @@ func Args(values ...any) []TaskArgument {
 	return args
 }
 
-// encodeTask returns the body of a task, byte for byte what json.Marshal of the task gives, or an *ArgumentError. It
+// encodeTask returns the body of a task, byte for byte what json.Marshal of the task gives except that a json.RawMessage stays as it is, or an
+// *ArgumentError. It
 // checks that every value is of its declared type, so that what was published can be decoded.
 func encodeTask(t *Task) ([]byte, error) {
 	if !utf8.ValidString(t.UUID) {
@@ -196,10 +200,12 @@ func appendValue(buf []byte, typ argType, arg TaskArgument) ([]byte, *ArgumentEr
 			buf = base64.StdEncoding.AppendEncode(append(buf, '"'), v)
 			return append(buf, '"'), nil
 		}
-	case time.Time:
-		// RFC 3339 has no seconds in an offset: formatting such a time would move it.
-		if _, offset := v.Zone(); offset%60 != 0 {
-			return nil, &ArgumentError{Want: arg.Type, Got: "a zone offset with seconds; use UTC"}
+	case json.RawMessage: // json.Marshal would change its white space and its escapes, and with them a signature over it
+		if raw := trimSpace(v); typ.shape == shapeJSON && json.Valid(raw) {
+			if err := checkText(arg.Value, raw); err != nil {
+				return nil, &ArgumentError{Want: arg.Type, Got: reason(err)}
+			}
+			return append(buf, raw...), nil
 		}
 	}
 	raw, err := marshal(arg.Value)
@@ -230,8 +236,11 @@ func marshal(v any) (raw []byte, err error) {
 
 // checkText refuses what json.Marshal lets pass although a worker would get something else, or refuse it.
 func checkText(v any, raw []byte) error {
-	if badText(raw) >= 0 || replacedText(v, raw) {
+	if badText(raw) >= 0 || isFlawed(replacedText, v, raw) {
 		return errors.New("text that is not valid UTF-8")
+	}
+	if isFlawed(shiftedTime, v, raw) {
+		return errors.New("a time with seconds in its zone offset; use UTC")
 	}
 	if tooDeep(raw) {
 		return errors.New("a value that is nested too deep")

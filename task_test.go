@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"go/parser"
 	"go/token"
 	"math"
@@ -44,7 +45,7 @@ var golden = []struct {
 		map[string]bool{}, nil, struct {
 			A int    `json:"a"`
 			B string `json:"b"`
-		}{1, "x"}, json.RawMessage(`{"n": 9007199254740993}`)),
+		}{1, "x"}, json.RawMessage(`{"n":9007199254740993}`)),
 		[]any{[]byte{0, 1, 0xfe, 0xff}, []byte{}, time.Date(2026, 8, 1, 12, 30, 15, 123456789, time.FixedZone("", 2*3600)),
 			int64(1500 * time.Millisecond), []string{"a", "<b>"}, []int64{math.MinInt64, math.MaxInt64}, []string(nil), map[string]int64{"b": 2, "a": 1},
 			map[string]bool{}, nil, map[string]any{"a": json.Number("1"), "b": "x"}, map[string]any{"n": json.Number("9007199254740993")}}},
@@ -118,6 +119,7 @@ func equalValues(a, b []any) bool {
 
 func TestEncodeAcceptsOtherGoTypesWhoseValueIsOfTheDeclaredType(t *testing.T) {
 	t.Parallel()
+	mean := time.Date(1900, 1, 1, 12, 0, 0, 0, time.FixedZone("LMT", 1172))
 	for _, c := range []struct {
 		arg  TaskArgument
 		want any
@@ -149,6 +151,14 @@ func TestEncodeAcceptsOtherGoTypesWhoseValueIsOfTheDeclaredType(t *testing.T) {
 		{TaskArgument{"json", selfEmbedded("fine", "\xff")}, map[string]any{"Text": "fine", "Raw": "\uFFFD"}},
 		{TaskArgument{"json", hiddenRing("\xff")}, map[string]any{"Raw": "\uFFFD"}},
 		{TaskArgument{"json", struct{ P *byPointer }{&byPointer{}}}, map[string]any{"P": "\uFFFD"}},
+		{TaskArgument{"json", []any{seconds{mean}, "1900-01-01T12:00:00+00:19"}}, []any{"-2208946772 00:00+00:19", "1900-01-01T12:00:00+00:19"}},
+		{TaskArgument{"json", []time.Time{mean.In(time.FixedZone("", 1140))}}, []any{"1900-01-01T11:59:28+00:19"}},
+		{TaskArgument{"json", struct {
+			Never time.Time `json:"-"`
+			Text  string
+		}{mean, "1900-01-01T12:00:00+00:19"}}, map[string]any{"Text": "1900-01-01T12:00:00+00:19"}},
+		{TaskArgument{"float64", json.RawMessage("123456789012345680000")}, 123456789012345680000.0},
+		{TaskArgument{"[]float64", []any{123456789012345678901.0, math.Copysign(0, -1), 9007199254740992}}, []float64{123456789012345678901.0, 0, 9007199254740992}},
 		{TaskArgument{"json", struct {
 			Never string `json:"-"`
 			Raw   json.RawMessage
@@ -210,9 +220,23 @@ type panicking struct{}
 func (panicking) MarshalJSON() ([]byte, error) { panic("boom") }
 func (*panicking) UnmarshalJSON([]byte) error  { panic("boom") }
 
+// stamp is written by the MarshalJSON of its time.
+type stamp struct {
+	time.Time
+	N int
+}
+
+// seconds writes its time so that nothing is lost.
+type seconds struct{ time.Time }
+
+func (s seconds) MarshalJSON() ([]byte, error) {
+	return fmt.Appendf(nil, `"%d 00:00+00:19"`, s.Unix()), nil // looks like one that is
+}
+
 func TestEncodeRefusesWhatTheWorkerCouldNotReadAsGiven(t *testing.T) {
 	t.Parallel()
 	deep := strings.Repeat("[", 9_998) + strings.Repeat("]", 9_998)
+	mean := time.Date(1900, 1, 1, 12, 0, 0, 0, time.FixedZone("LMT", 1172)) // Amsterdam
 	ring := map[string]any{}
 	ring["self"] = ring
 	for _, c := range []struct {
@@ -267,7 +291,22 @@ func TestEncodeRefusesWhatTheWorkerCouldNotReadAsGiven(t *testing.T) {
 		{"panicking MarshalJSON", TaskArgument{"json", panicking{}}, "boom"},
 		{"panicking MarshalJSON in a slice", TaskArgument{"json", []any{panicking{}}}, "boom"},
 		{"year 10000", TaskArgument{"time.Time", time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)}, "year"},
-		{"zone with seconds", TaskArgument{"time.Time", time.Now().In(time.FixedZone("LMT", 3208))}, "use UTC"},
+		{"zone with seconds", TaskArgument{"time.Time", mean}, "use UTC"},
+		{"zone with seconds in a slice", TaskArgument{"json", []time.Time{time.Now().UTC(), mean}}, "use UTC"},
+		{"zone with seconds in an array", TaskArgument{"json", [1]time.Time{mean}}, "use UTC"},
+		{"zone with seconds behind a pointer", TaskArgument{"json", &mean}, "use UTC"},
+		{"zone with seconds behind pointers", TaskArgument{"json", []any{new(new(mean))}}, "use UTC"},
+		{"zone with seconds in a map", TaskArgument{"json", map[string]any{"a": 1, "b": mean}}, "use UTC"},
+		{"zone with seconds below a number", TaskArgument{"json", map[int]time.Time{1: mean}}, "use UTC"},
+		{"zone with seconds in a key", TaskArgument{"json", map[time.Time]int{mean: 1}}, "use UTC"},
+		{"zone with seconds in a struct", TaskArgument{"json", struct {
+			At *time.Time `json:"at"`
+		}{&mean}}, "use UTC"},
+		{"zone with seconds in an embedded time", TaskArgument{"json", stamp{mean, 1}}, "use UTC"},
+		{"zone with seconds in a pointer to an embedded time", TaskArgument{"json", []any{&stamp{mean, 1}}}, "use UTC"},
+		{"negative zone with seconds", TaskArgument{"json", []time.Time{time.Now().In(time.FixedZone("LMT", -17762))}}, "use UTC"},
+		{"int in any that a float64 cannot hold", TaskArgument{"[]float64", []any{1.5, int64(9007199254740993)}}, "at [1]"},
+		{"number that a float64 cannot hold", TaskArgument{"float64", json.Number("9007199254740993")}, "9007199254740993"},
 		{"not a time", TaskArgument{"time.Time", "2026-08-01 12:00"}, `"2026-08-01 12:00"`},
 		{"unknown type", TaskArgument{"int128", 5}, `"int128"`},
 		{"type of any Go type", TaskArgument{"interface {}", 5}, `"interface {}"`},
@@ -392,7 +431,7 @@ func TestDecodeTakesAsManyArgumentsAsABodyHolds(t *testing.T) {
 	}
 }
 
-func TestReflectStaysInItsTwoFiles(t *testing.T) {
+func TestReflectStaysInItsFiles(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("*.go")
 	if err != nil {

@@ -3,7 +3,6 @@ package dispatcher
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
@@ -35,7 +34,7 @@ func TaskFromContext(ctx context.Context) (TaskInfo, bool) {
 	out := *info
 	out.Headers = nil // a copy: it is the broker's own map, which it may hand out again
 	for name, v := range info.Headers {
-		if !strings.HasPrefix(name, headerPrefix) {
+		if !isOwnHeader(name) {
 			if out.Headers == nil {
 				out.Headers = make(map[string]any, len(info.Headers))
 			}

@@ -148,7 +148,7 @@ func TestRabbitMQ_UnreadableDeadLettersCanBeListedAndReplayed(t *testing.T) {
 	if n, err := g.dead.Delete(t.Context(), dispatcher.DeadLetterFilter{UUID: "8192"}); n != 1 || err != nil {
 		t.Errorf("%d deleted, %v", n, err)
 	}
-	if n, err := g.dead.Replay(t.Context(), dispatcher.DeadLetterFilter{}); n != 3 || err != nil {
+	if n, err := g.dead.ReplayAll(t.Context()); n != 3 || err != nil {
 		t.Errorf("%d replayed, %v", n, err)
 	}
 	for _, m := range g.take(g.queue) {

@@ -57,7 +57,7 @@ var (
 	ErrQueueGone = errors.New("queue does not exist")
 	// ErrConsumerLost: the broker ended the consumer; its session lives on.
 	ErrConsumerLost = errors.New("consumer lost")
-	// ErrUnavailable: the queue exists, but cannot be used until its node is back. From Declare, Consume, Inspect, TryGet, Purge and
+	// ErrUnavailable: the queue exists, or may exist, but cannot be used now: its node is down, or does not answer. From Declare, Consume, Inspect, TryGet, Purge and
 	// Delete, and from Publish together with ErrNotSent.
 	ErrUnavailable = errors.New("queue is not available now")
 	// ErrLocked: another session holds the ephemeral queue.

@@ -13,15 +13,18 @@ type Message struct {
 	Exchange   string // where it is published; "" = the default exchange, which routes by queue name
 	RoutingKey string // at most 255 bytes, like every name here (an AMQP short string has one byte of length)
 
-	ID            string // identity of the message; unique among those in flight of one session
-	Type          string // the task's name
-	ContentType   string
-	CorrelationID string
-	ReplyTo       string
-	Timestamp     time.Time // zero = none; brokers keep whole seconds
+	ID              string // identity of the message; unique among those in flight of one session
+	Type            string // the task's name
+	ContentType     string
+	ContentEncoding string
+	AppID           string // the program that made it
+	CorrelationID   string
+	ReplyTo         string
+	Priority        uint8     // 0 = none
+	Timestamp       time.Time // zero = none; brokers keep whole seconds
 
 	// Headers is read only once published or received: deliveries of the same message may share it. It carries string, bool, int64, finite float64, []byte, time.Time, nil, and []any and map[string]any of these. A
-	// received message may hold other types, left as the broker's client made them.
+	// received message may hold other types, left as the broker's client made them. A time has whole seconds and is in UTC.
 	Headers map[string]any
 
 	Body []byte
@@ -33,6 +36,10 @@ type Message struct {
 	// messages that were received, and not looked at by Settler.
 	NotBefore time.Time
 
+	// Expiration and UserID are of received messages only: for how many milliseconds the message could wait in its queue, and the
+	// broker's user who published it. Publish ignores them; Forward makes headers of them.
+	Expiration, UserID string
+
 	// Unreadable says why the headers of a received message could not be read; "" = they could. Headers then holds at most
 	// [RawHeaders], and other properties may be missing too. Publish ignores it.
 	Unreadable string
@@ -41,6 +48,12 @@ type Message struct {
 // RawHeaders names the header in which adapters put the headers of a message that could not be read: a []byte as they came over the
 // wire, perhaps cut short.
 const RawHeaders = "x-dispatcher-raw-headers"
+
+// The headers in which a copy keeps for a person what it cannot have as a property, see [Message.Forward].
+const (
+	ExpirationHeader = "x-dispatcher-expiration"
+	UserIDHeader     = "x-dispatcher-user-id"
+)
 
 // MaxDelay is the longest delay that every broker with [Capabilities.Delay] takes: a leap year.
 const MaxDelay = 366 * 24 * time.Hour
@@ -51,6 +64,10 @@ const MaxDelay = 366 * 24 * time.Hour
 // A copied CC or BCC header routes the copy to all those keys again, so every retry would multiply the task; a
 // republished x-death makes RabbitMQ up to 3.13 drop the message as a cycle; the counters x-delivery-count and
 // x-acquired-count are the broker's own (all measured on 3.10.8).
+//
+// With its expiration the copy would end too early: among the dead letters, and on RabbitMQ in the midst of a delay. RabbitMQ drops it
+// too when it dead-letters a message. The user id is that of the connection that published the message, and RabbitMQ closes
+// the channel of anybody else who sends it. Both become headers.
 func (m Message) Forward() Message {
 	headers := make(map[string]any, len(m.Headers)+8)
 	for k, v := range m.Headers {
@@ -58,7 +75,13 @@ func (m Message) Forward() Message {
 			headers[k] = v
 		}
 	}
-	m.Headers, m.NotBefore, m.Unreadable = headers, time.Time{}, ""
+	if m.Expiration != "" {
+		headers[ExpirationHeader] = m.Expiration
+	}
+	if m.UserID != "" {
+		headers[UserIDHeader] = m.UserID
+	}
+	m.Headers, m.NotBefore, m.Expiration, m.UserID, m.Unreadable = headers, time.Time{}, "", "", ""
 	return m
 }
 

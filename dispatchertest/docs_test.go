@@ -190,7 +190,7 @@ func TestWelcomeWhileDisconnected(t *testing.T) {
 		kit := dispatchertest.New()
 		cfg := kit.Config(nil)
 		chaos := brokertest.NewChaos(cfg.Broker, nil)
-		cfg.Broker, cfg.ReconnectionRetriesForever = chaos, true
+		cfg.Broker = chaos
 		server, _, err := dispatcher.NewServer(cfg)
 		if err != nil {
 			t.Fatal(err)

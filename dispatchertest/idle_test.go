@@ -263,7 +263,7 @@ func TestRunUntilIdleWaitsForAWorkerToComeBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		kit := dispatchertest.New()
 		cfg := kit.Config(&dispatcher.ServerConfig{
-			Exchange: "test", DefaultRoutingKey: "test", ReconnectionRetriesForever: true, ReconnectionIntervalSeconds: 60, Logger: discard{},
+			Exchange: "test", DefaultRoutingKey: "test", ReconnectionIntervalSeconds: 60, Logger: discard{},
 		})
 		chaos := brokertest.NewChaos(cfg.Broker, nil)
 		cfg.Broker = chaos

@@ -130,7 +130,7 @@ func TestPublishedSeesWhatLeavesTheOutbox(t *testing.T) {
 		kit := dispatchertest.New()
 		cfg := kit.Config(nil)
 		chaos := brokertest.NewChaos(cfg.Broker, nil)
-		cfg.Broker, cfg.Outbox, cfg.ReconnectionRetriesForever = chaos, dispatcher.NewMemoryOutbox(dispatcher.MemoryOutboxConfig{}), true
+		cfg.Broker, cfg.Outbox = chaos, dispatcher.NewMemoryOutbox(dispatcher.MemoryOutboxConfig{})
 		sent := make(chan dispatcher.PublishEvent, 2)
 		cfg.Hooks.Published = func(e dispatcher.PublishEvent) { sent <- e }
 		cfg.Logger = discard{}

@@ -10,17 +10,22 @@ import (
 
 // richMessage uses every property and every type of header that the contract allows.
 func richMessage(queue, id string) broker.Message {
-	at := time.Unix(1_700_000_000, 0)
+	at := time.Unix(1_700_000_000, 0).UTC()
 	return broker.Message{
-		RoutingKey:    queue,
-		ID:            id,
-		Type:          "a.task",
-		ContentType:   "application/json",
-		CorrelationID: "correlation",
-		ReplyTo:       "replies",
-		Timestamp:     at,
-		Body:          []byte(`{"a": "ü"}`),
-		Unreadable:    "not looked at",
+		RoutingKey:      queue,
+		ID:              id,
+		Type:            "a.task",
+		ContentType:     "application/json",
+		ContentEncoding: "identity",
+		AppID:           "an.app",
+		CorrelationID:   "correlation",
+		ReplyTo:         "replies",
+		Priority:        7,
+		Timestamp:       at,
+		Body:            []byte(`{"a": "ü"}`),
+		Expiration:      "1", // as the two below: not looked at
+		UserID:          "nobody",
+		Unreadable:      "not looked at",
 		Headers: map[string]any{
 			"string": "text", "empty": "", "bool": true, "int64": int64(-1 << 62), "float64": 0.1,
 			"bytes": []byte{0, 0xff, '\n'}, "time": at, "nil": nil,
@@ -39,10 +44,17 @@ func (k *kit) same(got, want broker.Message) {
 		{"ContentType", got.ContentType, want.ContentType},
 		{"CorrelationID", got.CorrelationID, want.CorrelationID},
 		{"ReplyTo", got.ReplyTo, want.ReplyTo},
+		{"ContentEncoding", got.ContentEncoding, want.ContentEncoding},
+		{"AppID", got.AppID, want.AppID},
+		{"Expiration", got.Expiration, ""},
+		{"UserID", got.UserID, ""},
 	} {
 		if p.got != p.want {
 			k.Errorf("message %q: %s is %q, want %q", want.ID, p.name, p.got, p.want)
 		}
+	}
+	if got.Priority != want.Priority {
+		k.Errorf("message %q: Priority is %d, want %d", want.ID, got.Priority, want.Priority)
 	}
 	if !got.Timestamp.Equal(want.Timestamp) {
 		k.Errorf("message %q: Timestamp is %v, want %v", want.ID, got.Timestamp, want.Timestamp)
@@ -61,12 +73,12 @@ func (k *kit) same(got, want broker.Message) {
 	}
 }
 
-// sameValue compares header values: the types must be the same, times may differ in their zone.
+// sameValue compares header values: the types must be the same, and times be in UTC.
 func sameValue(a, b any) bool {
 	switch b := b.(type) {
 	case time.Time:
 		a, ok := a.(time.Time)
-		return ok && a.Equal(b)
+		return ok && a.Equal(b) && a.Location() == time.UTC
 	case []any:
 		a, ok := a.([]any)
 		if !ok || len(a) != len(b) {

@@ -130,6 +130,16 @@ var defects = []defect{
 		}),
 	},
 	{
+		name: "dead-letters without priority", area: "deadletter",
+		test: "a dead letter keeps its content and leaves its queue",
+		make: settling(func(_ broker.Session, d broker.Delivery) settler {
+			return settler{deadLetter: func(ctx context.Context, m broker.Message) error {
+				m.Priority = 0
+				return d.DeadLetter(ctx, m)
+			}}
+		}),
+	},
+	{
 		name: "drops dead letters that have no queue", area: "deadletter",
 		test: "without a dead letter queue the delivery stays open until there is one",
 		make: settling(func(_ broker.Session, d broker.Delivery) settler {

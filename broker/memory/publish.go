@@ -87,6 +87,8 @@ func checkMessage(m *broker.Message) error {
 		{"message ID", m.ID},
 		{"type", m.Type},
 		{"content type", m.ContentType},
+		{"content encoding", m.ContentEncoding},
+		{"app ID", m.AppID},
 		{"correlation ID", m.CorrelationID},
 		{"reply-to", m.ReplyTo},
 	} {

@@ -41,7 +41,7 @@ type entry struct {
 func (q *queue) push(m *broker.Message) {
 	q.lastSeq++
 	e := &entry{Message: *m, seq: q.lastSeq}
-	e.Unreadable = "" // whatever the publisher has left there
+	e.Unreadable, e.Expiration, e.UserID = "", "", "" // whatever the publisher has left there
 	if q.last == nil {
 		q.first = e
 	} else {

@@ -46,6 +46,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -173,8 +174,11 @@ func parseURL(raw string) (address, error) {
 	if err != nil {
 		return address{}, errors.New("it does not parse: percent-encode reserved characters, such as / ? # @ : in the password")
 	}
-	if u.Scheme != "amqp" && u.Scheme != "amqps" {
+	if u.Scheme != "amqp" && u.Scheme != "amqps" || !strings.HasPrefix(raw[len(u.Scheme):], "://") {
 		return address{}, errors.New("it does not start with amqp:// or amqps://")
+	}
+	if err := whole(u, raw); err != nil {
+		return address{}, err
 	}
 	// A list of URLs that was split wrongly ends up in the virtual host of the first, passwords included, and that is shown.
 	if strings.ContainsAny(u.EscapedPath(), "@,") {
@@ -191,4 +195,31 @@ func parseURL(raw string) (address, error) {
 	place := url.URL{Scheme: uri.Scheme, Host: host, Path: "/" + strings.TrimPrefix(uri.Vhost, "/")}
 	u.Scheme, u.Opaque, u.Host, u.Path, u.RawPath = "amqp", "", host, "/", ""
 	return address{clear: u.String(), uri: uri, scheme: uri.Scheme, host: uri.Host, vhost: uri.Vhost, place: place.String()}, nil
+}
+
+// parameters are those of a URL that the client reads; it ignores others, and a misspelt one with them.
+var parameters = []string{"certfile", "keyfile", "cacertfile", "server_name_indication", "auth_mechanism", "heartbeat", "connection_timeout", "channel_max"}
+
+// whole refuses a URL of which the client would use a part only. With a # or a ? in its password, url.Parse takes the user name for the
+// host, and it would be dialled and shown.
+func whole(u *url.URL, raw string) error {
+	if strings.Contains(raw, "#") {
+		return errors.New("it has a #: percent-encode it as %23")
+	}
+	values, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return errors.New("its parameters do not parse: percent-encode a ? in the password as %3F")
+	}
+	for name, value := range values {
+		if !slices.Contains(parameters, name) {
+			return fmt.Errorf("it has a ? and then an unknown parameter: percent-encode a ? in the password as %%3F; known are %s", strings.Join(parameters, ", "))
+		}
+		if len(value) > 1 && name != "auth_mechanism" {
+			return fmt.Errorf("it has the parameter %s twice", name)
+		}
+	}
+	if strings.Contains(u.Host, ",") {
+		return errors.New("its host has a comma: write each node as a whole URL, and separate URLs by a comma before amqp:// or amqps://")
+	}
+	return nil
 }

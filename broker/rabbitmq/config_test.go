@@ -21,6 +21,20 @@ func TestBadConfigIsPermanentAndShowsNoCredentials(t *testing.T) {
 		"empty URL":            {URLs: []string{""}},
 		"other scheme":         {URLs: []string{"http://user:" + secret + "@host/"}},
 		"hash in the password": {URLs: []string{"amqp://user:" + secret + "#more@host:5672/"}},
+		"digits and a hash":    {URLs: []string{"amqp://user:12345#" + secret + "@host/"}},
+		"digits and a ?":       {URLs: []string{"amqp://user:12345?" + secret + "@host/"}},
+		"digits, ? and =":      {URLs: []string{"amqp://user:12345?heartbeat=1&" + secret + "=@host/"}},
+		"digits and a slash":   {URLs: []string{"amqp://user:12345/" + secret + "@host/"}},
+		"user hash":            {URLs: []string{"amqp://" + secret + "#user@host/"}},
+		"no slashes":           {URLs: []string{"amqp:user:" + secret + "@host:5672/"}},
+		"one slash":            {URLs: []string{"amqp:/user:" + secret + "@host:5672/"}},
+		"one slash, no user":   {URLs: []string{"amqp:/" + secret + "/"}},
+		"upper case":           {URLs: []string{"AMQP:" + secret + "@host"}},
+		"fragment at the end":  {URLs: []string{"amqp://user:" + secret + "@host/v#1"}},
+		"misspelt parameter":   {URLs: []string{"amqp://user:" + secret + "@host/?heartbeats=5"}},
+		"semicolon":            {URLs: []string{"amqp://user:" + secret + "@host/?heartbeat=5;channel_max=5"}},
+		"parameter twice":      {URLs: []string{"amqp://user:" + secret + "@host/?heartbeat=5&heartbeat=6"}},
+		"hosts":                {URLs: []string{"amqp://user:" + secret + "@host,other/"}},
 		"slash in it":          {URLs: []string{"amqp://user:" + secret + "/more@host:5672/"}},
 		"percent in it":        {URLs: []string{"amqp://user:%zz" + secret + "@host/"}},
 		"space in it":          {URLs: []string{"amqp://user:" + secret + " more@host/"}},
@@ -112,5 +126,19 @@ func TestConfigIsCopied(t *testing.T) {
 	}
 	if cfg.TLS.ServerName != "" || cfg.TLS.MinVersion != 0 {
 		t.Error("the caller's TLS configuration was written to")
+	}
+}
+
+// Nothing of a good URL is refused.
+func TestGoodURLsAreTaken(t *testing.T) {
+	t.Parallel()
+	for _, u := range []string{
+		"amqp://", "amqp://host", "amqps://host:1/", "amqp:///vhost", "amqp://user@host", "amqp://us@er:a@b:c@host/v", "AMQP://host/",
+		"amqp://user:12345%23%3F%2F%2C@host/v%2F1", "amqp://[::1]:5672/%2F", "amqp://u:a,b@host/?heartbeat=5&channel_max=9&connection_timeout=3",
+		"amqps://host/?auth_mechanism=external&auth_mechanism=plain&server_name_indication=x",
+	} {
+		if _, err := rabbitmq.New(rabbitmq.Config{URLs: []string{u}}); err != nil {
+			t.Errorf("%s: %v", u, err)
+		}
 	}
 }

@@ -41,6 +41,8 @@ func encode(m *broker.Message, frameSize int) (amqp.Publishing, error) {
 		{"message ID", m.ID},
 		{"type", m.Type},
 		{"content type", m.ContentType},
+		{"content encoding", m.ContentEncoding},
+		{"app ID", m.AppID},
 		{"correlation ID", m.CorrelationID},
 		{"reply-to", m.ReplyTo},
 	} {
@@ -62,15 +64,18 @@ func encode(m *broker.Message, frameSize int) (amqp.Publishing, error) {
 		return amqp.Publishing{}, fmt.Errorf("headers and properties of %d bytes, at most %d: %w", size, limit, broker.ErrHeadersTooLarge)
 	}
 	return amqp.Publishing{
-		DeliveryMode:  amqp.Persistent,
-		MessageId:     m.ID,
-		Type:          m.Type,
-		ContentType:   m.ContentType,
-		CorrelationId: m.CorrelationID,
-		ReplyTo:       m.ReplyTo,
-		Timestamp:     m.Timestamp,
-		Headers:       headers,
-		Body:          m.Body,
+		DeliveryMode:    amqp.Persistent,
+		MessageId:       m.ID,
+		Type:            m.Type,
+		ContentType:     m.ContentType,
+		ContentEncoding: m.ContentEncoding,
+		AppId:           m.AppID,
+		CorrelationId:   m.CorrelationID,
+		ReplyTo:         m.ReplyTo,
+		Priority:        m.Priority, // the client leaves out 0
+		Timestamp:       m.Timestamp,
+		Headers:         headers,
+		Body:            m.Body,
 	}, nil
 }
 
@@ -180,16 +185,21 @@ func encodeValue(v any, depth int) (any, int, error) {
 // they are.
 func decode(d *amqp.Delivery) broker.Message {
 	m := broker.Message{
-		Exchange:      d.Exchange,
-		RoutingKey:    d.RoutingKey,
-		ID:            d.MessageId,
-		Type:          d.Type,
-		ContentType:   d.ContentType,
-		CorrelationID: d.CorrelationId,
-		ReplyTo:       d.ReplyTo,
-		Timestamp:     d.Timestamp,
-		Headers:       decodeTable(d.Headers),
-		Body:          d.Body,
+		Exchange:        d.Exchange,
+		RoutingKey:      d.RoutingKey,
+		ID:              d.MessageId,
+		Type:            d.Type,
+		ContentType:     d.ContentType,
+		ContentEncoding: d.ContentEncoding,
+		AppID:           d.AppId,
+		CorrelationID:   d.CorrelationId,
+		ReplyTo:         d.ReplyTo,
+		Priority:        d.Priority,
+		Timestamp:       d.Timestamp,
+		Expiration:      d.Expiration,
+		UserID:          d.UserId,
+		Headers:         decodeTable(d.Headers),
+		Body:            d.Body,
 	}
 	arrived(&m)
 	return m
@@ -205,6 +215,8 @@ func decodeTable(t amqp.Table) map[string]any {
 
 func decodeValue(v any) any {
 	switch v := v.(type) {
+	case time.Time: // the client has put it into the zone of this machine
+		return v.UTC()
 	case amqp.Table:
 		return decodeTable(v)
 	case []any:

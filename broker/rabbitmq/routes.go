@@ -78,7 +78,8 @@ func (r *routes) forget(queue string) {
 }
 
 // whyUnroutable finds out why no queue took a message: it returns an error that Is ErrUnavailable if a queue that this session has bound
-// to the key, or with the default exchange the queue of that name, is away or was so a moment ago, and nil if there is none. It waits at
+// to the key, or with the default exchange the queue of that name, is away or was so a moment ago, or if that cannot be found out; nil if
+// there is none. It waits at
 // most four seconds for each queue, and asks at most once a second for each key.
 func (s *session) whyUnroutable(exchange, key string) error {
 	t := s.delays.target(exchange, key)
@@ -88,7 +89,7 @@ func (s *session) whyUnroutable(exchange, key string) error {
 		case <-a.over:
 			return a.err
 		case <-s.dead:
-			return nil
+			return fmt.Errorf("%w: %w", broker.ErrUnavailable, s.Err())
 		}
 	}
 	for _, queue := range queues {
@@ -137,7 +138,8 @@ func (a *askedRoute) stale() bool {
 	}
 }
 
-// look returns an error if a queue is away or has come back, and nil if it does not exist or does not answer. It binds a queue that exists
+// look returns an error if a queue is away, does not answer or has come back, and nil if RabbitMQ says that it does not exist or may not be
+// used. It binds a queue that exists
 // again: when its node is back, RabbitMQ shows a classic queue before its bindings (3.10.8, measured), and somebody may have unbound it.
 func (s *session) look(queue string, t target) error {
 	if checkQueue(queue) != nil {
@@ -159,6 +161,9 @@ func (s *session) look(queue string, t target) error {
 		return fmt.Errorf("queue %q has just come back, or was just bound again: %w", queue, broker.ErrUnavailable)
 	case errors.Is(err, broker.ErrUnavailable):
 		return fmt.Errorf("queue %q: %w", queue, err)
+	case errors.Is(err, broker.ErrQueueGone), errors.Is(err, broker.ErrRejected), errors.Is(err, broker.ErrLocked):
+		return nil
 	}
-	return nil
+	// No answer is not the answer that there is no queue: a node that comes back may take seconds for it.
+	return fmt.Errorf("queue %q: %w: %w", queue, broker.ErrUnavailable, err)
 }

@@ -92,6 +92,19 @@ func unansweredBindings(t *testing.T, n *node, host string, end func(broker.Sess
 	}
 	published(t, s, broker.Message{RoutingKey: q, ID: "plain"})
 	retry("plain", soon())
+	// No answer does not say that there is no queue. Only that key is known, and its queue is not bound.
+	top.Bindings[0].Key = "other"
+	ctx, cancel := context.WithTimeout(testContext(t), 50*time.Millisecond)
+	if err := s.Declare(ctx, top); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("declare: %v", err)
+	}
+	cancel()
+	for key, want := range map[string]error{"other": broker.ErrUnavailable, "nobody's": broker.ErrUnroutable} {
+		err := outcomes(t, s, broker.Message{Exchange: x, RoutingKey: key, ID: key})[0]
+		if !errors.Is(err, want) || errors.Is(err, broker.ErrUnroutable) == errors.Is(err, broker.ErrNotSent) {
+			t.Errorf("a message with key %q: %v", key, err)
+		}
+	}
 	published(t, s, broker.Message{RoutingKey: q, ID: "delayed", NotBefore: soon()})
 	rabbitmq.AgeBindings(b)
 	retry("delayed", time.Now().Add(1500*time.Millisecond))

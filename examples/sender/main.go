@@ -36,6 +36,8 @@ func run(args []string, url string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "sender: set DISPATCHER_AMQP_CON to the URL of RabbitMQ, such as amqp://guest:guest@localhost:5672/")
 		return 2
 	}
+	// A program that publishes once and ends need not watch the channel of a lost connection: each outcome tells. A long-running one
+	// does, see examples/worker.
 	server, _, err := dispatcher.NewServer(&dispatcher.ServerConfig{
 		AMQPConnectionString: url,
 		Exchange:             "dispatcher.example",

@@ -29,9 +29,11 @@ func run(ctx context.Context, url string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	server, lost, err := dispatcher.NewServerContext(ctx, &dispatcher.ServerConfig{
-		AMQPConnectionString:        url,
-		Exchange:                    "dispatcher.example",
-		DefaultRoutingKey:           "greetings",
+		AMQPConnectionString: url,
+		Exchange:             "dispatcher.example",
+		DefaultRoutingKey:    "greetings",
+		// Without these an outage is retried for ever, with growing pauses. Here the program ends after a minute, so that whatever has
+		// started it can start it elsewhere.
 		ReconnectionRetries:         60,
 		ReconnectionIntervalSeconds: 1,
 	})
