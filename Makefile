@@ -38,10 +38,10 @@ test-rabbitmq4: toolchain ## Every test that needs RabbitMQ, on 4.0 and then on 
 			env CGO_ENABLED=1 go test -race -count=1 -timeout 30m . ./broker/rabbitmq || exit; \
 	done
 
-chaos: ## What takes too long for make test: a storm of 10,000 tasks, 10,000,000 tasks and 1,000 reconnects beside one task (half an hour)
+chaos: ## What takes too long for make test: a storm of 10,000 tasks, 10,000,000 tasks and 1,000 reconnects beside one task, 10,000,000 through PublishAll (forty minutes)
 	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && scripts/brokers.sh run "$$dir" -- \
 		go test -count=1 -timeout 90m -v -run '^(TestARetryStormLeavesNothingBehind|TestTheHeap.*)$$' . \
-			-storm.tasks 10000 -heap.tasks 10000000 -heap.reconnects 1000
+			-storm.tasks 10000 -heap.tasks 10000000 -heap.reconnects 1000 -heap.published 10000000
 
 toolchain: # the C compiler that the race detector needs
 	@scripts/toolchain.sh

@@ -100,8 +100,8 @@ type ServerConfig struct {
 	// first worker runs. Names and keys must not be empty; at most 255 bytes.
 	InitQueues []Queue
 
-	// Outbox keeps tasks that cannot be sent now and sends them later; nil: there is none. With it, Publish, PublishContext
-	// and PublishBatch do not wait for a connection: a task that was certainly not sent, because there is no connection or the
+	// Outbox keeps tasks that cannot be sent now and sends them later; nil: there is none. With it, Publish, PublishContext,
+	// PublishBatch and PublishAll do not wait for a connection: a task that was certainly not sent, because there is no connection or the
 	// broker blocks publishers, goes to the outbox, and the error Is [ErrInOutbox]: kept, do not publish it again. When the
 	// outbox has no room the error is [ErrOutboxFull]. A task that may have been sent is [ErrUnconfirmed] as without an outbox.
 	//

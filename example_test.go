@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher"
@@ -260,4 +261,34 @@ func ExampleServer_Shutdown_embeddedBroker() {
 	// to ann@example.org
 	// drained: <nil>
 	// closed: <nil>
+}
+
+// Very many tasks: the sequence makes each when it is needed, and each has its outcome.
+func ExampleServer_PublishAll() {
+	server := newExample()
+	defer server.Close()
+	const readers = 20_000
+	var sent atomic.Int64
+	done := make(chan struct{})
+	run(server, map[string]dispatcher.TaskConfig{"send": {Function: func(reader int) {
+		if sent.Add(1) == readers {
+			close(done)
+		}
+	}}})
+
+	campaign := func(yield func(*dispatcher.Task) bool) {
+		for reader := range readers { // rows of a query, for instance
+			if !yield(dispatcher.NewTask("send", reader)) {
+				return
+			}
+		}
+	}
+	for task, err := range server.PublishAll(context.Background(), campaign) {
+		if err != nil {
+			fmt.Println(task.UUID, err) // note it, and go on or break
+		}
+	}
+	<-done
+	fmt.Println("sent", sent.Load())
+	// Output: sent 20000
 }

@@ -10,11 +10,13 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher"
+	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// `make chaos` runs these in full size: 10,000,000 tasks, and 1,000 reconnects to RabbitMQ.
+// `make chaos` runs these in full size: 10,000,000 tasks, 1,000 reconnects to RabbitMQ, and 10,000,000 tasks through one PublishAll.
 var (
 	heapTasks      = flag.Int("heap.tasks", 100_000, "tasks on the embedded broker beside one that never ends, and a fiftieth of them on RabbitMQ")
+	heapPublished  = flag.Int("heap.published", 50_000, "tasks through one PublishAll on the embedded broker, and a tenth of them on RabbitMQ")
 	heapReconnects = flag.Int("heap.reconnects", 8, "reconnects to RabbitMQ beside a task that never ends, about one a second")
 )
 
@@ -104,6 +106,60 @@ func TestTheHeapDoesNotGrowWithReconnectsBesideATaskThatNeverEnds(t *testing.T) 
 		reconnects(*heapReconnects)
 		v.heapIs(before, "%d reconnects in %.1f s", *heapReconnects, time.Since(began).Seconds())
 	})
+}
+
+// publishAllHeap is what the heap may grow by during a PublishAll of any length, garbage included.
+const publishAllHeap = 32 << 20
+
+// PublishAll needs constant memory. Not parallel, likewise.
+func TestTheHeapStaysSmallDuringPublishAll(t *testing.T) {
+	t.Run("memory", func(t *testing.T) {
+		v := memoryVenue(t)
+		s := v.server(func(c *dispatcher.ServerConfig) { c.InitQueues = []dispatcher.Queue{{v.name, []string{v.name}}} })
+		c, err := v.session().Consume(t.Context(), broker.ConsumeOptions{Queue: v.name, Prefetch: 2000})
+		if err != nil {
+			t.Fatal(err)
+		}
+		v.publishAll(s, *heapPublished, func() {
+			if err := wait(t, c.Deliveries(), "task").Ack(); err != nil {
+				t.Fatal(err)
+			}
+		})
+	})
+	t.Run("rabbitmq", func(t *testing.T) {
+		v := rabbitVenue(t)
+		s := v.server(func(c *dispatcher.ServerConfig) { c.InitQueues = []dispatcher.Queue{{v.name, []string{v.name}}} })
+		v.publishAll(s, *heapPublished/10, func() {})
+	})
+}
+
+// publishAll publishes n tasks, calls after for each, and checks the heap meanwhile.
+func (v *venue) publishAll(s *dispatcher.Server, n int, after func()) {
+	v.t.Helper()
+	tasks := func(yield func(*dispatcher.Task) bool) {
+		for i := range n {
+			if !yield(dispatcher.NewTask("n", "one hundred and sixty bytes in all", i)) {
+				return
+			}
+		}
+	}
+	before, began, i, most := settledHeap(), time.Now(), 0, int64(0)
+	for _, err := range s.PublishAll(v.t.Context(), tasks) {
+		if err != nil {
+			v.t.Fatal(err)
+		}
+		after()
+		if i++; i%1000 == 0 {
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			most = max(most, int64(m.HeapAlloc)-before)
+		}
+	}
+	rate := float64(n) / time.Since(began).Seconds()
+	v.t.Logf("%d tasks, %.0f a second: the heap grew by at most %d KiB, from %d KiB", i, rate, most>>10, before>>10)
+	if i != n || most > publishAllHeap {
+		v.t.Errorf("%d of %d tasks, and the heap grew by %d KiB, want at most %d", i, n, most>>10, publishAllHeap>>10)
+	}
 }
 
 // besideOne starts a worker with so many slots, of which one is taken until end is called.

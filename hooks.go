@@ -34,7 +34,7 @@ type Hooks struct {
 type PublishEvent struct {
 	UUID, Name, RoutingKey string
 	Err                    error         // the outcome, as Publish returns it; nil = confirmed
-	Duration               time.Duration // from the call of Publish to the outcome; of a batch, to the end of the batch; also of what leaves the outbox
+	Duration               time.Duration // from the call of Publish to the outcome; of a batch, to the end of the batch; of PublishAll, from taking the task to yielding it; also of what leaves the outbox
 }
 
 // StartEvent tells of an attempt that begins. Task.Headers are read only.

@@ -39,7 +39,7 @@ func (s *Server) PublishContext(ctx context.Context, task *Task) error {
 // PublishBatch publishes tasks in their order and waits for all of them. It returns one error a task, in the same
 // order, or nil if all went well; each error is as from [Server.PublishContext], and a bad task does not hold up the
 // others. It is much faster than one call a task, since the broker confirms many at once. ServerConfig.PublishTimeout bounds
-// the whole batch: publish very many tasks in batches of some thousands.
+// the whole batch: for more than some thousands of tasks use [Server.PublishAll].
 func (s *Server) PublishBatch(ctx context.Context, tasks []*Task) []error {
 	errs := s.publisher.publish(ctx, tasks, true)
 	for _, err := range errs {
@@ -64,11 +64,7 @@ type publisher struct {
 // publish returns one outcome a task. With wait it waits for a session until ctx ends, or PublishTimeout has passed. With an
 // outbox it never waits for one.
 func (p *publisher) publish(caller context.Context, tasks []*Task, wait bool) []error {
-	hook := p.cfg.Hooks.Published
-	var began time.Time
-	if hook != nil {
-		began = time.Now()
-	}
+	began := time.Now()
 	ctx, cancel := context.WithTimeout(caller, p.cfg.PublishTimeout)
 	defer cancel()
 	errs := make([]error, len(tasks))
@@ -87,20 +83,26 @@ func (p *publisher) publish(caller context.Context, tasks []*Task, wait bool) []
 		p.send(ctx, &out, wait)
 	}
 	for i, err := range errs {
-		// The seed's errors keep their whole text.
-		if err != nil && err != ErrDisconnected && err != ErrTaskName && tasks[i] != nil {
-			err = fmt.Errorf("publish task %q (%q) with key %q: %w", excerpt(tasks[i].Name), excerpt(tasks[i].UUID), excerpt(tasks[i].RoutingKey), err)
-		}
-		errs[i] = p.stats.count(err)
-		if hook != nil {
-			event := PublishEvent{Err: errs[i], Duration: time.Since(began)}
-			if task := tasks[i]; task != nil {
-				event.UUID, event.Name, event.RoutingKey = task.UUID, task.Name, task.RoutingKey
-			}
-			fire(p.cfg.Logger, hook, event)
-		}
+		errs[i] = p.conclude(tasks[i], began, err)
 	}
 	return errs
+}
+
+// conclude counts an outcome, calls the hook and returns the error for the caller.
+func (p *publisher) conclude(task *Task, began time.Time, err error) error {
+	// gofort/dispatcher's error texts are unchanged.
+	if err != nil && err != ErrDisconnected && err != ErrTaskName && task != nil {
+		err = fmt.Errorf("publish task %q (%q) with key %q: %w", excerpt(task.Name), excerpt(task.UUID), excerpt(task.RoutingKey), err)
+	}
+	err = p.stats.count(err)
+	if hook := p.cfg.Hooks.Published; hook != nil {
+		event := PublishEvent{Err: err, Duration: time.Since(began)}
+		if task != nil {
+			event.UUID, event.Name, event.RoutingKey = task.UUID, task.Name, task.RoutingKey
+		}
+		fire(p.cfg.Logger, hook, event)
+	}
+	return err
 }
 
 // outbound is a batch on its way.
@@ -140,18 +142,24 @@ func (p *publisher) sendOrKeep(caller, ctx context.Context, out *outbound) {
 	// When PublishTimeout has passed at a broker that blocks, there must be a moment left to keep the task.
 	keeping, cancel := context.WithTimeout(caller, p.cfg.PublishTimeout+closeTimeout)
 	defer cancel()
-	session, err := p.sup.session()
-	if err == nil {
-		if _, blocked := session.Blocked(); blocked {
-			err = ErrNotSent
-		}
-	}
+	session, err := p.willing()
 	p.courier.keep(keeping, p.courier.divert(out, err != nil))
 	if len(out.msgs) == 0 {
 		return
 	}
 	p.sendOnce(ctx, session, out, func(err error) bool { return errors.Is(err, ErrNotSent) && caller.Err() == nil })
 	p.courier.keep(keeping, p.courier.divert(out, true))
+}
+
+// willing returns the session that takes a message at once, or why there is none.
+func (p *publisher) willing() (broker.Session, error) {
+	session, err := p.sup.session()
+	if err == nil {
+		if _, blocked := session.Blocked(); blocked {
+			err = ErrNotSent
+		}
+	}
+	return session, err
 }
 
 // sendOnce publishes through one session and notes the outcomes. It leaves in out those whose outcome again holds for.
@@ -162,15 +170,7 @@ func (p *publisher) sendOnce(ctx context.Context, session broker.Session, out *o
 
 	rest := 0
 	for i, err := range outcomes {
-		switch {
-		case errors.Is(err, ErrNotSent) && errors.Is(err, broker.ErrSessionLost):
-			err = fmt.Errorf("%w: %w", ErrDisconnected, err)
-		case err != nil && !errors.Is(err, ErrNotSent) && !errors.Is(err, ErrRejected) && !errors.Is(err, ErrUnconfirmed):
-			err = fmt.Errorf("%w: %w", ErrUnconfirmed, err) // a broker that does not say promises nothing
-		}
-		if errors.Is(err, broker.ErrExchangeGone) {
-			p.sup.exchangeGone()
-		}
+		err = p.read(err)
 		out.errs[out.index[i]] = err
 		if again(err) {
 			out.msgs[rest], out.index[rest] = out.msgs[i], out.index[i]
@@ -178,6 +178,20 @@ func (p *publisher) sendOnce(ctx context.Context, session broker.Session, out *o
 		}
 	}
 	out.msgs, out.index = out.msgs[:rest], out.index[:rest]
+}
+
+// read returns the outcome that a session's answer stands for.
+func (p *publisher) read(err error) error {
+	switch {
+	case errors.Is(err, ErrNotSent) && errors.Is(err, broker.ErrSessionLost):
+		err = fmt.Errorf("%w: %w", ErrDisconnected, err)
+	case err != nil && !errors.Is(err, ErrNotSent) && !errors.Is(err, ErrRejected) && !errors.Is(err, ErrUnconfirmed):
+		err = fmt.Errorf("%w: %w", ErrUnconfirmed, err) // a broker that does not say promises nothing
+	}
+	if errors.Is(err, broker.ErrExchangeGone) {
+		p.sup.exchangeGone()
+	}
+	return err
 }
 
 // prepare fills what the task leaves open, in the caller's struct, then checks and encodes it.

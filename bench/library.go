@@ -16,7 +16,7 @@ const (
 	bodyBytes = 160
 	text      = "one hundred and sixty bytes in all"
 	limit     = 10   // of the worker, and the prefetch of the consumer by hand
-	batch     = 5000 // "publish very many tasks in batches of some thousands"
+	batch     = 5000 // of PublishBatch
 )
 
 func newServer(p *place) (*dispatcher.Server, error) {
@@ -44,6 +44,30 @@ func publishWithLibrary(p *place, n int) (rate float64, err error) {
 			return 0, err
 		}
 		left -= len(tasks)
+	}
+	rate = perSecond(n, began)
+	return rate, errors.Join(p.holds(n), p.purge())
+}
+
+// publishAllWithLibrary does the same with one call of PublishAll.
+func publishAllWithLibrary(p *place, n int) (rate float64, err error) {
+	server, err := newServer(p)
+	if err != nil {
+		return 0, err
+	}
+	defer server.Close()
+	began := time.Now()
+	tasks := func(yield func(*dispatcher.Task) bool) {
+		for range n {
+			if !yield(newTask()) {
+				return
+			}
+		}
+	}
+	for _, err := range server.PublishAll(context.Background(), tasks) {
+		if err != nil {
+			return 0, err
+		}
 	}
 	rate = perSecond(n, began)
 	return rate, errors.Join(p.holds(n), p.purge())

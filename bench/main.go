@@ -64,8 +64,8 @@ func run(ctx context.Context, args []string, url string, stdout, stderr io.Write
 // contest is the same work done by two programs.
 type contest struct {
 	name          string
-	hand, library func(p *place, n int) (rate float64, err error)
-	rates         [2][]float64 // of hand and library, one a round
+	first, second func(p *place, n int) (rate float64, err error)
+	rates         [2][]float64 // of first and second, one a round
 }
 
 // compare runs the rounds and prints the table.
@@ -76,8 +76,9 @@ func compare(ctx context.Context, url string, rounds, n int, out io.Writer) (err
 	}
 	defer func() { err = errors.Join(err, p.close()) }()
 	contests := []*contest{
-		{name: "publish, window 1,000 | PublishBatch", hand: publishByHand, library: publishWithLibrary},
-		{name: "drain, prefetch 10 | Limit 10", hand: drainByHand, library: drainWithLibrary},
+		{name: "publish, by hand, window 1,000 | PublishBatch", first: publishByHand, second: publishWithLibrary},
+		{name: "publish, PublishBatch | PublishAll", first: publishWithLibrary, second: publishAllWithLibrary},
+		{name: "drain, by hand, prefetch 10 | Limit 10", first: drainByHand, second: drainWithLibrary},
 	}
 	for round := -1; round < rounds; round++ { // the first one warms up
 		size := n
@@ -85,7 +86,7 @@ func compare(ctx context.Context, url string, rounds, n int, out io.Writer) (err
 			size = min(n, 2000)
 		}
 		for _, c := range contests {
-			programs := []func(*place, int) (float64, error){c.hand, c.library}
+			programs := []func(*place, int) (float64, error){c.first, c.second}
 			for turn := range programs {
 				who := (turn + round + 2) % 2 // who begins changes, so that a slow drift of the machine favours nobody
 				if ctx.Err() != nil {
@@ -107,7 +108,7 @@ func compare(ctx context.Context, url string, rounds, n int, out io.Writer) (err
 func print(out io.Writer, contests []*contest, rounds, n int) error {
 	fmt.Fprintf(out, "%d rounds of %d tasks, bodies of %d bytes; medians [least–most]\n\n", rounds, n, bodyBytes)
 	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(w, "by hand | dispatcher\tby hand/s\tdispatcher/s\tratio")
+	fmt.Fprintln(w, "first | second\tfirst/s\tsecond/s\tratio")
 	for _, c := range contests {
 		var ratios []float64
 		for i := range c.rates[0] {

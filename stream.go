@@ -1,0 +1,236 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+const (
+	// maxOpen is how many tasks of one PublishAll may be without a result: what a session takes at once, see window in broker/rabbitmq.
+	maxOpen = 1000
+	// maxOpenBytes is how many bytes their bodies may have together.
+	maxOpenBytes = 8 << 20
+)
+
+// PublishAll publishes the tasks of a sequence, of any length, in their order, and yields each of them with its outcome, in the same
+// order. Nothing is published before the result is ranged over, and ranging over it twice publishes twice. It is as fast as
+// [Server.PublishBatch] and needs constant memory: at most 1,000 tasks, or 8 MiB of bodies, are taken from the sequence and not yet yielded.
+//
+// Each error is as from [Server.PublishContext]. ServerConfig.PublishTimeout bounds each task, from when it is taken from the
+// sequence. While there is no connection, or the broker blocks publishers, no other task is taken. With ServerConfig.Outbox
+// tasks go to the outbox meanwhile. A nil task is yielded with an error that Is [ErrRejected]. Yield a new *Task each time, and do not
+// change it before its result.
+//
+// When ctx ends, the next task is yielded with an error that Is [ErrNotSent] and ctx's error, and no more are taken. So a loop
+// that has seen no error has published the whole sequence.
+//
+// When the loop is left early, no more tasks are taken. Those that were taken and not yielded are still published: PublishAll waits for
+// their outcomes, at most for PublishTimeout or until ctx ends, and reports them to Stats and Hooks.Published only. The same holds if the
+// sequence or the body of the loop panics; the panic then goes on. PublishAll starts no goroutine and calls the sequence on the caller's, so results
+// wait while the sequence does.
+func (s *Server) PublishAll(ctx context.Context, tasks iter.Seq[*Task]) iter.Seq2[*Task, error] {
+	return func(yield func(*Task, error) bool) {
+		st := &stream{p: s.publisher, caller: ctx}
+		defer st.yield(func(*Task, error) bool { return true }, 0)
+		for task := range tasks {
+			ended := ctx.Err() != nil
+			st.take(task, ended)
+			if !st.yield(yield, maxOpen-1) {
+				return
+			}
+			if ended {
+				break
+			}
+		}
+		st.yield(yield, 0)
+	}
+}
+
+// stream is one PublishAll. One goroutine uses it.
+type stream struct {
+	p       *publisher
+	caller  context.Context
+	session broker.Session // the last that was written to
+	open    []*parcel      // taken and not yielded, oldest first
+	bytes   int            // of their bodies
+	unsent  []*parcel      // those of open that have to be sent, in the same order
+}
+
+// parcel is a task of a stream. It is unsent, in flight or over.
+type parcel struct {
+	task   *Task
+	began  time.Time
+	ctx    context.Context // the caller's with PublishTimeout
+	cancel context.CancelFunc
+	msg    broker.Message
+
+	tried broker.Session // the last that it was written to; nil = none
+	sent  *receipts      // in flight
+	over  bool
+	err   error // once it is over
+}
+
+// end notes the outcome.
+func (p *parcel) end(err error) {
+	p.over, p.err = true, err
+	p.cancel()
+}
+
+// answered reports whether look will not wait.
+func (p *parcel) answered() bool {
+	if p.sent == nil {
+		return true
+	}
+	select {
+	case <-p.sent.all:
+		return true
+	default:
+		return false
+	}
+}
+
+// take adds a task, and sends it unless it is refused or the caller's context has ended.
+func (s *stream) take(task *Task, ended bool) {
+	p := &parcel{task: task, began: time.Now()}
+	p.ctx, p.cancel = context.WithTimeout(s.caller, s.p.cfg.PublishTimeout)
+	msg, err := s.p.prepare(task)
+	if ended {
+		err = endedBefore(ErrNotSent, s.caller)
+	}
+	p.msg = msg
+	s.open = append(s.open, p)
+	s.bytes += len(msg.Body)
+	if err != nil {
+		p.end(err)
+		return
+	}
+	s.unsent = append(s.unsent, p)
+	s.send()
+}
+
+// yield yields the oldest tasks whose outcome is there, and waits for outcomes while more than that many are open. False: the
+// consumer wants no more.
+func (s *stream) yield(to func(*Task, error) bool, most int) bool {
+	for len(s.open) > 0 {
+		p := s.open[0]
+		if len(s.open) <= most && s.bytes <= maxOpenBytes && !p.answered() {
+			return true
+		}
+		if s.look(p); !p.over {
+			s.unsent = append(s.unsent, p)
+			s.send()
+			continue
+		}
+		s.open[0], s.open = nil, s.open[1:]
+		s.bytes -= len(p.msg.Body)
+		if !to(p.task, s.p.conclude(p.task, p.began, p.err)) {
+			return false
+		}
+	}
+	return true
+}
+
+// look waits for the outcome of a parcel in flight. The parcel is unsent afterwards if it was certainly not sent and has another try.
+func (s *stream) look(p *parcel) {
+	if p.sent == nil {
+		return
+	}
+	err := s.p.read(p.sent.wait(p.ctx)[0])
+	p.sent = nil
+	again := errors.Is(err, ErrDisconnected) && p.ctx.Err() == nil
+	if s.p.courier != nil {
+		again = errors.Is(err, ErrNotSent) && s.caller.Err() == nil
+	}
+	if !again {
+		p.end(err)
+	}
+}
+
+// send sends what is unsent, or keeps it in the outbox, until nothing is.
+func (s *stream) send() {
+	for len(s.unsent) > 0 {
+		p := s.unsent[0]
+		session, err := s.sessionFor(p)
+		if err == nil && session != s.session {
+			// What the last session did not send must not be overtaken.
+			s.session = session
+			s.settle()
+			continue
+		}
+		switch {
+		case s.keep(p, err != nil):
+		case err != nil:
+			p.end(err)
+		default:
+			s.write(session, p)
+		}
+		if p.over || p.sent != nil {
+			s.unsent = s.unsent[1:]
+		}
+	}
+}
+
+// sessionFor returns the session for the next try of a parcel. Without an outbox it waits for one.
+func (s *stream) sessionFor(p *parcel) (broker.Session, error) {
+	switch {
+	case s.p.courier == nil:
+		return s.p.sup.await(p.ctx, p.tried)
+	case p.tried != nil:
+		return nil, ErrNotSent
+	default:
+		return s.p.willing()
+	}
+}
+
+// settle waits for everything in flight, and finds what is unsent.
+func (s *stream) settle() {
+	s.unsent = s.unsent[:0:0]
+	for _, p := range s.open {
+		if s.look(p); !p.over {
+			s.unsent = append(s.unsent, p)
+		}
+	}
+}
+
+// write sends one parcel. It is unsent afterwards if that is known at once.
+func (s *stream) write(session broker.Session, p *parcel) {
+	p.tried, p.sent = session, newReceipts(1)
+	session.Publish(p.ctx, []broker.Message{p.msg}, p.sent.done)
+	if p.answered() {
+		s.look(p)
+	}
+}
+
+// keep puts a parcel into the outbox, if there is one and it must: always, or because its key has entries there. Older ones
+// of its key that turn out to be unsent go first.
+func (s *stream) keep(p *parcel, must bool) bool {
+	c := s.p.courier
+	if c == nil {
+		return false
+	}
+	out := outbound{errs: make([]error, 1), index: []int{0}, msgs: []broker.Message{p.msg}}
+	kept := c.divert(&out, must)
+	if len(kept.msgs) == 0 {
+		return false
+	}
+	for _, older := range s.open {
+		if older == p {
+			break
+		}
+		if older.msg.RoutingKey != p.msg.RoutingKey || older.sent == nil {
+			continue
+		}
+		if s.look(older); !older.over {
+			s.keep(older, true)
+		}
+	}
+	ctx, cancel := context.WithTimeout(s.caller, closeTimeout)
+	defer cancel()
+	c.keep(ctx, kept)
+	p.end(kept.errs[0])
+	return true
+}

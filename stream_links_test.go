@@ -1,0 +1,248 @@
+package dispatcher_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher"
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// lagging is a broker whose sessions write a message some time after Publish has returned. What a session has not written when it
+// dies is not sent.
+type lagging struct{ broker.Broker }
+
+type laggingSession struct {
+	broker.Session
+	done chan struct{}
+	more chan struct{} // holds one when something was added
+
+	mu      sync.Mutex
+	over    bool
+	waiting []lagged
+}
+
+type lagged struct {
+	m    broker.Message
+	done func(int, error)
+}
+
+func (b lagging) Open(ctx context.Context) (broker.Session, error) {
+	inner, err := b.Broker.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &laggingSession{Session: inner, done: make(chan struct{}), more: make(chan struct{}, 1)}
+	go s.run()
+	return s, nil
+}
+
+func (s *laggingSession) Done() <-chan struct{} { return s.done }
+
+func (s *laggingSession) Publish(_ context.Context, msgs []broker.Message, done func(int, error)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range msgs {
+		if s.over {
+			done(0, fmt.Errorf("%w: %w", broker.ErrNotSent, broker.ErrSessionLost))
+			continue
+		}
+		s.waiting = append(s.waiting, lagged{m, done})
+	}
+	select {
+	case s.more <- struct{}{}:
+	default:
+	}
+}
+
+func (s *laggingSession) run() {
+	defer close(s.done)
+	for {
+		s.mu.Lock()
+		waiting := s.waiting
+		s.waiting = nil
+		s.mu.Unlock()
+		for _, w := range waiting {
+			select {
+			case <-time.After(500 * time.Microsecond):
+			case <-s.Session.Done():
+			}
+			s.Session.Publish(context.Background(), []broker.Message{w.m}, func(_ int, err error) { w.done(0, err) })
+		}
+		select {
+		case <-s.more:
+		case <-s.Session.Done():
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.over = true
+			for _, w := range s.waiting {
+				w.done(0, fmt.Errorf("%w: %w", broker.ErrNotSent, broker.ErrSessionLost))
+			}
+			return
+		}
+	}
+}
+
+// Links die again and again while much is on its way. What was not sent is sent through the next one, or kept, before what follows it.
+func TestPublishAllKeepsTheOrderOverLostLinks(t *testing.T) {
+	t.Parallel()
+	for name, outbox := range map[string]bool{"no outbox": false, "outbox": true} {
+		t.Run(name, func(t *testing.T) {
+			seed := rand.Uint64()
+			t.Logf("seed %d", seed)
+			random := rand.New(rand.NewPCG(seed, 0))
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, withQueues(3), func(c *dispatcher.ServerConfig) {
+					c.Broker = lagging{c.Broker}
+					c.PublishTimeout = time.Hour
+					if outbox {
+						plainOutbox(c)
+					}
+				})
+				const n = 3000
+				over, ended := make(chan struct{}), make(chan struct{})
+				go func() {
+					defer close(ended)
+					for {
+						select {
+						case <-time.After(time.Duration(random.Int64N(int64(time.Second)))):
+						case <-over:
+							return
+						}
+						if random.IntN(2) == 0 {
+							r.chaos.FailOpen(errors.New("down"))
+						}
+						r.chaos.Kill()
+						<-time.After(time.Duration(random.Int64N(int64(time.Second))))
+						up(r)
+					}
+				}()
+				stop := sync.OnceFunc(func() { close(over); <-ended })
+				defer stop()
+				bursts := func(yield func(*dispatcher.Task) bool) {
+					for i := range n {
+						if i%100 == 0 {
+							<-time.After(500 * time.Millisecond)
+						}
+						if !yield(named(fmt.Sprint(i), fmt.Sprint("k", i%3))) {
+							return
+						}
+					}
+				}
+				i, inOutbox := 0, 0
+				for task, err := range r.server.PublishAll(t.Context(), bursts) {
+					if task.UUID != fmt.Sprint(i) {
+						t.Fatalf("result %d is of task %s", i, task.UUID)
+					}
+					if outbox && errors.Is(err, dispatcher.ErrInOutbox) {
+						inOutbox++
+					} else if err != nil {
+						t.Fatalf("task %d: %v", i, err)
+					}
+					i++
+				}
+				stop()
+				if outbox {
+					drained(t, r)
+				}
+				t.Logf("%d in the outbox, %d reconnects", inOutbox, r.server.Stats().Reconnects)
+				if i != n || outbox != (inOutbox > 0) || r.server.Stats().Reconnects == 0 {
+					t.Errorf("%d results, %d in the outbox", i, inOutbox)
+				}
+				for k := range 3 {
+					if got, want := fmt.Sprint(r.ids(fmt.Sprint("k", k))), uuids(k, n, 3); got != want {
+						t.Errorf("queue k%d holds %.600s …", k, got)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestPublishAllWaitsForAConnectionOrKeepsTheTaskInTheOutbox(t *testing.T) {
+	t.Parallel()
+	for name, outbox := range map[string]bool{"no outbox": false, "outbox": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, withQueue, func(c *dispatcher.ServerConfig) {
+					if outbox {
+						plainOutbox(c)
+					}
+				})
+				down(r, true)
+				time.AfterFunc(10*time.Second, func() { up(r) })
+				taken, began := 0, time.Now()
+				for task, err := range r.server.PublishAll(t.Context(), numbered(1200, &taken)) {
+					if outbox {
+						kept(t, task.UUID, err)
+					} else {
+						confirmed(t, task.UUID, err)
+					}
+				}
+				if took := time.Since(began); outbox != (took == 0) {
+					t.Errorf("took %v", took)
+				}
+				if outbox {
+					drained(t, r)
+				}
+				if got := fmt.Sprint(r.ids("jobs")); got != uuids(0, 1200, 1) {
+					t.Errorf("the queue holds %.600s …", got)
+				}
+			})
+		})
+	}
+}
+
+// On RabbitMQ an outcome is what the queue says, too.
+func TestPublishAllTellsTheTruthWhenLinksAreCut(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server(func(c *dispatcher.ServerConfig) { c.InitQueues = []dispatcher.Queue{{v.name, []string{v.name}}} })
+		const n = 3000
+		results := make(map[string]error, n)
+		many := func(yield func(*dispatcher.Task) bool) {
+			for i := range n {
+				if i%1000 == 500 {
+					v.kill()
+				}
+				if !yield(named(fmt.Sprint(i), v.name)) {
+					return
+				}
+			}
+		}
+		for task, err := range s.PublishAll(v.t.Context(), many) {
+			if results[task.UUID] = err; err != nil {
+				outcome(v.t, task.UUID, err, dispatcher.ErrUnconfirmed)
+			}
+		}
+		ds, err := v.session().TryGet(v.t.Context(), v.name, 2*n)
+		if err != nil {
+			v.t.Fatal(err)
+		}
+		there := make(map[string]bool, n)
+		for _, d := range ds {
+			if there[d.ID] {
+				v.t.Errorf("task %s is there twice", d.ID)
+			}
+			there[d.ID] = true
+		}
+		unknown := 0
+		for id, err := range results {
+			if err != nil {
+				unknown++
+			} else if !there[id] {
+				v.t.Errorf("task %s was confirmed and is not there", id)
+			}
+		}
+		v.t.Logf("%d confirmed, %d unconfirmed, %d there", len(results)-unknown, unknown, len(there))
+		if len(results) != n || s.Stats().Reconnects == 0 {
+			v.t.Errorf("%d results, %d reconnects", len(results), s.Stats().Reconnects)
+		}
+	})
+}
