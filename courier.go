@@ -36,7 +36,7 @@ type courier struct {
 	failing  int           // carriers that cannot go on because the outbox fails
 	lastErr  error         // of the outbox
 	closed   bool          // nothing is taken any more
-	stopped  bool          // no carrier is started any more
+	stopped  bool          // no carrier is started, before start and after stop
 	changed  chan struct{} // closed at the next change; nil while nobody waits for one
 }
 
@@ -56,16 +56,19 @@ func newCourier(ctx context.Context, cfg *ServerConfig, sup *supervisor, stats *
 	}
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
+	c := &courier{cfg: cfg, sup: sup, stats: stats, keys: make(map[string]*heldKey), offenders: make(chan struct{}, 1), stopped: true}
+	c.sending, c.stopSending = context.WithCancel(context.Background())
+	c.hard, c.stopHard = context.WithCancel(context.Background())
+	if n, ok := cfg.Outbox.(OutboxNotifier); ok { // before Keys, or an entry could come in between
+		n.Notify(c.found)
+	}
 	names, err := cfg.Outbox.Keys(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("outbox: list routing keys: %w", err)
 	}
-	c := &courier{cfg: cfg, sup: sup, stats: stats, keys: make(map[string]*heldKey, len(names)), offenders: make(chan struct{}, 1)}
 	for _, name := range names {
-		c.keys[name] = &heldKey{name: name, more: true}
+		c.found(name)
 	}
-	c.sending, c.stopSending = context.WithCancel(context.Background())
-	c.hard, c.stopHard = context.WithCancel(context.Background())
 	return c, nil
 }
 
@@ -76,9 +79,27 @@ func (c *courier) start() {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.stopped = false
 	for _, k := range c.keys {
 		c.wake(k)
 	}
+	for range c.ready { // of found
+		c.hire()
+	}
+}
+
+// found has an entry sent that the outbox got otherwise than from add. A server that sends nothing any more leaves it there.
+func (c *courier) found(key string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k := c.keys[key]
+	if k == nil {
+		k = &heldKey{name: key}
+		c.keys[key] = k
+	}
+	k.more = true
+	c.wake(k)
+	c.signal()
 }
 
 // divert takes those messages out of out that go to the outbox: all of them, or those whose key has entries. A key is decided
