@@ -216,8 +216,8 @@ func (c *courier) close() {
 	c.closed = true
 }
 
-// flush waits while entries are leaving: until there are none, ctx ends, the connection is lost, or none has left for
-// PublishTimeout.
+// flush waits until there are no entries, ctx ends, or the connection is given up. If ctx has no deadline it also ends when no entry
+// has left for PublishTimeout, or a broker would decide when a program ends.
 func (c *courier) flush(ctx context.Context) {
 	if c == nil {
 		return
@@ -225,13 +225,22 @@ func (c *courier) flush(ctx context.Context) {
 	c.close()
 	idle := time.NewTimer(c.cfg.PublishTimeout)
 	defer idle.Stop()
+	late := idle.C
+	if _, bounded := ctx.Deadline(); bounded {
+		late = nil
+	}
+	hurried := false
 	for moved := int64(0); ; {
 		l, linked := c.sup.now()
 		c.mu.Lock()
 		empty, now, changed := len(c.keys) == 0, c.moved, c.watch()
 		c.mu.Unlock()
-		if empty || l.state != StateConnected {
+		switch {
+		case empty || l.state == StateGivenUp || l.state == StateClosed:
 			return
+		case l.state == StateConnecting && !hurried: // once: a broker that accepts and drops must not be dialled without pauses
+			c.sup.hurry()
+			hurried = true
 		}
 		if now != moved {
 			moved = now
@@ -240,7 +249,7 @@ func (c *courier) flush(ctx context.Context) {
 		select {
 		case <-changed:
 		case <-linked:
-		case <-idle.C:
+		case <-late:
 			return
 		case <-ctx.Done():
 			return
