@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -111,8 +112,9 @@ func (c *courier) send(e OutboxEntry) (err error, known bool) {
 		}
 		err = c.sendOnce(session, e)
 		done()
-		gone := errors.Is(err, broker.ErrExchangeGone)
-		if gone { // it is declared again
+		// The server declares its own exchange again. It knows nothing of the bindings of another, so an entry for that is refused.
+		gone := errors.Is(err, broker.ErrExchangeGone) && (e.Exchange == "" || e.Exchange == c.cfg.Exchange)
+		if gone {
 			c.sup.exchangeGone()
 		}
 		// What the broker cannot do, a delay for instance, it will not be able to do the next time.
@@ -238,14 +240,15 @@ func (c *courier) insist(ctx context.Context, what, key string, call func(contex
 // entryOf is what the outbox keeps of a message.
 func entryOf(m *broker.Message) OutboxEntry {
 	return OutboxEntry{
-		RoutingKey: m.RoutingKey, UUID: m.ID, Name: m.Type, Body: m.Body, Headers: m.Headers, NotBefore: m.NotBefore, AcceptedAt: m.Timestamp,
+		Exchange: m.Exchange, RoutingKey: m.RoutingKey, UUID: m.ID, Name: m.Type, ContentType: m.ContentType,
+		Body: m.Body, Headers: m.Headers, NotBefore: m.NotBefore, AcceptedAt: m.Timestamp,
 	}
 }
 
-// message is the same again.
+// message is the same again. exchange is for an entry that does not have one.
 func (e *OutboxEntry) message(exchange string) broker.Message {
 	return broker.Message{
-		Exchange: exchange, RoutingKey: e.RoutingKey, ID: e.UUID, Type: e.Name, ContentType: contentType,
+		Exchange: cmp.Or(e.Exchange, exchange), RoutingKey: e.RoutingKey, ID: e.UUID, Type: e.Name, ContentType: cmp.Or(e.ContentType, contentType),
 		Body: e.Body, Headers: e.Headers, NotBefore: e.NotBefore, Timestamp: e.AcceptedAt,
 	}
 }

@@ -95,6 +95,13 @@ func printed(p any) (text string) {
 	return oneLine(fmt.Sprint(p))
 }
 
+// Notify implements [OutboxNotifier], also for an outbox that does not: then nobody is notified.
+func (o containedOutbox) Notify(added func(string)) {
+	if n, ok := o.outbox.(OutboxNotifier); ok {
+		_, _ = contained(o.log, func() (struct{}, error) { n.Notify(added); return struct{}{}, nil })
+	}
+}
+
 func (o containedOutbox) Add(ctx context.Context, e OutboxEntry) error {
 	_, err := contained(o.log, func() (struct{}, error) { return struct{}{}, o.outbox.Add(ctx, e) })
 	return err

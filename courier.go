@@ -36,7 +36,7 @@ type courier struct {
 	failing  int           // carriers that cannot go on because the outbox fails
 	lastErr  error         // of the outbox
 	closed   bool          // nothing is taken any more
-	stopped  bool          // no carrier is started any more
+	stopped  bool          // no carrier is started, before start and after stop
 	changed  chan struct{} // closed at the next change; nil while nobody waits for one
 }
 
@@ -56,16 +56,19 @@ func newCourier(ctx context.Context, cfg *ServerConfig, sup *supervisor, stats *
 	}
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
+	c := &courier{cfg: cfg, sup: sup, stats: stats, keys: make(map[string]*heldKey), offenders: make(chan struct{}, 1), stopped: true}
+	c.sending, c.stopSending = context.WithCancel(context.Background())
+	c.hard, c.stopHard = context.WithCancel(context.Background())
+	if n, ok := cfg.Outbox.(OutboxNotifier); ok { // before Keys, or an entry could come in between
+		n.Notify(c.found)
+	}
 	names, err := cfg.Outbox.Keys(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("outbox: list routing keys: %w", err)
 	}
-	c := &courier{cfg: cfg, sup: sup, stats: stats, keys: make(map[string]*heldKey, len(names)), offenders: make(chan struct{}, 1)}
 	for _, name := range names {
-		c.keys[name] = &heldKey{name: name, more: true}
+		c.found(name)
 	}
-	c.sending, c.stopSending = context.WithCancel(context.Background())
-	c.hard, c.stopHard = context.WithCancel(context.Background())
 	return c, nil
 }
 
@@ -76,9 +79,27 @@ func (c *courier) start() {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.stopped = false
 	for _, k := range c.keys {
 		c.wake(k)
 	}
+	for range c.ready { // of found
+		c.hire()
+	}
+}
+
+// found has an entry sent that the outbox got otherwise than from add. A server that sends nothing any more leaves it there.
+func (c *courier) found(key string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k := c.keys[key]
+	if k == nil {
+		k = &heldKey{name: key}
+		c.keys[key] = k
+	}
+	k.more = true
+	c.wake(k)
+	c.signal()
 }
 
 // divert takes those messages out of out that go to the outbox: all of them, or those whose key has entries. A key is decided
@@ -195,8 +216,8 @@ func (c *courier) close() {
 	c.closed = true
 }
 
-// flush waits while entries are leaving: until there are none, ctx ends, the connection is lost, or none has left for
-// PublishTimeout.
+// flush waits until there are no entries, ctx ends, or the connection is given up. If ctx has no deadline it also ends when no entry
+// has left for PublishTimeout, or a broker would decide when a program ends.
 func (c *courier) flush(ctx context.Context) {
 	if c == nil {
 		return
@@ -204,13 +225,22 @@ func (c *courier) flush(ctx context.Context) {
 	c.close()
 	idle := time.NewTimer(c.cfg.PublishTimeout)
 	defer idle.Stop()
+	late := idle.C
+	if _, bounded := ctx.Deadline(); bounded {
+		late = nil
+	}
+	hurried := false
 	for moved := int64(0); ; {
 		l, linked := c.sup.now()
 		c.mu.Lock()
 		empty, now, changed := len(c.keys) == 0, c.moved, c.watch()
 		c.mu.Unlock()
-		if empty || l.state != StateConnected {
+		switch {
+		case empty || l.state == StateGivenUp || l.state == StateClosed:
 			return
+		case l.state == StateConnecting && !hurried: // once: a broker that accepts and drops must not be dialled without pauses
+			c.sup.hurry()
+			hurried = true
 		}
 		if now != moved {
 			moved = now
@@ -219,7 +249,7 @@ func (c *courier) flush(ctx context.Context) {
 		select {
 		case <-changed:
 		case <-linked:
-		case <-idle.C:
+		case <-late:
 			return
 		case <-ctx.Done():
 			return

@@ -112,12 +112,17 @@ type ServerConfig struct {
 	// or over which it ends five connections or channels, is kept among the dead entries, counted in Stats.OutboxDead and reported to
 	// Hooks.OutboxRefused, and the next is sent. One outbox belongs to one server at a time. If entries remain when that closes,
 	// Shutdown returns [ErrOutboxNotEmpty].
+	//
+	// Entries go to the exchange that they were published to, also if Exchange has changed since.
+	//
+	// With an outbox, NewServer returns a server also while the broker cannot be reached, and Shutdown and Close use their time to connect
+	// and empty the outbox. [MemoryOutbox] ends with the process; package outbox/bolt keeps tasks in a file.
 	Outbox Outbox
 
 	// PublishTimeout bounds every publish, waiting for a connection, for a broker that blocks publishers and for the
 	// confirmation included. 0: 30 s. Negative: an error.
 	PublishTimeout time.Duration
-	// ShutdownTimeout is how long Close waits for running tasks, in total. 0: 30 s. Negative: without limit, as
+	// ShutdownTimeout is how long Close waits for running tasks and the outbox, in total. 0: 30 s. Negative: without limit, as
 	// gofort/dispatcher did.
 	ShutdownTimeout time.Duration
 	// MaxBodyBytes is the largest encoded task: Publish refuses a larger one, a worker makes it a dead letter. 0: 1 MiB.

@@ -24,8 +24,8 @@ type Hooks struct {
 	Finished      func(FinishEvent)     // an attempt has ended and its verdict is made, though not yet carried out; also of calls that were abandoned
 	Retried       func(RetryEvent)      // a copy for the next attempt is confirmed
 	DeadLettered  func(DeadLetterEvent) // a dead letter is confirmed
-	Disconnected  func(ConnectionEvent) // the connection is lost, or was given up
-	Reconnected   func(ConnectionEvent) // the connection stands again
+	Disconnected  func(ConnectionEvent) // the connection is lost, or was given up; also of a server that starts without one
+	Reconnected   func(ConnectionEvent) // the connection stands again; also the first of a server that started without one
 	WorkerStarted func(WorkerEvent)     // a worker takes tasks
 	WorkerStopped func(WorkerEvent)     // the last call of a worker has ended after Close or Shutdown
 }

@@ -13,8 +13,8 @@ import (
 //
 // Rules for every method: safe for use by many goroutines at once; returns soon after its ctx ended. A method that panics, or
 // ends its goroutine, counts as one that returned an error: its effect is unknown. An outbox belongs to one
-// server at a time, which learns nothing of entries that others put in. When that server is closed, another may have it, in
-// this process or the next one, and goes on with what is there.
+// server at a time, which learns of entries that others put in only from an [OutboxNotifier]. When that server is closed, another may
+// have it, in this process or the next one, and goes on with what is there. Package outboxtest checks these rules.
 //
 // An entry is read only once it was handed over, in both directions; Body and Headers are not copied.
 type Outbox interface {
@@ -32,7 +32,7 @@ type Outbox interface {
 	Remove(ctx context.Context, e OutboxEntry) error
 
 	// Bury moves an entry to the dead ones, with the Refused and RefusedAt that e carries. Otherwise like Remove. There must be
-	// room for it: dead entries count towards what an outbox may hold.
+	// room for it: dead entries count towards what an outbox may hold. An entry that is dead already stays as it is.
 	Bury(ctx context.Context, e OutboxEntry) error
 
 	// Keys returns the routing keys that have entries, dead ones not counted, in any order. NewServer asks once, to go on with
@@ -43,21 +43,33 @@ type Outbox interface {
 	Counts(ctx context.Context) (OutboxCounts, error)
 }
 
+// OutboxNotifier is an [Outbox] that reports entries which came otherwise than by Add, such as a dead entry that a person retries.
+// From any other outbox a server sends such an entry once it keeps another one of the same routing key, or when it starts.
+type OutboxNotifier interface {
+	Outbox
+
+	// Notify makes the outbox call added with the routing key of each such entry, after it was kept. Only the last call counts;
+	// NewServer makes one. added is safe for concurrent use and does not block.
+	Notify(added func(routingKey string))
+}
+
 // OutboxCounts is how much is in an [Outbox].
 type OutboxCounts struct {
 	Entries int // waiting to be sent, over all routing keys
 	Dead    int // refused by the broker, waiting for a person
 }
 
-// OutboxEntry is one task in an [Outbox]: encoded, checked, and ready to be sent to ServerConfig.Exchange. All of it is data,
-// to be written anywhere.
+// OutboxEntry is one task in an [Outbox]: encoded, checked, and ready to be sent. All of it is data, to be written anywhere.
 type OutboxEntry struct {
 	// ID is chosen by the outbox and means nothing to others; with RoutingKey it names the entry, also among the dead ones.
-	ID         string
-	RoutingKey string
-	UUID       string // of the task; every time the entry is sent it is the same
-	Name       string // of the task
-	Body       []byte // JSON
+	ID string
+	// Exchange is where the task was published, and where it is sent. "", from a program that did not store it yet: the server's.
+	Exchange    string
+	RoutingKey  string
+	UUID        string // of the task; every time the entry is sent it is the same
+	Name        string // of the task
+	ContentType string // of Body. "", from a program that did not store it yet: application/json
+	Body        []byte
 	// Headers hold string, bool, int64, float64, []byte, time.Time, nil, and []any and map[string]any of these; an outbox that
 	// writes them has to give back the same types.
 	Headers    map[string]any

@@ -25,7 +25,7 @@ func TestAnEntryCarriesTheWholeMessage(t *testing.T) {
 		}
 	}
 	e := entryOf(&m)
-	if got := e.message("x"); !reflect.DeepEqual(got, m) {
+	if got := e.message("another"); !reflect.DeepEqual(got, m) {
 		t.Errorf("got  %+v\nwant %+v", got, m)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 )
 
 // Defaults of MemoryOutboxConfig.
@@ -36,9 +37,10 @@ type MemoryOutbox struct {
 	dead    []OutboxEntry            // oldest first
 	entries int                      // those in waiting
 	bytes   int                      // of all, dead ones too
+	added   func(string)             // of the server; may be nil
 }
 
-var _ Outbox = (*MemoryOutbox)(nil)
+var _ OutboxNotifier = (*MemoryOutbox)(nil)
 
 // NewMemoryOutbox returns an empty outbox.
 func NewMemoryOutbox(cfg MemoryOutboxConfig) *MemoryOutbox {
@@ -152,6 +154,54 @@ func (o *MemoryOutbox) Dead() []OutboxEntry {
 	return slices.Clone(o.dead)
 }
 
+// RetryDead makes a dead entry, named by its RoutingKey and ID, the newest of its routing key again, to be sent. It gets another ID. False:
+// there is none.
+func (o *MemoryOutbox) RetryDead(e OutboxEntry) bool {
+	o.mu.Lock()
+	kept, ok := o.takeDead(e)
+	if ok {
+		o.lastID++
+		kept.ID, kept.Refused, kept.RefusedAt = strconv.FormatUint(o.lastID, 10), "", time.Time{}
+		o.waiting[kept.RoutingKey] = append(o.waiting[kept.RoutingKey], kept)
+		o.entries++
+	}
+	added := o.added
+	o.mu.Unlock()
+	if ok && added != nil {
+		added(kept.RoutingKey)
+	}
+	return ok
+}
+
+// RemoveDead forgets a dead entry, named by its RoutingKey and ID. False: there is none.
+func (o *MemoryOutbox) RemoveDead(e OutboxEntry) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	kept, ok := o.takeDead(e)
+	if ok {
+		o.bytes -= kept.size()
+	}
+	return ok
+}
+
+// takeDead is called with mu locked. It removes an entry from the dead ones.
+func (o *MemoryOutbox) takeDead(e OutboxEntry) (OutboxEntry, bool) {
+	i := slices.IndexFunc(o.dead, func(d OutboxEntry) bool { return d.ID == e.ID && d.RoutingKey == e.RoutingKey })
+	if i < 0 {
+		return OutboxEntry{}, false
+	}
+	kept := o.dead[i]
+	o.dead = slices.Delete(o.dead, i, i+1)
+	return kept, true
+}
+
+// Notify implements [OutboxNotifier].
+func (o *MemoryOutbox) Notify(added func(routingKey string)) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.added = added
+}
+
 // TakeDead returns the dead entries as [MemoryOutbox.Dead] does and forgets them: what becomes of them is then the caller's.
 func (o *MemoryOutbox) TakeDead() []OutboxEntry {
 	o.mu.Lock()
@@ -166,7 +216,7 @@ func (o *MemoryOutbox) TakeDead() []OutboxEntry {
 
 // size is what MaxBytes counts.
 func (e *OutboxEntry) size() int {
-	return len(e.RoutingKey) + len(e.UUID) + len(e.Name) + len(e.Body) + headerSize(e.Headers)
+	return len(e.Exchange) + len(e.RoutingKey) + len(e.ContentType) + len(e.UUID) + len(e.Name) + len(e.Body) + headerSize(e.Headers)
 }
 
 // headerSize is about how many bytes a header takes.

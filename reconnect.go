@@ -39,12 +39,14 @@ type supervisor struct {
 	prepare func(context.Context, broker.Session, bool) error // declares the topology of a new session, which may be the first
 	first   int                                               // retries of the first connect; negative = for ever
 	retries int                                               // of one outage; likewise
+	offline bool                                              // start need not wait for a connection
 	pause   func() pacing
 	log     Log
 	hooks   *Hooks
 
 	exchangeGone func() // has what was declared declared again: somebody has deleted the exchange. It does not block
 
+	early  chan struct{}      // ends the pause before the next try; holds one
 	cancel context.CancelFunc // ends run
 	ended  chan struct{}      // closed when run has returned; set by start
 
@@ -71,6 +73,8 @@ func newSupervisor(cfg *ServerConfig, prepare func(context.Context, broker.Sessi
 		prepare: prepare,
 		first:   first,
 		retries: retries,
+		offline: cfg.Outbox != nil,
+		early:   make(chan struct{}, 1),
 		pause:   func() pacing { return pacing{reconnectPauses(interval), interval == 0} },
 		log:     cfg.Logger,
 		hooks:   &cfg.Hooks,
@@ -92,43 +96,55 @@ func (c *ServerConfig) retries() (first, outage int) {
 	}
 }
 
-// start makes the first connection, which ctx bounds, and keeps it up from then on. After an error nothing runs.
+// start makes the first connection, which ctx bounds, and keeps it up from then on. After an error nothing runs. A supervisor that may
+// start offline tries once; if that fails for a reason that may pass, the first outage has begun.
 func (s *supervisor) start(ctx context.Context) error {
-	pauses := s.pause()
-	session, err := s.connect(ctx, pauses, true)
+	o := &outage{pauses: s.pause(), first: true}
+	session, err := s.connect(ctx, o)
 	if err != nil {
 		return err
 	}
-	s.set(StateConnected, session, nil)
+	if session != nil {
+		s.set(StateConnected, session, nil)
+	}
 	run, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
-	go s.run(run, session, pauses)
+	go s.run(run, session, o)
 	return nil
 }
 
 // run waits for the death of the session and opens the next one. It ends when stop has cancelled ctx, or when the
-// connection was given up.
-func (s *supervisor) run(ctx context.Context, session broker.Session, pauses pacing) {
+// connection was given up. Without a session it goes on with the outage that start has begun.
+func (s *supervisor) run(ctx context.Context, session broker.Session, o *outage) {
 	defer close(s.ended)
+	if session == nil {
+		l, _ := s.now()
+		s.tell(s.hooks.Disconnected, StateConnecting, l.err)
+		if !s.rest(ctx, o.pause) {
+			return
+		}
+	}
 	for {
-		born := time.Now()
-		select {
-		case <-session.Done():
-		case <-ctx.Done():
-			return
-		}
-		if !s.set(StateConnecting, nil, session.Err()) {
-			return
-		}
-		s.log.Errorf("connection lost: %v", session.Err())
-		s.tell(s.hooks.Disconnected, StateConnecting, session.Err())
-		if time.Since(born) >= stableAfter {
-			pauses.Reset()
-		} else if !sleep(ctx, pauses.answered()) {
-			return
+		if session != nil {
+			born := time.Now()
+			select {
+			case <-session.Done():
+			case <-ctx.Done():
+				return
+			}
+			if !s.set(StateConnecting, nil, session.Err()) {
+				return
+			}
+			s.log.Errorf("connection lost: %v", session.Err())
+			s.tell(s.hooks.Disconnected, StateConnecting, session.Err())
+			if time.Since(born) >= stableAfter {
+				o.pauses.Reset()
+			} else if !s.rest(ctx, o.pauses.answered()) {
+				return
+			}
 		}
 		var err error
-		if session, err = s.connect(ctx, pauses, false); err != nil {
+		if session, err = s.connect(ctx, o); err != nil {
 			if ctx.Err() == nil {
 				s.set(StateGivenUp, nil, err)
 				s.log.Errorf("connection given up: %v", err)
@@ -151,39 +167,81 @@ func (s *supervisor) tell(hook func(ConnectionEvent), state State, err error) {
 	}
 }
 
-// connect tries until there is a prepared session, the retries are used up or ctx ends.
-func (s *supervisor) connect(ctx context.Context, pauses pacing, first bool) (broker.Session, error) {
-	retries := s.retries
-	if first {
-		retries = s.first
-	}
-	for try := 0; ; try++ {
-		session, opened, err := s.try(ctx, first)
+// outage is the time without a session, from the first try to connect on.
+type outage struct {
+	pauses pacing
+	first  bool          // start waits for the outcome
+	tries  int           // that failed
+	pause  time.Duration // before the next one
+}
+
+// connect tries until there is a prepared session, the retries are used up or ctx ends. nil, nil: start goes on without a session.
+func (s *supervisor) connect(ctx context.Context, o *outage) (broker.Session, error) {
+	for {
+		session, opened, err := s.try(ctx, o.first)
 		if err == nil {
+			o.first, o.tries = false, 0
 			return session, nil
 		}
-		if ctx.Err() != nil {
+		offline := o.first && s.offline
+		// Offline, a deadline only says how long start waits. A canceled start has no use for a server.
+		if ctx.Err() != nil && !(offline && errors.Is(ctx.Err(), context.DeadlineExceeded)) {
 			return nil, fmt.Errorf("connect: %w: last error: %w", ctx.Err(), err)
 		}
 		// At the first connect a wrong address or a refused declaration is the programmer's error, to be reported at once. Later it
 		// is an operator's change, and may be undone. A queue that is away is neither: it is waited for.
-		if first && (errors.Is(err, broker.ErrPermanent) || errors.Is(err, broker.ErrRejected) || errors.Is(err, errors.ErrUnsupported)) {
+		if o.first && (errors.Is(err, broker.ErrPermanent) || errors.Is(err, broker.ErrRejected) || errors.Is(err, errors.ErrUnsupported)) {
 			return nil, fmt.Errorf("connect: %w", err)
 		}
-		if retries >= 0 && try >= retries {
-			return nil, fmt.Errorf("connect: given up after %d retries: %w", retries, err)
+		if s.exhausted(o) {
+			return nil, fmt.Errorf("connect: given up after %d retries: %w", o.tries, err)
 		}
+		o.tries++
 		s.failed(err)
-		var pause time.Duration
 		if opened {
-			pause = pauses.answered()
+			o.pause = o.pauses.answered()
 		} else {
-			pause = pauses.NextBackOff()
+			o.pause = o.pauses.NextBackOff()
 		}
-		s.log.Errorf("connect: %v; next try in %v", err, pause.Round(time.Millisecond))
-		if !sleep(ctx, pause) {
+		s.log.Errorf("connect: %v; next try in %v", err, o.pause.Round(time.Millisecond))
+		if offline {
+			o.first = false
+			return nil, nil
+		}
+		if !s.rest(ctx, o.pause) {
 			return nil, fmt.Errorf("connect: %w: last error: %w", ctx.Err(), err)
 		}
+	}
+}
+
+// exhausted reports whether an outage has used up its retries.
+func (s *supervisor) exhausted(o *outage) bool {
+	retries := s.retries
+	if o.first && !s.offline {
+		retries = s.first
+	}
+	return retries >= 0 && o.tries >= retries
+}
+
+// rest waits for d, or until somebody is in a hurry. False: ctx ended first.
+func (s *supervisor) rest(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-s.early:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// hurry ends the pause before the next try, since there may be no time for a later one.
+func (s *supervisor) hurry() {
+	select {
+	case s.early <- struct{}{}:
+	default:
 	}
 }
 
@@ -228,6 +286,9 @@ func (s *supervisor) stop(ctx context.Context) error {
 	s.mu.Lock()
 	session := s.last // the last of all, since set takes none any more
 	s.mu.Unlock()
+	if session == nil { // there was none
+		return err
+	}
 	if e := session.Close(ctx); e != nil {
 		err = errors.Join(err, fmt.Errorf("close session: %w", e))
 	}

@@ -42,6 +42,11 @@ type Server struct {
 // for ever: use [NewServerContext] to bound it. A wrong address or a refused declaration is an error without retries. A queue
 // whose node is down is retried like a connection.
 //
+// With ServerConfig.Outbox it tries once, at most 30 s. If that fails for a reason that may pass, and a retry is left, it returns a server
+// that goes on connecting as in any other outage: publishes go to the outbox, Health reports [StateConnecting], and
+// [Server.NewWorker] returns [ErrDisconnected]. The failed try counts as the first of the outage. Hooks.Disconnected is called at once and
+// Hooks.Reconnected when the connection stands. What the broker refuses by then is in Health.Undeclared or retried, and no error here.
+//
 // The returned channel is closed once the connection is given up for good, after running tasks have ended or
 // ServerConfig.ShutdownTimeout has passed: a program should exit on it and let its supervisor start it again, since its server does
 // nothing any more. That happens only with ReconnectionRetries set. Close and Shutdown do not close it. It is nil when the error is not.
@@ -52,7 +57,8 @@ func NewServer(cfg *ServerConfig) (*Server, chan struct{}, error) {
 	return NewServerContext(context.Background(), cfg)
 }
 
-// NewServerContext is [NewServer] whose first connect ends with ctx. Afterwards ctx has no meaning to the server.
+// NewServerContext is [NewServer] whose first connect ends with ctx. Afterwards ctx has no meaning to the server. With
+// ServerConfig.Outbox, a deadline that passes while it connects is a reason that may pass; a ctx that was canceled is an error.
 func NewServerContext(ctx context.Context, cfg *ServerConfig) (*Server, chan struct{}, error) {
 	if cfg == nil {
 		return nil, nil, errors.New("ServerConfig is nil")
@@ -162,7 +168,7 @@ func (s *Server) watch() {
 // unique in a server, and stay taken after Close.
 //
 // A function's signature is checked here, once: see [TaskConfig]. Errors, all problems at once: [ErrDisconnected] (no
-// connection now), [ErrWorkerNameRequired], [ErrWorkerQueueRequired], [ErrWorkerExists], and others that name field, task
+// connection now, at once; call it again when Hooks.Reconnected is called), [ErrWorkerNameRequired], [ErrWorkerQueueRequired], [ErrWorkerExists], and others that name field, task
 // and parameter. It blocks for the declarations, at most 30 s, also while a queue's node is down: the error then Is [ErrUnavailable], and
 // the name is free again.
 func (s *Server) NewWorker(cfg *WorkerConfig, tasks map[string]TaskConfig) (*Worker, error) {
@@ -275,10 +281,13 @@ func (s *Server) shutdownContext() (context.Context, context.CancelFunc) {
 }
 
 // Shutdown ends the server in this order: all workers stop taking tasks and give back what has not started; running tasks
-// end, and may still publish; their outcomes are settled; what is in the outbox is sent, while the connection stands and
-// entries are leaving; publishes under way are confirmed; the connection is closed. If tasks are left in the outbox, the error
+// end, and may still publish; their outcomes are settled; what is in the outbox is sent, and for that a lost connection is
+// waited for; publishes under way are confirmed; the connection is closed. If tasks are left in the outbox, the error
 // Is [ErrOutboxNotEmpty]. If the broker is the embedded one, the tasks that are left in it and that no other server takes are counted
 // and logged, once.
+//
+// The outbox has the time that ctx has left. It is given up earlier if the connection is given up, and, if ctx has no deadline, once no task
+// has left it for ServerConfig.PublishTimeout.
 //
 // When ctx ends first, the contexts of running tasks are cancelled with [ErrShutdown] as their cause, and they have one
 // more second. Functions that still run then are left behind, and the error Is [ErrTasksRunning]: see [Worker.Shutdown].

@@ -67,6 +67,6 @@ func (s *Server) Stats() Stats {
 		Postponed: t.postponed.Load(), Suspected: t.suspected.Load(), DeadLettered: t.deadLettered.Load(),
 		Released: t.released.Load(), Lost: t.lost.Load(), Abandoned: t.abandoned.Load(),
 		Replayed:   s.replayed.Load(),
-		Reconnects: l.opened - 1,
+		Reconnects: max(l.opened-1, 0),
 	}
 }

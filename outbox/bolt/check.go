@@ -1,0 +1,116 @@
+package bolt
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"os"
+
+	"go.etcd.io/bbolt"
+)
+
+// check reads the whole file and compares what it finds with what was written. The error Is ErrDamaged, unless a newer program has
+// written the file.
+func check(db *bbolt.DB, file *os.File) error {
+	for page := range int64(2) {
+		if err := checkHeader(file, page*int64(db.Info().PageSize)); err != nil {
+			return fmt.Errorf("%w: header page %d: %w", ErrDamaged, page, err)
+		}
+	}
+	return db.View(func(tx *bbolt.Tx) error {
+		info, err := file.Stat()
+		if err != nil {
+			return err
+		}
+		if info.Size() < tx.Size() {
+			return fmt.Errorf("%w: it has %d of %d bytes", ErrDamaged, info.Size(), tx.Size())
+		}
+		if err := checkEntries(tx); err != nil {
+			return err
+		}
+		return checkPages(tx)
+	})
+}
+
+// checkHeader looks at one of the two header pages. bbolt is content with one, and would go back to the commit before without a
+// word when the other is damaged. This is the layout of file format 2 of bbolt (internal/common: Page and Meta).
+func checkHeader(file *os.File, offset int64) error {
+	const (
+		pageHeader = 16
+		magic      = 0xED0CDAED
+		version    = 2
+		sum        = 56 // offset of the checksum, which is over what is before it
+	)
+	var b [sum + 8]byte
+	if _, err := file.ReadAt(b[:], offset+pageHeader); err != nil {
+		return err
+	}
+	hash := fnv.New64a()
+	_, _ = hash.Write(b[:sum])
+	native := binary.NativeEndian
+	if native.Uint32(b[:]) != magic || native.Uint32(b[4:]) != version || native.Uint64(b[sum:]) != hash.Sum64() {
+		return errors.New("the checksum does not fit; the last commit may be in it")
+	}
+	return nil
+}
+
+// checkEntries decodes all entries and counts them. A page that was replaced with an older one would fit in itself, but not to the count.
+func checkEntries(tx *bbolt.Tx) error {
+	t, err := newTable(tx)
+	if err != nil {
+		return err
+	}
+	found := state{format: t.state.format, commits: t.state.commits, last: t.state.last}
+	for bucket, n := range map[*bbolt.Bucket]*uint64{t.waiting: &found.entries, t.dead: &found.dead} {
+		err := bucket.ForEach(func(k, v []byte) error {
+			_, number, err := splitKey(k)
+			if err != nil {
+				return err
+			}
+			if number > t.state.last {
+				return fmt.Errorf("%w: entry %d is newer than the newest", ErrDamaged, number)
+			}
+			if _, err := decodeEntry(k, v); err != nil {
+				return err
+			}
+			*n++
+			found.bytes += uint64(len(k) + len(v))
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if found != t.state {
+		return fmt.Errorf("%w: it holds %d entries and %d dead ones with %d bytes, and %d and %d with %d were written", ErrDamaged,
+			found.entries, found.dead, found.bytes, t.state.entries, t.state.dead, t.state.bytes)
+	}
+	return nil
+}
+
+// checkPages has bbolt compare its list of free pages with the pages that are used: a used page in that list would be overwritten by a
+// later commit.
+func checkPages(tx *bbolt.Tx) error {
+	pages := int(tx.Size()) / tx.DB().Info().PageSize
+	for id := 0; id < pages; id++ {
+		p, err := tx.Page(id)
+		if err != nil {
+			return err
+		}
+		if p == nil || p.Type == "free" { // whatever it was is still in it
+			continue
+		}
+		if p.OverflowCount < 0 || p.OverflowCount >= pages-id { // bbolt would go through all of them, to 2³²
+			return fmt.Errorf("%w: page %d ends behind the last one", ErrDamaged, id)
+		}
+		id += p.OverflowCount
+	}
+	var first error
+	for err := range tx.Check() { // to the end, or its goroutine would stay
+		if first == nil {
+			first = fmt.Errorf("%w: %w", ErrDamaged, err)
+		}
+	}
+	return first
+}

@@ -1,0 +1,228 @@
+package bolt_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher"
+	"github.com/seed-416683c9/dispatcher/outbox/bolt"
+)
+
+// quickDir is a folder in memory if there is one, where a sync costs nothing.
+func quickDir(t *testing.T) string {
+	dir, err := os.MkdirTemp("/dev/shm", "outbox-*")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+// made makes a closed file with entries of 20 keys, some dead and some removed, and returns its bytes.
+func made(t *testing.T, path string) []byte {
+	t.Helper()
+	o := open(t, path, bolt.Config{})
+	for i := range 120 {
+		e := dispatcher.OutboxEntry{RoutingKey: fmt.Sprint("k", i%20), UUID: fmt.Sprint(i), Body: bytes.Repeat([]byte{byte(i)}, i*20), Headers: map[string]any{"n": int64(i)}}
+		if err := o.Add(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 20 {
+		e, _, err := o.Oldest(t.Context(), fmt.Sprint("k", i))
+		if err == nil && i%4 == 0 {
+			e.Refused, e.RefusedAt = "no", time.Now()
+			err = o.Bury(t.Context(), e)
+		} else if err == nil {
+			err = o.Remove(t.Context(), e)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// dump is everything that an outbox holds, as text.
+func dump(t *testing.T, o *bolt.Outbox) string {
+	t.Helper()
+	var all strings.Builder
+	n, err := o.Counts(t.Context())
+	fmt.Fprintln(&all, n, err)
+	for i := range 20 {
+		entries, err := o.Waiting(t.Context(), fmt.Sprint("k", i))
+		fmt.Fprintln(&all, entries, err)
+	}
+	dead, err := o.Dead(t.Context())
+	fmt.Fprintln(&all, dead, err)
+	return all.String()
+}
+
+func write(t *testing.T, path string, b []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestADamagedFileIsAClearErrorAndStaysAsItIs(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(quickDir(t), "outbox.db")
+	whole := made(t, path)
+	page := os.Getpagesize()
+	damage := map[string]func(b []byte) []byte{
+		"empty":                  func([]byte) []byte { return nil },
+		"one byte":               func(b []byte) []byte { return b[:1] },
+		"one page":               func(b []byte) []byte { return b[:page] },
+		"header pages only":      func(b []byte) []byte { return b[:2*page] },
+		"half":                   func(b []byte) []byte { return b[:len(b)/2] },
+		"three pages":            func(b []byte) []byte { return b[:3*page] },
+		"first header":           func(b []byte) []byte { b[40] ^= 1; return b },
+		"second header":          func(b []byte) []byte { b[page+60] ^= 1; return b },
+		"no first header":        func(b []byte) []byte { clear(b[:page]); return b },
+		"no second header":       func(b []byte) []byte { clear(b[page : 2*page]); return b },
+		"no headers":             func(b []byte) []byte { clear(b[:2*page]); return b },
+		"another file":           func([]byte) []byte { return []byte(strings.Repeat("it was a dark and stormy night\n", 1000)) },
+		"zeros behind a header":  func(b []byte) []byte { clear(b[2*page:]); return b },
+		"noise behind a header":  func(b []byte) []byte { noise(b[2*page:]); return b },
+		"ones behind the header": func(b []byte) []byte { copy(b[2*page:], bytes.Repeat([]byte{255}, len(b))); return b },
+		"shifted by a page":      func(b []byte) []byte { return append(append(b[:2*page:2*page], make([]byte, page)...), b[2*page:]...) },
+	}
+	for name, f := range damage {
+		b := f(bytes.Clone(whole))
+		write(t, path, b)
+		began := time.Now()
+		o, err := bolt.Open(path, bolt.Config{})
+		if err == nil {
+			o.Close()
+		}
+		if !errors.Is(err, bolt.ErrDamaged) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: got %v, want ErrDamaged", name, err)
+		}
+		if took := time.Since(began); took > 20*time.Second {
+			t.Errorf("%s: took %v", name, took)
+		}
+		if after, err := os.ReadFile(path); err != nil || !bytes.Equal(after, b) {
+			t.Errorf("%s: the file was written to", name)
+		}
+	}
+	write(t, path, whole)
+	if o, err := bolt.Open(path, bolt.Config{}); err != nil {
+		t.Errorf("the file that Open refused is locked, or was never whole: %v", err)
+	} else if err := o.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func noise(b []byte) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for i := range b {
+		b[i] = byte(rng.Uint32())
+	}
+}
+
+// One damaged byte is found, or it is in a place that means nothing. An outbox that opens is whole, and stays so in use.
+func TestNoDamagedByteChangesAnEntryInSilence(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64()
+	rng := rand.New(rand.NewPCG(seed, 0))
+	t.Logf("seed %d", seed)
+	path := filepath.Join(quickDir(t), "outbox.db")
+	whole := made(t, path)
+	o := open(t, path, bolt.Config{})
+	want := dump(t, o)
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+	used := len(bytes.TrimRight(whole, "\x00"))
+	const flips = 250
+	found := 0
+	for i := range flips {
+		b := bytes.Clone(whole)
+		at, bit := rng.IntN(used), byte(1)<<rng.IntN(8)
+		if i%2 == 0 { // the beginnings of pages, where bbolt keeps its own
+			at = at/os.Getpagesize()*os.Getpagesize() + rng.IntN(64)
+		}
+		b[at%len(b)] ^= bit
+		write(t, path, b)
+		o, err := bolt.Open(path, bolt.Config{})
+		if err != nil {
+			found++
+			if !errors.Is(err, bolt.ErrDamaged) && !strings.Contains(err.Error(), "does not know") && !strings.Contains(err.Error(), "knows format") {
+				t.Fatalf("byte %d, bit %d: %v", at, bit, err)
+			}
+			continue
+		}
+		if got := dump(t, o); got != want {
+			t.Fatalf("byte %d, bit %d: got\n%s\nwant\n%s", at, bit, got, want)
+		}
+		// A page that is used and counted as free would be overwritten now.
+		extra := dispatcher.OutboxEntry{RoutingKey: "extra", Body: make([]byte, 20_000)}
+		for range 2 {
+			if err := o.Add(t.Context(), extra); err != nil {
+				t.Fatalf("byte %d, bit %d: %v", at, bit, err)
+			}
+			e, _, err := o.Oldest(t.Context(), "extra")
+			if err == nil {
+				err = o.Remove(t.Context(), e)
+			}
+			if err != nil {
+				t.Fatalf("byte %d, bit %d: %v", at, bit, err)
+			}
+		}
+		if got := dump(t, o); got != want {
+			t.Fatalf("byte %d, bit %d: after some commits got\n%s\nwant\n%s", at, bit, got, want)
+		}
+		if err := o.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%d of %d damaged bytes were found, the others meant nothing", found, flips)
+	if found < flips/10 {
+		t.Errorf("%d of %d damaged bytes were found", found, flips)
+	}
+}
+
+// A disk that loses pages while the file is open must not end the process.
+func TestDamageWhileTheFileIsOpenIsAnError(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(quickDir(t), "outbox.db")
+	made(t, path)
+	o := open(t, path, bolt.Config{})
+	if err := os.Truncate(path, int64(2*os.Getpagesize())); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := o.Oldest(t.Context(), "k1"); !errors.Is(err, bolt.ErrDamaged) {
+		t.Errorf("Oldest: %v", err)
+	}
+	for range 2 {
+		if err := o.Add(t.Context(), dispatcher.OutboxEntry{RoutingKey: "k"}); err == nil {
+			t.Error("Add: no error")
+		}
+	}
+	if _, err := o.Counts(t.Context()); !errors.Is(err, bolt.ErrDamaged) {
+		t.Errorf("Counts: %v", err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- o.Close() }()
+	select {
+	case err := <-ended:
+		t.Logf("Close: %v", err)
+	case <-time.After(30 * time.Second):
+		t.Error("Close does not return")
+	}
+}

@@ -1,0 +1,11 @@
+//go:build darwin || dragonfly || freebsd || linux || netbsd || openbsd
+
+package bolt
+
+import (
+	"os"
+	"syscall"
+)
+
+// unlock ends the lock that bbolt has on a file. Closing the file is not enough: a memory map of it keeps the lock.
+func unlock(f *os.File) { _ = syscall.Flock(int(f.Fd()), syscall.LOCK_UN) }

@@ -1,0 +1,8 @@
+//go:build !(darwin || dragonfly || freebsd || linux || netbsd || openbsd)
+
+package bolt
+
+import "os"
+
+// unlock does nothing: here the lock of a damaged file ends with its handle or with the process.
+func unlock(*os.File) {}
