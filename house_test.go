@@ -46,7 +46,7 @@ func TestArrowsPointDown(t *testing.T) {
 		// The default broker is the only adapter that the root knows.
 		".":                 {module, module + "/broker", module + "/broker/rabbitmq", module + "/internal/taskcontext"},
 		"./broker/rabbitmq": {module + "/broker", module + "/broker/rabbitmq"},
-		"./outboxtest":      {module, module + "/broker", module + "/broker/rabbitmq", module + "/outboxtest"},
+		"./outboxtest":      {module, module + "/broker", module + "/broker/rabbitmq", module + "/internal/taskcontext", module + "/outboxtest"},
 		// The suite knows no adapter either, or adapters could not use it.
 		"./broker/brokertest": {module + "/broker", module + "/broker/brokertest"},
 	} {
