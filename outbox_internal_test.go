@@ -13,7 +13,7 @@ import (
 func TestAnEntryCarriesTheWholeMessage(t *testing.T) {
 	t.Parallel()
 	// Publish leaves them empty.
-	unused := []string{"CorrelationID", "ReplyTo", "Unreadable"}
+	unused := []string{"ContentEncoding", "AppID", "CorrelationID", "ReplyTo", "Priority", "Expiration", "UserID", "Unreadable"}
 	m := broker.Message{
 		Exchange: "x", RoutingKey: "k", ID: "id", Type: "t", ContentType: contentType, Timestamp: time.Now(), NotBefore: time.Now().Add(time.Hour),
 		Headers: map[string]any{"h": int64(1)}, Body: []byte("{}"),
