@@ -10,15 +10,16 @@ import (
 )
 
 const (
-	// maxOpen is how many tasks of one PublishAll may be without a result: what a session takes at once, see window in broker/rabbitmq.
-	maxOpen = 1000
+	// maxOpen is how many tasks of one PublishAll may be without a result: twice what a session takes at once (window
+	// in broker/rabbitmq), so that an oldest task that is answered late does not leave the window empty.
+	maxOpen = 2000
 	// maxOpenBytes is how many bytes their bodies may have together.
 	maxOpenBytes = 8 << 20
 )
 
 // PublishAll publishes the tasks of a sequence, of any length, in their order, and yields each of them with its outcome, in the same
-// order. Nothing is published before the result is ranged over, and ranging over it twice publishes twice. It is as fast as
-// [Server.PublishBatch] and needs constant memory: at most 1,000 tasks, or 8 MiB of bodies, are taken from the sequence and not yet yielded.
+// order. Nothing is published before the result is ranged over, and ranging over it twice publishes twice. It is about as fast as
+// [Server.PublishBatch] and needs constant memory: at most 2,000 tasks, or 8 MiB of bodies, are taken from the sequence and not yet yielded.
 //
 // Each error is as from [Server.PublishContext]. ServerConfig.PublishTimeout bounds each task, from when it is taken from the
 // sequence, or a hundredth less. While there is no connection, or the broker blocks publishers, no other task is taken. With ServerConfig.Outbox
