@@ -10,18 +10,19 @@ import (
 )
 
 const (
-	// maxOpen is how many tasks of one PublishAll may be without a result: what a session takes at once, see window in broker/rabbitmq.
-	maxOpen = 1000
+	// maxOpen is how many tasks of one PublishAll may be without a result: twice what a session takes at once (window
+	// in broker/rabbitmq), so that an oldest task that is answered late does not leave the window empty.
+	maxOpen = 2000
 	// maxOpenBytes is how many bytes their bodies may have together.
 	maxOpenBytes = 8 << 20
 )
 
 // PublishAll publishes the tasks of a sequence, of any length, in their order, and yields each of them with its outcome, in the same
-// order. Nothing is published before the result is ranged over, and ranging over it twice publishes twice. It is as fast as
-// [Server.PublishBatch] and needs constant memory: at most 1,000 tasks, or 8 MiB of bodies, are taken from the sequence and not yet yielded.
+// order. Nothing is published before the result is ranged over, and ranging over it twice publishes twice. It is about as fast as
+// [Server.PublishBatch] and needs constant memory: at most 2,000 tasks, or 8 MiB of bodies, are taken from the sequence and not yet yielded.
 //
 // Each error is as from [Server.PublishContext]. ServerConfig.PublishTimeout bounds each task, from when it is taken from the
-// sequence. While there is no connection, or the broker blocks publishers, no other task is taken. With ServerConfig.Outbox
+// sequence, or a hundredth less. While there is no connection, or the broker blocks publishers, no other task is taken. With ServerConfig.Outbox
 // tasks go to the outbox meanwhile. A nil task is yielded with an error that Is [ErrRejected]. Yield a new *Task each time, and do not
 // change it before its result.
 //
@@ -35,6 +36,7 @@ const (
 func (s *Server) PublishAll(ctx context.Context, tasks iter.Seq[*Task]) iter.Seq2[*Task, error] {
 	return func(yield func(*Task, error) bool) {
 		st := &stream{p: s.publisher, caller: ctx}
+		defer st.unbind()
 		defer st.yield(func(*Task, error) bool { return true }, 0)
 		for task := range tasks {
 			ended := ctx.Err() != nil
@@ -58,50 +60,73 @@ type stream struct {
 	open    []*parcel      // taken and not yielded, oldest first
 	bytes   int            // of their bodies
 	unsent  []*parcel      // those of open that have to be sent, in the same order
+	bound   *bound         // of the latest
+}
+
+// bound is the context of tasks that were taken within a moment: one each would cost as much as encoding the task.
+type bound struct {
+	context.Context // the caller's with PublishTimeout
+	cancel          context.CancelFunc
+	began           time.Time
+	tasks           int // that are not over, and one for the stream while it may add more
+}
+
+func (b *bound) release() {
+	if b.tasks--; b.tasks == 0 {
+		b.cancel()
+	}
 }
 
 // parcel is a task of a stream. It is unsent, in flight or over.
 type parcel struct {
-	task   *Task
-	began  time.Time
-	ctx    context.Context // the caller's with PublishTimeout
-	cancel context.CancelFunc
-	msg    broker.Message
+	task  *Task
+	began time.Time
+	ctx   *bound
+	msg   [1]broker.Message
 
-	tried broker.Session // the last that it was written to; nil = none
-	sent  *receipts      // in flight
-	over  bool
-	err   error // once it is over
+	tried  broker.Session // the last that it was written to; nil = none
+	answer chan error     // in flight; holds one
+	over   bool
+	err    error // once it is over
 }
 
 // end notes the outcome.
 func (p *parcel) end(err error) {
 	p.over, p.err = true, err
-	p.cancel()
+	p.ctx.release()
 }
 
 // answered reports whether look will not wait.
-func (p *parcel) answered() bool {
-	if p.sent == nil {
-		return true
+func (p *parcel) answered() bool { return p.answer == nil || len(p.answer) > 0 }
+
+// boundFor returns the context of a task that is taken now. Its deadline is at most a hundredth of PublishTimeout early.
+func (s *stream) boundFor(now time.Time) *bound {
+	if b := s.bound; b == nil || now.Sub(b.began) > s.p.cfg.PublishTimeout/100 || b.Err() != nil {
+		s.unbind()
+		ctx, cancel := context.WithTimeout(s.caller, s.p.cfg.PublishTimeout)
+		s.bound = &bound{ctx, cancel, now, 1}
 	}
-	select {
-	case <-p.sent.all:
-		return true
-	default:
-		return false
+	s.bound.tasks++
+	return s.bound
+}
+
+// unbind lets no more tasks share the latest context.
+func (s *stream) unbind() {
+	if s.bound != nil {
+		s.bound.release()
+		s.bound = nil
 	}
 }
 
 // take adds a task, and sends it unless it is refused or the caller's context has ended.
 func (s *stream) take(task *Task, ended bool) {
-	p := &parcel{task: task, began: time.Now()}
-	p.ctx, p.cancel = context.WithTimeout(s.caller, s.p.cfg.PublishTimeout)
+	now := time.Now()
+	p := &parcel{task: task, began: now, ctx: s.boundFor(now)}
 	msg, err := s.p.prepare(task)
 	if ended {
 		err = endedBefore(ErrNotSent, s.caller)
 	}
-	p.msg = msg
+	p.msg[0] = msg
 	s.open = append(s.open, p)
 	s.bytes += len(msg.Body)
 	if err != nil {
@@ -126,7 +151,7 @@ func (s *stream) yield(to func(*Task, error) bool, most int) bool {
 			continue
 		}
 		s.open[0], s.open = nil, s.open[1:]
-		s.bytes -= len(p.msg.Body)
+		s.bytes -= len(p.msg[0].Body)
 		if !to(p.task, s.p.conclude(p.task, p.began, p.err)) {
 			return false
 		}
@@ -134,13 +159,28 @@ func (s *stream) yield(to func(*Task, error) bool, most int) bool {
 	return true
 }
 
+// wait returns the answer, or ErrUnconfirmed if there is none when ctx ends; it may come later and then nobody hears of it.
+func (p *parcel) wait() error {
+	select {
+	case err := <-p.answer:
+		return err
+	case <-p.ctx.Done():
+	}
+	select {
+	case err := <-p.answer: // in the same moment
+		return err
+	default:
+		return endedBefore(ErrUnconfirmed, p.ctx)
+	}
+}
+
 // look waits for the outcome of a parcel in flight. The parcel is unsent afterwards if it was certainly not sent and has another try.
 func (s *stream) look(p *parcel) {
-	if p.sent == nil {
+	if p.answer == nil {
 		return
 	}
-	err := s.p.read(p.sent.wait(p.ctx)[0])
-	p.sent = nil
+	err := s.p.read(p.wait())
+	p.answer = nil
 	again := errors.Is(err, ErrDisconnected) && p.ctx.Err() == nil
 	if s.p.courier != nil {
 		again = errors.Is(err, ErrNotSent) && s.caller.Err() == nil
@@ -168,7 +208,7 @@ func (s *stream) send() {
 		default:
 			s.write(session, p)
 		}
-		if p.over || p.sent != nil {
+		if p.over || p.answer != nil {
 			s.unsent = s.unsent[1:]
 		}
 	}
@@ -198,8 +238,14 @@ func (s *stream) settle() {
 
 // write sends one parcel. It is unsent afterwards if that is known at once.
 func (s *stream) write(session broker.Session, p *parcel) {
-	p.tried, p.sent = session, newReceipts(1)
-	session.Publish(p.ctx, []broker.Message{p.msg}, p.sent.done)
+	answer := make(chan error, 1)
+	p.tried, p.answer = session, answer
+	session.Publish(p.ctx, p.msg[:], func(_ int, err error) {
+		select {
+		case answer <- err:
+		default: // a second call, against the seam's rule
+		}
+	})
 	if p.answered() {
 		s.look(p)
 	}
@@ -212,7 +258,7 @@ func (s *stream) keep(p *parcel, must bool) bool {
 	if c == nil {
 		return false
 	}
-	out := outbound{errs: make([]error, 1), index: []int{0}, msgs: []broker.Message{p.msg}}
+	out := outbound{errs: make([]error, 1), index: []int{0}, msgs: p.msg[:]}
 	kept := c.divert(&out, must)
 	if len(kept.msgs) == 0 {
 		return false
@@ -221,7 +267,7 @@ func (s *stream) keep(p *parcel, must bool) bool {
 		if older == p {
 			break
 		}
-		if older.msg.RoutingKey != p.msg.RoutingKey || older.sent == nil {
+		if older.msg[0].RoutingKey != p.msg[0].RoutingKey || older.answer == nil {
 			continue
 		}
 		if s.look(older); !older.over {

@@ -127,7 +127,7 @@ func TestPublishAllTimesOutAfterPublishTimeout(t *testing.T) {
 
 func TestPublishAllKeepsItsWindowFullAndNoMore(t *testing.T) {
 	t.Parallel()
-	for name, c := range map[string]struct{ body, want int }{"tasks": {10, 1000}, "bytes": {900 << 10, 10}} {
+	for name, c := range map[string]struct{ body, want int }{"tasks": {10, 2000}, "bytes": {900 << 10, 10}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := newRig(t, withQueue)
