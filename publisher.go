@@ -89,7 +89,7 @@ func (p *publisher) publish(caller context.Context, tasks []*Task, wait bool) []
 	for i, err := range errs {
 		// The seed's errors keep their whole text.
 		if err != nil && err != ErrDisconnected && err != ErrTaskName && tasks[i] != nil {
-			err = fmt.Errorf("publish task %q (%q) with key %q: %w", excerpt(tasks[i].Name), excerpt(tasks[i].UUID), excerpt(tasks[i].RoutingKey), err)
+			err = fmt.Errorf("publish task %q (%q) with key %q: %w", excerpt(tasks[i].Name), excerpt(tasks[i].UUID), excerpt(tasks[i].RoutingKey), advised(err))
 		}
 		errs[i] = p.stats.count(err)
 		if hook != nil {
@@ -97,10 +97,18 @@ func (p *publisher) publish(caller context.Context, tasks []*Task, wait bool) []
 			if task := tasks[i]; task != nil {
 				event.UUID, event.Name, event.RoutingKey = task.UUID, task.Name, task.RoutingKey
 			}
-			fire(p.cfg.Logger, hook, event)
+			fire(p.sup.log, hook, event)
 		}
 	}
 	return errs
+}
+
+// advised adds what to do about an error that has a usual cause.
+func advised(err error) error {
+	if errors.Is(err, ErrUnroutable) {
+		return fmt.Errorf("%w: bind one with ServerConfig.InitQueues or WorkerConfig.BindingKeys", err)
+	}
+	return err
 }
 
 // outbound is a batch on its way.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -39,7 +40,7 @@ type supervisor struct {
 	prepare func(context.Context, broker.Session, bool) error // declares the topology of a new session, which may be the first
 	retries int                                               // of one outage; negative = for ever
 	pause   func() pacing
-	log     Log
+	log     *slog.Logger
 	hooks   *Hooks
 
 	exchangeGone func() // has what was declared declared again: somebody has deleted the exchange. It does not block
@@ -58,11 +59,21 @@ type link struct {
 	state   State
 	session broker.Session // nil unless connected
 	since   time.Time
-	err     error // the last problem; nil if there was none
-	opened  int64 // sessions opened so far
+	err     error     // the last problem; nil if there was none
+	errAt   time.Time // when that was
+	opened  int64     // sessions opened so far
 }
 
-func newSupervisor(cfg *ServerConfig, prepare func(context.Context, broker.Session, bool) error) *supervisor {
+// over returns why there will be no session any more.
+func (l link) over() error {
+	if l.state != StateGivenUp {
+		return ErrServerClosed
+	}
+	// Not wrapped: it may be the outcome of another publish.
+	return &sentinel{fmt.Sprintf("the connection was given up at %s: %v", l.since.UTC().Format(time.RFC3339), l.err), ErrServerClosed}
+}
+
+func newSupervisor(cfg *ServerConfig, log *slog.Logger, prepare func(context.Context, broker.Session, bool) error) *supervisor {
 	retries := cfg.ReconnectionRetries
 	if cfg.ReconnectionRetriesForever {
 		retries = -1
@@ -73,7 +84,7 @@ func newSupervisor(cfg *ServerConfig, prepare func(context.Context, broker.Sessi
 		prepare: prepare,
 		retries: retries,
 		pause:   func() pacing { return pacing{reconnectPauses(interval), interval == 0} },
-		log:     cfg.Logger,
+		log:     log,
 		hooks:   &cfg.Hooks,
 		ended:   make(chan struct{}),
 		changed: make(chan struct{}),
@@ -89,6 +100,7 @@ func (s *supervisor) start(ctx context.Context) error {
 		return err
 	}
 	s.set(StateConnected, session, nil)
+	s.log.Info("connected")
 	run, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	go s.run(run, session, pauses)
@@ -109,7 +121,8 @@ func (s *supervisor) run(ctx context.Context, session broker.Session, pauses pac
 		if !s.set(StateConnecting, nil, session.Err()) {
 			return
 		}
-		s.log.Errorf("connection lost: %v", session.Err())
+		lost := time.Now()
+		s.log.Warn("connection lost", "err", brief(session.Err()))
 		s.tell(s.hooks.Disconnected, StateConnecting, session.Err())
 		if time.Since(born) >= stableAfter {
 			pauses.Reset()
@@ -120,16 +133,16 @@ func (s *supervisor) run(ctx context.Context, session broker.Session, pauses pac
 		if session, err = s.connect(ctx, pauses, false); err != nil {
 			if ctx.Err() == nil {
 				s.set(StateGivenUp, nil, err)
-				s.log.Errorf("connection given up: %v", err)
+				s.log.Error("connection given up", "outage", rounded(time.Since(lost)), "err", err)
 				s.tell(s.hooks.Disconnected, StateGivenUp, err)
 			}
 			return
 		}
+		s.log.Info("connected again", "outage", rounded(time.Since(lost))) // before the workers say that they go on
 		if !s.set(StateConnected, session, nil) {
 			s.discard(session)
 			return
 		}
-		s.log.Info("connected again")
 		s.tell(s.hooks.Reconnected, StateConnected, nil)
 	}
 }
@@ -156,7 +169,10 @@ func (s *supervisor) connect(ctx context.Context, pauses pacing, first bool) (br
 			return nil, fmt.Errorf("connect: %w", err)
 		}
 		if s.retries >= 0 && try >= s.retries {
-			return nil, fmt.Errorf("connect: given up after %d retries: %w", s.retries, err)
+			if try == 0 {
+				return nil, fmt.Errorf("connect: %w", err)
+			}
+			return nil, fmt.Errorf("connect, after %d retries: %w", try, err)
 		}
 		s.failed(err)
 		var pause time.Duration
@@ -165,7 +181,7 @@ func (s *supervisor) connect(ctx context.Context, pauses pacing, first bool) (br
 		} else {
 			pause = pauses.NextBackOff()
 		}
-		s.log.Errorf("connect: %v; next try in %v", err, pause.Round(time.Millisecond))
+		s.log.Warn("cannot connect; trying again", "retry_in", rounded(pause), "err", err)
 		if !sleep(ctx, pause) {
 			return nil, fmt.Errorf("connect: %w: last error: %w", ctx.Err(), err)
 		}
@@ -192,7 +208,7 @@ func (s *supervisor) discard(session broker.Session) {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	if err := session.Close(ctx); err != nil {
-		s.log.Debugf("close unused session: %v", err)
+		s.log.Debug("an unused session did not close", "err", brief(err, "close session: "))
 	}
 }
 
@@ -208,13 +224,13 @@ func (s *supervisor) stop(ctx context.Context) error {
 	case <-s.ended: // Open returns soon after its ctx ended: the seam's rule
 	case <-late.C:
 		// A broker that breaks that rule, or a hook: perhaps the one that has called Close. Whatever is opened yet, run discards.
-		err = errors.New("close: the broker does not return from Open, or a hook not from its call")
+		err = errors.New("the broker does not return from Open, or a hook not from its call")
 	}
 	s.mu.Lock()
 	session := s.last // the last of all, since set takes none any more
 	s.mu.Unlock()
 	if e := session.Close(ctx); e != nil {
-		err = errors.Join(err, fmt.Errorf("close session: %w", e))
+		err = errors.Join(err, e)
 	}
 	return err
 }
@@ -228,8 +244,9 @@ func (s *supervisor) set(state State, session broker.Session, err error) bool {
 		return false
 	}
 	next := link{state: state, session: session, since: time.Now(), err: err, opened: s.link.opened}
+	next.errAt = next.since
 	if err == nil {
-		next.err = s.link.err
+		next.err, next.errAt = s.link.err, s.link.errAt
 	}
 	if session != nil {
 		next.opened++
@@ -245,7 +262,7 @@ func (s *supervisor) set(state State, session broker.Session, err error) bool {
 func (s *supervisor) failed(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.link.err = err
+	s.link.err, s.link.errAt = err, time.Now()
 }
 
 // now returns the link at this moment and a channel that is closed at its next change.
@@ -264,7 +281,7 @@ func (s *supervisor) session() (broker.Session, error) {
 	case StateConnecting:
 		return nil, ErrDisconnected
 	default:
-		return nil, ErrServerClosed
+		return nil, l.over()
 	}
 }
 
@@ -276,7 +293,7 @@ func (s *supervisor) await(ctx context.Context, not broker.Session) (broker.Sess
 		case l.state == StateConnected && l.session != not:
 			return l.session, nil
 		case l.state == StateGivenUp || l.state == StateClosed:
-			return nil, ErrServerClosed
+			return nil, l.over()
 		}
 		select {
 		case <-changed:
