@@ -4,7 +4,6 @@ import (
 	"container/list"
 	"context"
 	"fmt"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -86,12 +85,13 @@ const (
 
 // outcome is how an attempt ended. Text and wish are read while the call is still watched, since they come from the user's code.
 type outcome struct {
-	err  error
-	text string
-	wish wish
+	err   error
+	text  string
+	wish  wish
+	stack *atomic.Pointer[string] // of a panic; it holds nil once the stack is logged
 }
 
-func outcomeOf(err error) outcome { return outcome{err, errorText(err), wishOf(err)} }
+func outcomeOf(err error) outcome { return outcome{err: err, text: errorText(err), wish: wishOf(err)} }
 
 // invoke binds the arguments, calls the function, and returns how it ended; a panic is an error with its stack. All of that may run the
 // user's code, so all of it is counted and watched. The function is not called if the arguments do not fit, or if the call was abandoned
@@ -100,7 +100,10 @@ func (s *shift) invoke(c *call) (o outcome) {
 	s.callBegins(c)
 	defer func() {
 		if v := recover(); v != nil {
-			o = outcomeOf(&PanicError{Value: v, Stack: debug.Stack()})
+			stack := userStack()
+			o = outcomeOf(&PanicError{Value: v, Stack: stack})
+			o.stack = new(atomic.Pointer[string])
+			o.stack.Store(new(string(stack)))
 		}
 	}()
 	bound, err := c.plan.bind(c.args)
@@ -186,9 +189,7 @@ func (s *shift) conclude(c *call, o outcome, abandoned bool) {
 		}
 	}
 	v := judge(a, c.plan.retry)
-	if v.action == retryLater || v.action == toDeadLetters {
-		v.made = Attempt{Number: a.number, At: c.started, Duration: now.Sub(c.started), Worker: s.w.cfg.Name, Error: v.text}
-	}
+	v.made = Attempt{Number: a.number, At: c.started, Duration: now.Sub(c.started), Worker: s.w.cfg.Name, Error: v.text}
 	s.w.server.running.decide(&c.run, v, abandoned)
 	if !abandoned {
 		s.w.server.running.end(&c.run)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -78,8 +79,8 @@ func (c *courier) next(key string) (moved, empty bool) {
 		// Once it is confirmed it is not sent again, however long the outbox takes to forget it.
 		settled = c.insist(c.hard, "remove an entry", key, func(ctx context.Context) error { return c.cfg.Outbox.Remove(ctx, e) })
 	} else {
-		c.cfg.Logger.Errorf("outbox: task %q (%q) with key %q is refused and kept among the dead entries: %v",
-			excerpt(e.Name), excerpt(e.UUID), excerpt(e.RoutingKey), err)
+		err = advised(err)
+		c.about(e).Error("outbox: task refused and kept among the dead entries", "err", oneLine(err.Error()))
 		e.Refused, e.RefusedAt = oneLine(err.Error()), time.Now()
 		if settled = c.insist(c.hard, "bury an entry", key, func(ctx context.Context) error { return c.cfg.Outbox.Bury(ctx, e) }); settled {
 			c.stats.outboxDead.Add(1)
@@ -87,10 +88,10 @@ func (c *courier) next(key string) (moved, empty bool) {
 	}
 	event := PublishEvent{UUID: e.UUID, Name: e.Name, RoutingKey: e.RoutingKey, Err: err, Duration: time.Since(e.AcceptedAt)}
 	if hook := c.cfg.Hooks.Published; hook != nil {
-		fireApart(c.cfg.Logger, hook, event)
+		fireApart(c.sup.log, hook, event)
 	}
 	if hook := c.cfg.Hooks.OutboxRefused; hook != nil && err != nil && settled {
-		fireApart(c.cfg.Logger, hook, event)
+		fireApart(c.sup.log, hook, event)
 	}
 	return settled, false
 }
@@ -133,7 +134,7 @@ func (c *courier) send(e OutboxEntry) (err error, known bool) {
 		if c.sending.Err() != nil {
 			return err, false
 		}
-		c.cfg.Logger.Debugf("outbox: task %q (%q) with key %q is sent again: %v", excerpt(e.Name), excerpt(e.UUID), excerpt(e.RoutingKey), err)
+		c.about(e).Debug("outbox: task is sent again", "err", oneLine(err.Error()))
 		lost := session.Err() != nil
 		if lost {
 			dead = session
@@ -145,6 +146,11 @@ func (c *courier) send(e OutboxEntry) (err error, known bool) {
 			}
 		}
 	}
+}
+
+// about is the logger of what happens to an entry.
+func (c *courier) about(e OutboxEntry) *slog.Logger {
+	return c.sup.log.With("key", excerpt(e.RoutingKey), "task", excerpt(e.Name), "uuid", excerpt(e.UUID))
 }
 
 // alone waits, for an offender, until no other one is under way. A broker that ends a link over an entry does so at once, so the next
@@ -225,10 +231,10 @@ func (c *courier) insist(ctx context.Context, what, key string, call func(contex
 	for err != nil {
 		err = fmt.Errorf("%s with key %q: %w", what, excerpt(key), err)
 		c.mu.Lock()
-		c.lastErr = err
+		c.lastErr, c.failedAt = err, time.Now()
 		c.mu.Unlock()
 		pause := pauses.NextBackOff()
-		c.cfg.Logger.Errorf("outbox: %v; next try in %v", err, pause.Round(time.Millisecond))
+		c.sup.log.Warn("outbox fails; trying again", "retry_in", rounded(pause), "err", oneLine(err.Error()))
 		if !sleep(ctx, pause) {
 			return false
 		}

@@ -28,6 +28,7 @@ func (s *stamped) Info(args ...any)             { s.recorder.Info(s.at(args)...)
 func (s *stamped) Infof(f string, args ...any)  { s.recorder.Infof("%s"+f, s.at(args)...) }
 func (s *stamped) Debug(args ...any)            { s.recorder.Debug(s.at(args)...) }
 func (s *stamped) Debugf(f string, args ...any) { s.recorder.Debugf("%s"+f, s.at(args)...) }
+func (s *stamped) Warnf(f string, args ...any)  { s.recorder.Warnf("%s"+f, s.at(args)...) }
 func (s *stamped) Error(args ...any)            { s.recorder.Error(s.at(args)...) }
 func (s *stamped) Errorf(f string, args ...any) { s.recorder.Errorf("%s"+f, s.at(args)...) }
 

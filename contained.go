@@ -4,64 +4,58 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime/debug"
+	"log/slog"
 )
 
 // The user's Log and Outbox are called on the library's goroutines, where a panic would end the process. Panics of hooks are contained
 // by fire, those of task functions by shift.invoke. What follows runtime.Goexit in a hook is in hooks.go.
 
-// contain wraps the user's Log and Outbox in c.
-func (c *ServerConfig) contain() {
-	c.Logger = containedLog{c.Logger}
+// contain wraps the user's Log and Outbox in c, and returns the logger that the library uses.
+func (c *ServerConfig) contain() *slog.Logger {
+	log := slog.New(containedHandler{handlerOf(c.Logger)})
+	c.Logger = SlogLogger(log) // so that nobody calls the user's own
 	if _, ours := c.Outbox.(*MemoryOutbox); c.Outbox != nil && !ours {
-		c.Outbox = containedOutbox{c.Outbox, c.Logger}
+		c.Outbox = containedOutbox{c.Outbox, log}
 	}
+	return log
 }
 
-// containedLog drops a message whose Log panics.
-type containedLog struct{ log Log }
+// containedHandler drops a message whose handler or Log panics.
+type containedHandler struct{ h slog.Handler }
 
 func swallow() { _ = recover() }
 
-func (l containedLog) Info(args ...interface{}) {
+func (c containedHandler) Enabled(ctx context.Context, level slog.Level) bool {
 	defer swallow()
-	l.log.Info(args...)
+	return c.h.Enabled(ctx, level)
 }
 
-func (l containedLog) Infof(format string, args ...interface{}) {
+func (c containedHandler) Handle(ctx context.Context, r slog.Record) error {
 	defer swallow()
-	l.log.Infof(format, args...)
+	return c.h.Handle(ctx, r)
 }
 
-func (l containedLog) Debug(args ...interface{}) {
+func (c containedHandler) WithAttrs(attrs []slog.Attr) (with slog.Handler) {
+	with = c
 	defer swallow()
-	l.log.Debug(args...)
+	return containedHandler{c.h.WithAttrs(attrs)}
 }
 
-func (l containedLog) Debugf(format string, args ...interface{}) {
+func (c containedHandler) WithGroup(name string) (with slog.Handler) {
+	with = c
 	defer swallow()
-	l.log.Debugf(format, args...)
-}
-
-func (l containedLog) Error(args ...interface{}) {
-	defer swallow()
-	l.log.Error(args...)
-}
-
-func (l containedLog) Errorf(format string, args ...interface{}) {
-	defer swallow()
-	l.log.Errorf(format, args...)
+	return containedHandler{c.h.WithGroup(name)}
 }
 
 // containedOutbox returns an error for a method that panics or ends its goroutine. Each call has a goroutine of its own, because a
 // carrier, or the caller of Publish, could not go on after runtime.Goexit.
 type containedOutbox struct {
 	outbox Outbox
-	log    Log
+	log    *slog.Logger
 }
 
 // contained calls f and waits for it.
-func contained[T any](log Log, f func() (T, error)) (v T, err error) {
+func contained[T any](log *slog.Logger, f func() (T, error)) (v T, err error) {
 	err = errors.New("the outbox ended its goroutine (runtime.Goexit)")
 	done := make(chan struct{})
 	go func() {
@@ -69,7 +63,7 @@ func contained[T any](log Log, f func() (T, error)) (v T, err error) {
 		defer func() {
 			if p := recover(); p != nil {
 				err = fmt.Errorf("the outbox panicked: %s", printed(p))
-				log.Errorf("%v\n%s", err, debug.Stack())
+				log.Error("outbox panicked", "err", err, stackKey, string(userStack()))
 			}
 		}()
 		got, failed := f()

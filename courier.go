@@ -35,6 +35,7 @@ type courier struct {
 	moved    int64         // entries that have left, for flush to see
 	failing  int           // carriers that cannot go on because the outbox fails
 	lastErr  error         // of the outbox
+	failedAt time.Time     // when that was
 	closed   bool          // nothing is taken any more
 	stopped  bool          // no carrier is started, before start and after stop
 	changed  chan struct{} // closed at the next change; nil while nobody waits for one
@@ -151,7 +152,8 @@ func (c *courier) keep(ctx context.Context, kept outbound) {
 // add returns the outcome of one publish.
 func (c *courier) add(ctx context.Context, e OutboxEntry) error {
 	if c.over() {
-		return ErrServerClosed
+		l, _ := c.sup.now()
+		return l.over()
 	}
 	if ctx.Err() != nil {
 		return endedBefore(ErrNotSent, ctx)
@@ -273,7 +275,7 @@ func (c *courier) stop(ctx context.Context) error {
 	late, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	if !c.idle(late) {
-		return errors.New("close: the outbox does not return")
+		return errors.New("the outbox does not return")
 	}
 	return c.left(late)
 }
@@ -340,7 +342,7 @@ func (c *courier) health(ctx context.Context) OutboxHealth {
 	defer c.mu.Unlock()
 	if err != nil {
 		n = OutboxCounts{-1, -1}
-		c.lastErr = fmt.Errorf("count: %w", err)
+		c.lastErr, c.failedAt = fmt.Errorf("count: %w", err), time.Now()
 	}
-	return OutboxHealth{Entries: n.Entries, Dead: n.Dead, Failing: c.failing, LastError: c.lastErr}
+	return OutboxHealth{Entries: n.Entries, Dead: n.Dead, Failing: c.failing, LastError: c.lastErr, LastErrorAt: c.failedAt}
 }

@@ -223,7 +223,7 @@ func TestALostDeliveryEndsTheTriesToWriteItsDeadLetter(t *testing.T) {
 		r.chaos.FailOpen(errors.New("down"))
 		r.chaos.Kill()
 		<-time.After(time.Hour)
-		if n := strings.Count(r.log.String(), "trying again"); n > 3 {
+		if n := strings.Count(r.log.String(), "verdict not written"); n > 3 {
 			t.Errorf("%d tries for a delivery that was lost", n)
 		}
 		if w := r.server.Health(t.Context()).Workers[0]; w.Stuck != 0 {

@@ -127,7 +127,7 @@ func (d *DeadLetters) Count(ctx context.Context) (int, error) {
 func (d *DeadLetters) Purge(ctx context.Context) (int, error) {
 	n, err := d.whole(ctx, func(s broker.Session, source string) (int, error) { return s.Purge(ctx, source) })
 	if n > 0 {
-		d.server.log.Infof("%d dead letters of queue %q were purged", n, d.queue)
+		d.server.log.Info("dead letters purged", "queue", d.queue, "count", n)
 	}
 	return n, d.wrap("purge", err)
 }
@@ -218,7 +218,7 @@ func (d *DeadLetters) Get(ctx context.Context, uuid string) (*DeadLetter, error)
 func (d *DeadLetters) Delete(ctx context.Context, filter DeadLetterFilter) (int, error) {
 	n, err := d.delete(ctx, filter)
 	if n > 0 {
-		d.server.log.Infof("%d dead letters of queue %q were deleted", n, d.queue)
+		d.server.log.Info("dead letters deleted", "queue", d.queue, "count", n)
 	}
 	return n, d.wrap("delete", err)
 }

@@ -84,7 +84,7 @@ func TestDecodeArgsRefusesWhatDoesNotFit(t *testing.T) {
 	} {
 		err := (&dispatcher.Task{Name: "n", Args: c.args}).DecodeArgs(c.into...)
 		bad, ok := errors.AsType[*dispatcher.ArgumentError](err)
-		if !ok || bad.Task != "n" || !strings.HasPrefix(err.Error(), `task "n": `+want) {
+		if !ok || bad.Task != "n" || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("got  %v\nwant %s", err, want)
 		}
 	}

@@ -135,7 +135,7 @@ type ServerConfig struct {
 	// Hooks are called when something has happened.
 	Hooks Hooks
 
-	// Logger takes what the library has to say. nil: logrus on standard error, at level info.
+	// Logger receives the library's log messages. nil: logrus on standard error, at level info.
 	Logger Log
 	// DebugMode sets the default logger's level to debug; a Logger of the user's decides for itself.
 	DebugMode bool
@@ -184,8 +184,16 @@ type WorkerConfig struct {
 	UnknownTaskMaxAge time.Duration
 }
 
-// Log takes the library's messages; *logrus.Logger and *logrus.Entry are such, and SlogLogger makes one of a
-// *slog.Logger. It must be safe for concurrent use. Bodies, argument values and passwords are never logged. A message whose method
+// Log receives the library's log messages. *logrus.Logger and *logrus.Entry implement it, and [SlogLogger] makes one of a *slog.Logger.
+//
+// These get a message as a short text, and its queue, worker, task, uuid, attempt, err and so on as fields or attributes. Any other Log
+// gets one text with the attributes behind it: attempt failed queue=mail worker=mailer task=send … err="no route". Only the stack of a panic
+// has lines of its own.
+//
+// A Log that also has the method Warnf(format string, args ...interface{}) gets warnings there, otherwise they go to Errorf.
+// docs/guarantees.md lists what is logged at which level. The library calls only the methods whose names end in f.
+//
+// It must be safe for concurrent use. Bodies, argument values and passwords are never logged. A message whose method
 // panics is dropped.
 type Log interface {
 	Info(args ...interface{})

@@ -42,7 +42,8 @@ var (
 	ErrTaskName error = &sentinel{"Task name was not passed", ErrRejected}
 	// ErrDisconnected: there is no connection now. From Publish it Is ErrNotSent. Also from NewWorker.
 	ErrDisconnected error = &sentinel{"Service is disconnected", ErrNotSent}
-	// ErrServerClosed: the server was closed, or has given up its connection for good. Is ErrNotSent.
+	// ErrServerClosed: the server was closed, or has given up its connection for good: then the error that wraps it says since when and
+	// why. Is ErrNotSent.
 	ErrServerClosed error = &sentinel{"server is closed", ErrNotSent}
 	// ErrOutboxFull: the task has to go to ServerConfig.Outbox, and there is no room for it. Is ErrNotSent.
 	ErrOutboxFull error = &sentinel{"outbox is full", ErrNotSent}
@@ -116,15 +117,15 @@ type ArgumentError struct {
 
 func (e *ArgumentError) Error() string {
 	if e.Position < 0 {
-		return fmt.Sprintf("task %q: want %s, got %s", e.Task, e.Want, e.Got)
+		return fmt.Sprintf("want %s, got %s", e.Want, e.Got)
 	}
-	return fmt.Sprintf("task %q: argument %d: want %s, got %s", e.Task, e.Position, e.Want, e.Got)
+	return fmt.Sprintf("argument %d: want %s, got %s", e.Position, e.Want, e.Got)
 }
 
 // PanicError is the failure of an attempt whose function panicked. It unwraps to the value if that is an error.
 type PanicError struct {
 	Value any    // what was passed to panic
-	Stack []byte // the stack of the panicking goroutine, as debug.Stack gives it
+	Stack []byte // function, file and line of each frame, from the one that panicked on; without the library's and without argument values
 }
 
 func (e *PanicError) Error() string { return fmt.Sprintf("task panicked: %v", e.Value) }

@@ -3,6 +3,7 @@ package dispatcher
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"unicode/utf8"
 )
@@ -33,8 +34,7 @@ func errorText(err error) (text string) {
 	return text[:cut] + "…"
 }
 
-// logText is what the log says of a dead letter. The values of arguments are left to its header, and a panic's stack, which a
-// header could not hold, is told here.
+// logText is what the log says of an attempt's error. The values of arguments are left to the header of a dead letter.
 func logText(v verdict) string {
 	if v.reason == ReasonBadArguments { // otherwise the error is of the user's making, whose methods may panic
 		if bad, ok := errors.AsType[*ArgumentError](v.err); ok {
@@ -44,10 +44,34 @@ func logText(v verdict) string {
 			return fmt.Sprintf("argument %d: want %s", bad.Position, bad.Want)
 		}
 	}
-	if p, ok := v.err.(*PanicError); ok {
-		return oneLine(v.text) + "\n" + string(p.Stack)
-	}
 	return oneLine(v.text)
+}
+
+// attrs are what a line of the log says of an outcome: its own attributes, then the error, then the stack of a panic.
+func (o outcome) attrs(text string, attrs ...any) []any {
+	if o.err != nil {
+		attrs = append(attrs, "err", text)
+	}
+	return o.withStack(attrs)
+}
+
+// withStack adds the stack of a panic, once.
+func (o outcome) withStack(attrs []any) []any {
+	if o.stack != nil {
+		if stack := o.stack.Swap(nil); stack != nil {
+			attrs = append(attrs, stackKey, *stack)
+		}
+	}
+	return attrs
+}
+
+// about is the logger of what happens to the task of a call. attempt: its number; 0 = none.
+func (s *shift) about(c *call, attempt int) *slog.Logger {
+	log := s.w.log.With("task", excerpt(c.name), "uuid", excerpt(c.uuid))
+	if attempt > 0 {
+		log = log.With("attempt", attempt)
+	}
+	return log
 }
 
 // oneLine keeps a text from outside from forging lines of the log.

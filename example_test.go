@@ -168,7 +168,7 @@ func ExampleDecodeTask() {
 	fmt.Println(task.DecodeArgs(&to))
 	// Output:
 	// send ann 2
-	// task "send": want 1 argument, got 2
+	// want 1 argument, got 2
 }
 
 // A queue that exists before the first worker runs.

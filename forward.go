@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
@@ -27,7 +28,7 @@ var errStays = errors.New("neither its queue nor that of its suspects takes it")
 // goes to the suspects, which have their own room; if they take nothing either, it is called at once.
 func (s *shift) forward(c *call, v verdict) (verdict, error) {
 	msg := c.forwarded(v, s.w.cfg.Name, time.Now())
-	pauses := retryPauses()
+	pauses, log := retryPauses(), func() *slog.Logger { return s.about(c, v.made.Number) }
 	slim, bare, moved, waited := false, false, false, time.Duration(0)
 	for {
 		err := s.forwardOnce(c, v, msg)
@@ -35,7 +36,7 @@ func (s *shift) forward(c *call, v verdict) (verdict, error) {
 		case err == nil, errors.Is(err, broker.ErrDeliveryLost), errors.Is(err, broker.ErrSettled), errors.Is(err, broker.ErrSessionLost):
 			return v, err
 		case errors.Is(err, errors.ErrUnsupported) && v.action != toDeadLetters:
-			s.w.log.Errorf("worker %q: %s of task %q (%q): %v; kept as a dead letter", s.w.cfg.Name, v.action, excerpt(c.name), excerpt(c.uuid), err)
+			log().Warn("the broker has no delays; the task becomes a dead letter", "verdict", string(v.action))
 			v = v.withoutDelays()
 			msg = c.forwarded(v, s.w.cfg.Name, time.Now())
 			continue
@@ -46,9 +47,9 @@ func (s *shift) forward(c *call, v verdict) (verdict, error) {
 		// They came so large that there is no room for ours. Waiting would hold the delivery for ever, and Limit such messages would stop
 		// the worker. A dead letter needs less room than a delayed message.
 		case errors.Is(err, broker.ErrHeadersTooLarge) && v.action != toDeadLetters:
-			made := v.made
+			made, stack := v.made, v.stack
 			v = deadLetter(ReasonMalformed, outcomeOf(fmt.Errorf("%w: %w; %s: %s", ErrMalformed, broker.ErrHeadersTooLarge, v.action, v.text)))
-			v.made = made
+			v.made, v.stack = made, stack
 			msg, slim = c.forwarded(v, s.w.cfg.Name, time.Now()), false
 			continue
 		case errors.Is(err, broker.ErrHeadersTooLarge) && !bare:
@@ -58,16 +59,17 @@ func (s *shift) forward(c *call, v verdict) (verdict, error) {
 		}
 		switch {
 		case v.action == toBack:
-			s.w.log.Errorf("worker %q: %s of task %q (%q): %v; it goes to the suspects", s.w.cfg.Name, v.action, excerpt(c.name), excerpt(c.uuid), err)
+			log().Warn("the back of the queue does not take the task; it goes to the suspects", "err", brief(err))
 			v.action, moved = toSuspects, true
 			continue
 		case moved:
-			s.w.log.Errorf("worker %q: %s of task %q (%q): %v; it is called now, and its loss is not counted", s.w.cfg.Name, v.action, excerpt(c.name), excerpt(c.uuid), err)
+			log().Warn("the suspects do not take the task; it is called now, and its loss is not counted", "err", brief(err))
 			return v, errStays
 		case v.action == retryLater && c.at.delays && waited >= roomDelay:
 			v.delay = max(v.delay, roomDelay)
 		}
-		s.w.log.Errorf("worker %q: %s of task %q (%q): %v; trying again", s.w.cfg.Name, v.action, excerpt(c.name), excerpt(c.uuid), err)
+		pause := pauses.NextBackOff()
+		log().Warn("verdict not written; trying again", "verdict", string(v.action), "retry_in", rounded(pause), "err", brief(err))
 		if waited == 0 {
 			s.stepAside(c)
 			s.stuckBy(+1, nil)
@@ -77,7 +79,6 @@ func (s *shift) forward(c *call, v verdict) (verdict, error) {
 		if errors.Is(err, broker.ErrUnroutable) {
 			s.redeclare() // somebody has deleted the queue
 		}
-		pause := pauses.NextBackOff()
 		if err := s.awaitRetry(c.delivery, pause); err != nil {
 			return v, err
 		}
@@ -127,7 +128,7 @@ func (s *shift) redeclare() {
 	defer cancel()
 	for _, p := range s.w.parts() { // a refused one must not prevent the others
 		if err := session.Declare(ctx, p.topology); err != nil {
-			s.w.log.Errorf("worker %q: %v", s.w.cfg.Name, err)
+			s.w.server.log.Warn("not declared", "worker", p.owner, p.kind, p.name, "err", p.brief(err))
 		}
 	}
 }
@@ -138,6 +139,6 @@ func (s *shift) stuckBy(n int, why error) {
 	defer s.mu.Unlock()
 	s.stuck += n
 	if why != nil {
-		s.err = why
+		s.failed(why)
 	}
 }

@@ -3,8 +3,11 @@ package dispatcher_test
 import (
 	"context"
 	"os"
+	"strings"
 	"testing"
 	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/seed-416683c9/dispatcher"
 )
@@ -95,4 +98,31 @@ func TestWorkersBeyondTheChannelsAreRefused(t *testing.T) {
 	if h := r.server.Health(t.Context()); h.Channels != "" {
 		t.Errorf("a worker has ended, and still: %s", h.Channels)
 	}
+}
+
+// With three channels none is kept for suspects. Two workers take those that there are, and the server is not well.
+func TestSuspectsWithoutAChannelAreToldByHealth(t *testing.T) {
+	t.Parallel()
+	r := newPlace(t)
+	r.serve(r.ownQueue, func(c *dispatcher.ServerConfig) { c.AMQPConnectionString += "?channel_max=3" })
+	for _, name := range []string{"a", "b"} {
+		w, err := r.server.NewWorker(&dispatcher.WorkerConfig{Name: name, Queue: r.name}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Start(r.server); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if h := r.server.Health(t.Context()); h.Channels == "" || !h.OK() {
+		t.Errorf("without suspects: OK %t, channels %q", h.OK(), h.Channels)
+	}
+	// One is pulled only if there is one.
+	if err := r.raw().PublishWithContext(t.Context(), "", r.name+".suspects", false, false, amqp.Publishing{Body: []byte("x")}); err != nil {
+		t.Fatal(err)
+	}
+	eventuallyWithin(t, 2*patience, "not well", func() bool {
+		h := r.server.Health(t.Context())
+		return !h.OK() && strings.Contains(h.Workers[0].Suspects+h.Workers[1].Suspects, "the connection has 3 channels")
+	})
 }

@@ -3,6 +3,7 @@ package dispatcher
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"slices"
 	"sync"
 	"time"
@@ -10,68 +11,114 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// Health tells how a server is at one moment.
+// Health describes a server at one moment. As JSON its names are those of the tags, errors are their texts, times are RFC 3339, what is
+// absent was not there, and "ok" is OK. It is for reading: nothing is made for unmarshalling it.
 type Health struct {
-	State     State
-	Since     time.Time      // when State began
-	LastError error          // the last problem of the connection, perhaps overcome; nil if there was none
-	Blocked   string         // why the broker blocks publishers, in its words; "" = it does not
-	Delays    string         // why delayed tasks and retries may be late; "" = nothing is known to hold them up. See docs/rabbitmq.md
-	Outbox    OutboxHealth   // zero without ServerConfig.Outbox
-	Workers   []WorkerHealth // sorted by name
+	State       State          `json:"state"`
+	Since       time.Time      `json:"since"`                  // when State began
+	LastError   error          `json:"last_error,omitempty"`   // the last problem of the connection, perhaps overcome; nil if there was none
+	LastErrorAt time.Time      `json:"last_error_at,omitzero"` // when that was; zero if there was none
+	Blocked     string         `json:"blocked,omitempty"`      // why the broker blocks publishers, in its words; "" = it does not
+	Delays      string         `json:"delays,omitempty"`       // why delayed tasks and retries may be late; "" = nothing is known to hold them up. See docs/rabbitmq.md
+	Outbox      OutboxHealth   `json:"outbox,omitzero"`        // zero without ServerConfig.Outbox
+	Workers     []WorkerHealth `json:"workers"`                // sorted by name
 
 	// Undeclared lists, by name, what the server cannot declare now: queues, and perhaps its exchange. It is tried again, and the
 	// connection is used meanwhile. Nil if there is nothing.
-	Undeclared []Undeclared
-	// Channels says why no further worker can be started: the connection has as many consumers as it can have. "" = one can.
-	Channels string
+	Undeclared []Undeclared `json:"undeclared,omitempty"`
+	// Channels says why no further worker can be started: the connection has as many consumers as it can have. "" = one can. Suspects can be
+	// fetched nevertheless, unless WorkerHealth.Suspects says otherwise.
+	Channels string `json:"channels,omitempty"`
 	// Unreadable counts, by queue, the messages with unreadable headers that this connection has received. A worker makes each a
 	// dead letter with the reason malformed. Nil if there were none.
-	Unreadable map[string]int
+	Unreadable map[string]int `json:"unreadable,omitempty"`
 	// Unanswered is how many published messages the broker has not answered although their callers have stopped waiting. They may
 	// be in their queues. OK ignores it, since other queues are not affected.
-	Unanswered int
+	Unanswered int `json:"unanswered"`
 }
 
 // OK reports whether the connection stands, publishing is not blocked, the outbox does not fail, everything is declared, and every started
-// worker takes tasks and can settle them. It ignores Delays, Channels, Unreadable and Unanswered: a new process would change nothing.
+// worker takes tasks, can settle them and can fetch suspects. It ignores Delays, Channels, Unreadable and Unanswered: a new process would
+// change nothing.
 func (h Health) OK() bool {
 	for _, w := range h.Workers {
-		if w.Started && (!w.Consuming || w.Stuck > 0) {
+		if w.Started && (!w.Consuming || w.Stuck > 0 || w.Suspects != "") {
 			return false
 		}
 	}
 	return h.State == StateConnected && h.Blocked == "" && h.Outbox.Failing == 0 && len(h.Undeclared) == 0
 }
 
-// OutboxHealth tells how the outbox is.
-type OutboxHealth struct {
-	Entries   int   // tasks waiting to be sent; -1 = not known
-	Dead      int   // tasks that the broker refused, waiting for a person; -1 = not known
-	Failing   int   // routing keys that stand still because the outbox fails: tried again until it does not
-	LastError error // the last problem of the outbox, perhaps overcome
+// MarshalJSON implements [json.Marshaler].
+func (h Health) MarshalJSON() ([]byte, error) {
+	type plain Health
+	if h.Workers == nil {
+		h.Workers = []WorkerHealth{}
+	}
+	return json.Marshal(struct {
+		OK bool `json:"ok"`
+		plain
+		LastError string `json:"last_error,omitempty"` // in place of plain's
+	}{h.OK(), plain(h), healthText(h.LastError)})
 }
 
-// WorkerHealth tells how a worker is.
+// OutboxHealth describes the outbox.
+type OutboxHealth struct {
+	Entries     int       `json:"entries"`                // tasks waiting to be sent; -1 = not known
+	Dead        int       `json:"dead"`                   // tasks that the broker refused, waiting for a person; -1 = not known
+	Failing     int       `json:"failing"`                // routing keys that stand still because the outbox fails: tried again until it does not
+	LastError   error     `json:"last_error,omitempty"`   // the last problem of the outbox, perhaps overcome
+	LastErrorAt time.Time `json:"last_error_at,omitzero"` // when that was
+}
+
+// MarshalJSON implements [json.Marshaler].
+func (h OutboxHealth) MarshalJSON() ([]byte, error) {
+	type plain OutboxHealth
+	return json.Marshal(struct {
+		plain
+		LastError string `json:"last_error,omitempty"`
+	}{plain(h), healthText(h.LastError)})
+}
+
+// WorkerHealth describes a worker.
 type WorkerHealth struct {
-	Name      string
-	Queue     string
-	Started   bool  // between Start and the end of Close; while draining too
-	Consuming bool  // the broker gives it tasks
-	Running   int   // calls under way, abandoned ones included
-	Abandoned int   // calls that ran on after their timeout and lost their slot
-	Stuck     int   // tasks whose retry or dead letter the broker does not take: tried again until it does
-	Held      int   // tasks that wait for a running call of the same queue, name and uuid
-	Ready     int   // tasks waiting in its queue; -1 = not known
-	Dead      int   // its dead letters; -1 = not known
-	LastError error // the last problem with consuming or settling, perhaps overcome
+	Name        string    `json:"name"`
+	Queue       string    `json:"queue"`
+	Started     bool      `json:"started"`                // between Start and the end of Close; while draining too
+	Consuming   bool      `json:"consuming"`              // the broker gives it tasks
+	Running     int       `json:"running"`                // calls under way, abandoned ones included
+	Abandoned   int       `json:"abandoned"`              // calls that ran on after their timeout and lost their slot
+	Stuck       int       `json:"stuck"`                  // tasks whose retry or dead letter the broker does not take: tried again until it does
+	Held        int       `json:"held"`                   // tasks that wait for a running call of the same queue, name and uuid
+	Suspects    string    `json:"suspects,omitempty"`     // why the suspects of its queue cannot be fetched, tried again about every 15 s; "" = they can
+	Ready       int       `json:"ready"`                  // tasks waiting in its queue; -1 = not known
+	Dead        int       `json:"dead"`                   // its dead letters; -1 = not known
+	LastError   error     `json:"last_error,omitempty"`   // the last problem with consuming, settling or suspects, perhaps overcome
+	LastErrorAt time.Time `json:"last_error_at,omitzero"` // when that was
+}
+
+// MarshalJSON implements [json.Marshaler].
+func (h WorkerHealth) MarshalJSON() ([]byte, error) {
+	type plain WorkerHealth
+	return json.Marshal(struct {
+		plain
+		LastError string `json:"last_error,omitempty"`
+	}{plain(h), healthText(h.LastError)})
+}
+
+// healthText is an error in JSON; "" = none.
+func healthText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return errorText(err)
 }
 
 // Health asks the broker how full the workers' queues are, which also shows that the connection answers, and returns at the
 // latest when ctx ends, with what is not known marked so.
 func (s *Server) Health(ctx context.Context) Health {
 	l, _ := s.sup.now()
-	h := Health{State: l.state, Since: l.since, LastError: l.err, Undeclared: s.refused.list()}
+	h := Health{State: l.state, Since: l.since, LastError: l.err, LastErrorAt: l.errAt, Undeclared: s.refused.list()}
 	if l.session != nil {
 		if reason, blocked := l.session.Blocked(); blocked {
 			h.Blocked = cmp.Or(reason, "no reason given")
@@ -133,15 +180,17 @@ func ready(ctx context.Context, session broker.Session, queue string) int {
 
 func (w *Worker) health() WorkerHealth {
 	h := WorkerHealth{Name: w.cfg.Name, Queue: w.cfg.Queue}
-	w.mu.Lock()
-	sh := w.shift
-	w.mu.Unlock()
+	sh := w.current()
 	if sh == nil {
 		return h
 	}
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	h.Started, h.Consuming = true, sh.consuming
-	h.Running, h.Abandoned, h.Stuck, h.Held, h.LastError = sh.calls, sh.abandoned, sh.stuck, sh.held, sh.err
+	h.Running, h.Abandoned, h.Stuck, h.Held = sh.calls, sh.abandoned, sh.stuck, sh.held
+	h.LastError, h.LastErrorAt = sh.err, sh.errAt
+	if sh.barred != nil {
+		h.Suspects = sh.barred.Error()
+	}
 	return h
 }

@@ -2,7 +2,7 @@ package dispatcher
 
 import (
 	"fmt"
-	"runtime/debug"
+	"log/slog"
 	"time"
 )
 
@@ -129,17 +129,18 @@ func callAll[E any](all []func(E), e E) {
 }
 
 // fire calls a hook and contains its panic. Whoever calls it has seen that hook is not nil, before making the event.
-func fire[E any](log Log, hook func(E), e E) {
+func fire[E any](log *slog.Logger, hook func(E), e E) {
 	defer func() {
 		if v := recover(); v != nil {
-			log.Errorf("a hook panicked: %s\n%s", oneLine(fmt.Sprintf("%T", v)), debug.Stack())
+			// The value may be a secret, so its type must do.
+			log.Error("hook panicked", "panic", oneLine(fmt.Sprintf("%T", v)), stackKey, string(userStack()))
 		}
 	}()
 	hook(e)
 }
 
 // fireApart is fire on a goroutine of its own, for events of goroutines that must go on even if the hook ends its goroutine.
-func fireApart[E any](log Log, hook func(E), e E) {
+func fireApart[E any](log *slog.Logger, hook func(E), e E) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -198,5 +198,6 @@ func (r *recorder) Info(args ...interface{})             { r.add("info", fmt.Spr
 func (r *recorder) Infof(f string, args ...interface{})  { r.add("info", fmt.Sprintf(f, args...)) }
 func (r *recorder) Debug(args ...interface{})            { r.add("debug", fmt.Sprint(args...)) }
 func (r *recorder) Debugf(f string, args ...interface{}) { r.add("debug", fmt.Sprintf(f, args...)) }
+func (r *recorder) Warnf(f string, args ...interface{})  { r.add("warn", fmt.Sprintf(f, args...)) }
 func (r *recorder) Error(args ...interface{})            { r.add("error", fmt.Sprint(args...)) }
 func (r *recorder) Errorf(f string, args ...interface{}) { r.add("error", fmt.Sprintf(f, args...)) }

@@ -191,7 +191,7 @@ func TestAGivenUpConnectionEndsTheOutboxAndSaysWhatIsLeft(t *testing.T) {
 		if n := outbox.reads.Load(); n > 2 {
 			t.Errorf("the outbox was read %d times for one entry that could not be sent", n)
 		}
-		if log := r.log.String(); !strings.Contains(log, "given up: tasks are left in the outbox: 1,") {
+		if log := r.log.String(); !strings.Contains(log, `"tasks are left in the outbox: 1, and 0 dead ones"`) {
 			t.Errorf("log: %s", log)
 		}
 		outcome(t, "after that", r.server.Publish(dispatcher.NewTask("n")), dispatcher.ErrServerClosed)

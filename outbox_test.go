@@ -389,7 +389,7 @@ func TestARefusedEntryIsKeptAsDeadAndBlocksNobody(t *testing.T) {
 		if s := r.server.Stats(); s.OutboxDead != 3 || s.Published != 3 || s.Outboxed != 6 || s.Rejected != 0 {
 			t.Errorf("stats %+v", s)
 		}
-		reasons := map[string]string{"bad": "not today", "odd": "unsupported", "lost": "unroutable"}
+		reasons := map[string]string{"bad": "not today", "odd": "unsupported", "lost": "no queue takes this routing key: bind one"}
 		mu.Lock()
 		for _, e := range told {
 			if reasons[e.UUID] == "" || e.Err == nil {

@@ -90,9 +90,9 @@ func (p *publisher) publish(caller context.Context, tasks []*Task, wait bool) []
 
 // conclude counts an outcome, calls the hook and returns the error for the caller.
 func (p *publisher) conclude(task *Task, began time.Time, err error) error {
-	// gofort/dispatcher's error texts are unchanged.
+	// The seed's errors keep their whole text.
 	if err != nil && err != ErrDisconnected && err != ErrTaskName && task != nil {
-		err = fmt.Errorf("publish task %q (%q) with key %q: %w", excerpt(task.Name), excerpt(task.UUID), excerpt(task.RoutingKey), err)
+		err = fmt.Errorf("publish task %q (%q) with key %q: %w", excerpt(task.Name), excerpt(task.UUID), excerpt(task.RoutingKey), advised(err))
 	}
 	err = p.stats.count(err)
 	if hook := p.cfg.Hooks.Published; hook != nil {
@@ -100,7 +100,15 @@ func (p *publisher) conclude(task *Task, began time.Time, err error) error {
 		if task != nil {
 			event.UUID, event.Name, event.RoutingKey = task.UUID, task.Name, task.RoutingKey
 		}
-		fire(p.cfg.Logger, hook, event)
+		fire(p.sup.log, hook, event)
+	}
+	return err
+}
+
+// advised adds what to do about an error that has a usual cause.
+func advised(err error) error {
+	if errors.Is(err, ErrUnroutable) {
+		return fmt.Errorf("%w: bind one with ServerConfig.InitQueues or WorkerConfig.BindingKeys", err)
 	}
 	return err
 }

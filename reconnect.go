@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -41,7 +42,7 @@ type supervisor struct {
 	retries int                                               // of one outage; likewise
 	offline bool                                              // start need not wait for a connection
 	pause   func() pacing
-	log     Log
+	log     *slog.Logger
 	hooks   *Hooks
 
 	exchangeGone func() // has what was declared declared again: somebody has deleted the exchange. It does not block
@@ -61,11 +62,21 @@ type link struct {
 	state   State
 	session broker.Session // nil unless connected
 	since   time.Time
-	err     error // the last problem; nil if there was none
-	opened  int64 // sessions opened so far
+	err     error     // the last problem; nil if there was none
+	errAt   time.Time // when that was
+	opened  int64     // sessions opened so far
 }
 
-func newSupervisor(cfg *ServerConfig, prepare func(context.Context, broker.Session, bool) error) *supervisor {
+// over returns why there will be no session any more.
+func (l link) over() error {
+	if l.state != StateGivenUp {
+		return ErrServerClosed
+	}
+	// Not wrapped: it may be the outcome of another publish.
+	return &sentinel{fmt.Sprintf("the connection was given up at %s: %v", l.since.UTC().Format(time.RFC3339), l.err), ErrServerClosed}
+}
+
+func newSupervisor(cfg *ServerConfig, log *slog.Logger, prepare func(context.Context, broker.Session, bool) error) *supervisor {
 	first, retries := cfg.retries()
 	interval := time.Duration(cfg.ReconnectionIntervalSeconds) * time.Second
 	return &supervisor{
@@ -76,7 +87,7 @@ func newSupervisor(cfg *ServerConfig, prepare func(context.Context, broker.Sessi
 		offline: cfg.Outbox != nil,
 		early:   make(chan struct{}, 1),
 		pause:   func() pacing { return pacing{reconnectPauses(interval), interval == 0} },
-		log:     cfg.Logger,
+		log:     log,
 		hooks:   &cfg.Hooks,
 		ended:   make(chan struct{}),
 		changed: make(chan struct{}),
@@ -106,6 +117,7 @@ func (s *supervisor) start(ctx context.Context) error {
 	}
 	if session != nil {
 		s.set(StateConnected, session, nil)
+		s.log.Info("connected")
 	}
 	run, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
@@ -117,6 +129,7 @@ func (s *supervisor) start(ctx context.Context) error {
 // connection was given up. Without a session it goes on with the outage that start has begun.
 func (s *supervisor) run(ctx context.Context, session broker.Session, o *outage) {
 	defer close(s.ended)
+	lost := time.Now()
 	if session == nil {
 		l, _ := s.now()
 		s.tell(s.hooks.Disconnected, StateConnecting, l.err)
@@ -135,7 +148,8 @@ func (s *supervisor) run(ctx context.Context, session broker.Session, o *outage)
 			if !s.set(StateConnecting, nil, session.Err()) {
 				return
 			}
-			s.log.Errorf("connection lost: %v", session.Err())
+			lost = time.Now()
+			s.log.Warn("connection lost", "err", brief(session.Err()))
 			s.tell(s.hooks.Disconnected, StateConnecting, session.Err())
 			if time.Since(born) >= stableAfter {
 				o.pauses.Reset()
@@ -147,16 +161,16 @@ func (s *supervisor) run(ctx context.Context, session broker.Session, o *outage)
 		if session, err = s.connect(ctx, o); err != nil {
 			if ctx.Err() == nil {
 				s.set(StateGivenUp, nil, err)
-				s.log.Errorf("connection given up: %v", err)
+				s.log.Error("connection given up", "outage", rounded(time.Since(lost)), "err", err)
 				s.tell(s.hooks.Disconnected, StateGivenUp, err)
 			}
 			return
 		}
+		s.log.Info("connected again", "outage", rounded(time.Since(lost))) // before the workers say that they go on
 		if !s.set(StateConnected, session, nil) {
 			s.discard(session)
 			return
 		}
-		s.log.Info("connected again")
 		s.tell(s.hooks.Reconnected, StateConnected, nil)
 	}
 }
@@ -194,7 +208,10 @@ func (s *supervisor) connect(ctx context.Context, o *outage) (broker.Session, er
 			return nil, fmt.Errorf("connect: %w", err)
 		}
 		if s.exhausted(o) {
-			return nil, fmt.Errorf("connect: given up after %d retries: %w", o.tries, err)
+			if o.tries == 0 {
+				return nil, fmt.Errorf("connect: %w", err)
+			}
+			return nil, fmt.Errorf("connect, after %d retries: %w", o.tries, err)
 		}
 		o.tries++
 		s.failed(err)
@@ -203,7 +220,7 @@ func (s *supervisor) connect(ctx context.Context, o *outage) (broker.Session, er
 		} else {
 			o.pause = o.pauses.NextBackOff()
 		}
-		s.log.Errorf("connect: %v; next try in %v", err, o.pause.Round(time.Millisecond))
+		s.log.Warn("cannot connect; trying again", "retry_in", rounded(o.pause), "err", err)
 		if offline {
 			o.first = false
 			return nil, nil
@@ -265,7 +282,7 @@ func (s *supervisor) discard(session broker.Session) {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	if err := session.Close(ctx); err != nil {
-		s.log.Debugf("close unused session: %v", err)
+		s.log.Debug("an unused session did not close", "err", brief(err, "close session: "))
 	}
 }
 
@@ -281,7 +298,7 @@ func (s *supervisor) stop(ctx context.Context) error {
 	case <-s.ended: // Open returns soon after its ctx ended: the seam's rule
 	case <-late.C:
 		// A broker that breaks that rule, or a hook: perhaps the one that has called Close. Whatever is opened yet, run discards.
-		err = errors.New("close: the broker does not return from Open, or a hook not from its call")
+		err = errors.New("the broker does not return from Open, or a hook not from its call")
 	}
 	s.mu.Lock()
 	session := s.last // the last of all, since set takes none any more
@@ -290,7 +307,7 @@ func (s *supervisor) stop(ctx context.Context) error {
 		return err
 	}
 	if e := session.Close(ctx); e != nil {
-		err = errors.Join(err, fmt.Errorf("close session: %w", e))
+		err = errors.Join(err, e)
 	}
 	return err
 }
@@ -304,8 +321,9 @@ func (s *supervisor) set(state State, session broker.Session, err error) bool {
 		return false
 	}
 	next := link{state: state, session: session, since: time.Now(), err: err, opened: s.link.opened}
+	next.errAt = next.since
 	if err == nil {
-		next.err = s.link.err
+		next.err, next.errAt = s.link.err, s.link.errAt
 	}
 	if session != nil {
 		next.opened++
@@ -321,7 +339,7 @@ func (s *supervisor) set(state State, session broker.Session, err error) bool {
 func (s *supervisor) failed(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.link.err = err
+	s.link.err, s.link.errAt = err, time.Now()
 }
 
 // now returns the link at this moment and a channel that is closed at its next change.
@@ -340,7 +358,7 @@ func (s *supervisor) session() (broker.Session, error) {
 	case StateConnecting:
 		return nil, ErrDisconnected
 	default:
-		return nil, ErrServerClosed
+		return nil, l.over()
 	}
 }
 
@@ -352,7 +370,7 @@ func (s *supervisor) await(ctx context.Context, not broker.Session) (broker.Sess
 		case l.state == StateConnected && l.session != not:
 			return l.session, nil
 		case l.state == StateGivenUp || l.state == StateClosed:
-			return nil, ErrServerClosed
+			return nil, l.over()
 		}
 		select {
 		case <-changed:

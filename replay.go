@@ -39,7 +39,7 @@ func (d *DeadLetters) replay(ctx context.Context, filter DeadLetterFilter) (int,
 	err := r.run(ctx)
 	d.server.replayed.Add(int64(r.done))
 	if r.done > 0 {
-		d.server.log.Infof("%d dead letters of queue %q were replayed", r.done, d.queue)
+		d.server.log.Info("dead letters replayed", "queue", d.queue, "count", r.done)
 	}
 	return r.done, d.wrap("replay", r.explain(err))
 }
@@ -118,10 +118,15 @@ func (r *replay) chunk(ctx context.Context, s *deadScan, found []broker.Delivery
 		case errors.Is(err, ErrNotSent):
 			end = err
 		case errors.Is(err, ErrRejected):
-			r.refuse(err)
-			if errors.Is(err, ErrUnroutable) && !r.undeliverable() {
+			switch {
+			case !errors.Is(err, ErrUnroutable):
+			case r.undeliverable():
+				err = fmt.Errorf("routing key %q: %w", excerpt(msgs[i].RoutingKey), advised(err))
+			default:
+				err = fmt.Errorf("%w: declare the queue with ServerConfig.InitQueues or NewWorker first", err)
 				end = err // the same for all
 			}
+			r.refuse(err)
 		default:
 			r.doubtful++
 			end = err

@@ -1,8 +1,10 @@
 package dispatcher
 
 import (
+	"context"
 	"fmt"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
@@ -123,7 +125,7 @@ type verdict struct {
 	delay  time.Duration // of a retry or postponement
 	losses int           // what the copy's header says, of toBack, toSuspects and putOff
 	missed bool          // of postpone and putOff: no function has the task's name
-	made   Attempt       // what the copy's log gets; Number 0 = no attempt was made
+	made   Attempt       // what the log of a copy gets; Number 0 = no attempt was made
 	outcome
 }
 
@@ -174,7 +176,7 @@ type attempt struct {
 func judge(a attempt, p *RetryPolicy) verdict {
 	reason, o := ReasonFailed, a.outcome
 	if a.late {
-		reason, o.text = ReasonTimeout, fmt.Sprintf("%v of %v: %s", ErrTimeout, a.timeout, a.text)
+		reason, o.text = ReasonTimeout, timeoutText(a)
 	}
 	switch {
 	case a.err == nil:
@@ -207,6 +209,19 @@ func judge(a attempt, p *RetryPolicy) verdict {
 		return deadLetter(ReasonExpired, o)
 	}
 	return verdict{action: retryLater, delay: delay, outcome: o}
+}
+
+// timeoutText is the text of an attempt that was late, which says so once: most functions return the error of their context.
+func timeoutText(a attempt) string {
+	text := fmt.Sprintf("%v of %v", ErrTimeout, a.timeout)
+	if a.abandoned {
+		return fmt.Sprintf("%s: still running %v later; abandoned", text, grace)
+	}
+	rest := ": " + a.text
+	for _, same := range []error{ErrTimeout, context.DeadlineExceeded} {
+		rest = strings.TrimSuffix(rest, ": "+same.Error())
+	}
+	return text + rest
 }
 
 // unknownDelays: the pauses of a task that no worker knows yet.

@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -264,5 +265,30 @@ func TestJudgeLosses(t *testing.T) {
 		if run != (c.want == "") || v.action != c.want || v.losses != c.losses {
 			t.Errorf("%+v: run %v, %s with %d", c, run, v.action, v.losses)
 		}
+	}
+}
+
+// What a late attempt says names the timeout once.
+func TestTheTextOfALateAttempt(t *testing.T) {
+	t.Parallel()
+	for want, err := range map[string]error{
+		"task timeout of 2s":                               context.DeadlineExceeded,
+		"task timeout of 2s: ":                             errors.New(""),
+		"task timeout of 2s: fetch x":                      fmt.Errorf("fetch x: %w", context.DeadlineExceeded),
+		"task timeout of 2s: fetch y":                      fmt.Errorf("fetch y: %w", ErrTimeout),
+		"task timeout of 2s: connection reset":             errors.New("connection reset"),
+		"task timeout of 2s: context deadline exceeded: z": fmt.Errorf("%w: z", context.DeadlineExceeded),
+	} {
+		v := judge(attempt{outcome: outcomeOf(err), number: 1, late: true, timeout: 2 * time.Second}, nil)
+		if v.text != want {
+			t.Errorf("%v: %q, want %q", err, v.text, want)
+		}
+	}
+	v := judge(attempt{outcome: outcomeOf(errAbandoned), number: 1, late: true, abandoned: true, timeout: 2 * time.Second}, nil)
+	if want := "task timeout of 2s: still running 1s later; abandoned"; v.text != want {
+		t.Errorf("%q, want %q", v.text, want)
+	}
+	if v := judge(attempt{outcome: outcomeOf(ErrTimeout), number: 1, late: true, timeout: 2 * time.Second}, nil); v.text != "task timeout of 2s" {
+		t.Errorf("%q", v.text)
 	}
 }

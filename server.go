@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,7 +16,7 @@ import (
 // all methods may be called by many goroutines at once.
 type Server struct {
 	cfg       ServerConfig
-	log       Log
+	log       *slog.Logger
 	sup       *supervisor
 	publisher *publisher
 	refused   *undeclared
@@ -74,9 +75,8 @@ func NewServerContext(ctx context.Context, cfg *ServerConfig) (*Server, chan str
 		workers:  map[string]*Worker{},
 		suspect:  make(chan struct{}, 1),
 	}
-	s.cfg.contain()
-	s.log = s.cfg.Logger
-	s.sup = newSupervisor(&s.cfg, s.declare)
+	s.log = s.cfg.contain()
+	s.sup = newSupervisor(&s.cfg, s.log, s.declare)
 	s.refused = newUndeclared(s.log, s.sup)
 	s.sup.exchangeGone = s.exchangeGone
 	s.publisher = &publisher{cfg: &s.cfg, sup: s.sup}
@@ -154,12 +154,9 @@ func (s *Server) watch() {
 	}
 	ctx, cancel := s.shutdownContext()
 	defer cancel()
-	if err := s.stopWorkers(ctx, false); err != nil {
-		s.log.Errorf("connection given up: %v", err)
-	}
-	if err := s.courier.stop(ctx); err != nil {
-		s.log.Errorf("connection given up: %v", err)
-	}
+	_ = drain(s.log, false, s.calls(), func() error {
+		return errors.Join(s.stopWorkers(ctx, false), s.courier.stop(ctx))
+	})
 	close(s.givenUp)
 }
 
@@ -262,14 +259,11 @@ func (s *Server) GetWorkerByName(name string) (*Worker, error) {
 	return nil, ErrWorkerNotFound
 }
 
-// Close ends the server as [Server.Shutdown] does, with ServerConfig.ShutdownTimeout as its bound. What could not end in time
-// is logged. Twice is harmless. A task that closes its own server waits for itself until that bound.
+// Close ends the server as [Server.Shutdown] does, with ServerConfig.ShutdownTimeout as its bound. Twice is harmless. A task that closes its own server waits for itself until that bound.
 func (s *Server) Close() {
 	ctx, cancel := s.shutdownContext()
 	defer cancel()
-	if err := s.Shutdown(ctx); err != nil {
-		s.log.Errorf("close: %v", err)
-	}
+	_ = s.Shutdown(ctx) // logged
 }
 
 // shutdownContext bounds a shutdown by ServerConfig.ShutdownTimeout.
@@ -291,8 +285,16 @@ func (s *Server) shutdownContext() (context.Context, context.CancelFunc) {
 //
 // When ctx ends first, the contexts of running tasks are cancelled with [ErrShutdown] as their cause, and they have one
 // more second. Functions that still run then are left behind, and the error Is [ErrTasksRunning]: see [Worker.Shutdown].
-// Shutdown returns at most about fifteen seconds after ctx ended, connected or not. Calls side by side all wait.
+// Shutdown returns at most about fifteen seconds after ctx ended, connected or not. Calls side by side all wait. The begin and the end are
+// logged, and so is the error.
 func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	again := s.closing
+	s.mu.Unlock()
+	return drain(s.log, again, s.calls(), func() error { return s.shutdown(ctx) })
+}
+
+func (s *Server) shutdown(ctx context.Context) error {
 	err := s.stopWorkers(ctx, true)
 	s.courier.flush(ctx)
 	// The session ends last, and flushes what is in flight: a draining task may have follow-up tasks to publish
@@ -321,7 +323,7 @@ func (s *Server) logStranded() {
 		return
 	}
 	if tasks, dead := v.Stranded(); tasks > 0 || dead > 0 {
-		s.log.Errorf("close: %d tasks and %d dead letters are left in the memory of this process, and end with it", tasks, dead)
+		s.log.Warn("tasks are left in the memory of this process, and end with it", "tasks", tasks, "dead_letters", dead)
 	}
 }
 
@@ -346,11 +348,25 @@ func (s *Server) stopWorkers(ctx context.Context, forGood bool) error {
 			if forGood {
 				w.retire()
 			}
-			errs[i] = w.Shutdown(ctx)
+			if sh := w.current(); sh != nil { // not Worker.Shutdown: all of it is logged as one
+				errs[i] = sh.stop(ctx)
+			}
 		})
 	}
 	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// calls counts the task functions that run, abandoned ones included.
+func (s *Server) calls() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range s.workers {
+		if w != nil {
+			n += w.health().Running
+		}
+	}
+	return n
 }
 
 // withGrace is a context that ends d after ctx does, and not before: what has to be said to the broker when the time is

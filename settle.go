@@ -22,7 +22,7 @@ func (s *shift) settle(c *call, v verdict) (stays bool) {
 	case discard:
 		if err = c.delivery.Ack(); err == nil {
 			stats.discarded.Add(1)
-			s.w.log.Errorf("worker %q: task %q (%q) is discarded: %s", s.w.cfg.Name, excerpt(c.name), excerpt(c.uuid), logText(v))
+			s.about(c, v.made.Number).Info("task discarded", v.attrs(logText(v))...)
 		}
 	case release:
 		err = s.giveBack(c)
@@ -37,16 +37,20 @@ func (s *shift) settle(c *call, v verdict) (stays bool) {
 	if err == errStays {
 		return true
 	}
-	what := "the broker delivers it again"
+	what := "delivery lost before it was settled; the broker delivers the task again"
 	switch {
 	case errors.Is(err, broker.ErrQueueGone):
-		what = "it is gone with its queue"
+		what = "delivery not settled: the task is gone with its queue"
 	case errors.Is(err, broker.ErrSettled):
-		what = "it was settled before"
+		what = "delivery not settled: it was settled before"
 	default:
 		stats.lost.Add(1)
 	}
-	s.w.log.Errorf("worker %q: %s of task %q (%q): %v; %s", s.w.cfg.Name, v.action, excerpt(c.name), excerpt(c.uuid), err, what)
+	attrs := []any{"verdict", string(v.action), "err", brief(err)}
+	if v.err != nil { // nobody else may report it
+		attrs = append(attrs, "outcome", logText(v))
+	}
+	s.about(c, v.made.Number).Warn(what, v.withStack(attrs)...)
 	return false
 }
 
@@ -76,33 +80,40 @@ func (s *shift) giveBack(c *call) (err error) {
 
 // tellForwarded counts and tells what became of a delivery that was forwarded.
 func (s *shift) tellForwarded(c *call, v verdict) {
-	stats, hooks, log := &s.w.server.stats, &s.w.server.cfg.Hooks, s.w.log
-	worker, name, uuid := s.w.cfg.Name, excerpt(c.name), excerpt(c.uuid)
-	if v.action == postpone || v.action == putOff {
-		stats.postponed.Add(1)
-		if c.history.misses == 0 {
-			log.Infof("worker %q: task %q (%q) is put off: %s", worker, name, uuid, logText(v))
-		}
+	switch v.action {
+	case ack, discard, release:
 		return
 	}
+	stats, hooks, worker := &s.w.server.stats, &s.w.server.cfg.Hooks, s.w.cfg.Name
+	log := s.about(c, v.made.Number)
 	switch v.action {
+	case postpone:
+		stats.postponed.Add(1)
+		if c.history.misses == 0 {
+			log.Warn("task put off", v.attrs(logText(v), "retry_in", rounded(v.delay))...)
+		}
+	case putOff:
+		stats.postponed.Add(1)
+		if c.history.misses == 0 {
+			log.Warn("task put off to the end of the suspects", v.attrs(logText(v))...)
+		}
 	case toDeadLetters:
 		stats.deadLettered.Add(1)
-		log.Errorf("worker %q: task %q (%q) is a dead letter: %s: %s", worker, name, uuid, v.reason, logText(v))
+		log.Error("task is a dead letter", v.attrs(logText(v), "reason", v.reason)...)
 		if hooks.DeadLettered != nil {
-			fire(log, hooks.DeadLettered, DeadLetterEvent{*c.info(worker), v.reason, v.err})
+			fire(s.w.log, hooks.DeadLettered, DeadLetterEvent{*c.info(worker), v.reason, v.err})
 		}
 	case retryLater:
 		stats.retried.Add(1)
-		log.Infof("worker %q: task %q (%q): attempt %d failed, next in %v: %s", worker, name, uuid, v.made.Number, v.delay, logText(v))
+		log.Warn("attempt failed", v.attrs(logText(v), "retry_in", rounded(v.delay))...)
 		if hooks.Retried != nil {
-			fire(log, hooks.Retried, RetryEvent{*c.info(worker), v.delay, v.err})
+			fire(s.w.log, hooks.Retried, RetryEvent{*c.info(worker), v.delay, v.err})
 		}
 	case toBack:
-		log.Infof("worker %q: task %q (%q) was lost with its connection or worker before: moved to the back of the queue", worker, name, uuid)
+		log.Warn("task was lost with its worker or connection; moved to the back of the queue", "losses", v.losses)
 	case toSuspects:
 		stats.suspected.Add(1)
-		log.Errorf("worker %q: task %q (%q) was lost with its connection or worker %d times: it runs alone now", worker, name, uuid, v.losses)
+		log.Warn("task was lost with its worker or connection; it runs alone now", "losses", v.losses)
 		s.suspectMade()
 	}
 }

@@ -53,7 +53,9 @@ type shift struct {
 	feed      *feed         // the latest; nil before the first
 	fed       chan struct{} // closed when feed is replaced
 	consuming bool
-	err       error // the last problem with consuming or settling
+	err       error     // the last problem with consuming, settling or suspects
+	errAt     time.Time // when that was
+	barred    error     // why no suspect can be fetched; nil = the last fetch succeeded
 }
 
 func newShift(w *Worker) *shift {
@@ -98,7 +100,7 @@ func (s *shift) begin(session broker.Session, consumer broker.Consumer) {
 	go s.run(session, consumer)
 	go s.patrol()
 	close(s.began)
-	s.w.log.Infof("worker %q takes tasks from %q", s.w.cfg.Name, s.w.cfg.Queue)
+	s.w.log.Info("worker takes tasks")
 	s.warnOfConsumerTimeout(session.Capabilities().ConsumerTimeout)
 	if hook := s.w.server.cfg.Hooks.WorkerStarted; hook != nil {
 		fireApart(s.w.log, hook, WorkerEvent{s.w.cfg.Name, s.w.cfg.Queue})
@@ -121,8 +123,8 @@ func (s *shift) warnOfConsumerTimeout(most time.Duration) {
 	}
 	for name, plan := range s.w.tasks {
 		if plan.timeout > 0 && plan.timeout+grace >= most {
-			s.w.log.Errorf("worker %q: task %q may run for %v, and the broker takes a task away after %v unless it is set otherwise: "+
-				"raise its consumer timeout (docs/rabbitmq.md, Long tasks) or split the task", s.w.cfg.Name, name, plan.timeout, most)
+			s.w.log.Warn("task may run for longer than the broker's default lets a worker hold it; raise the broker's consumer timeout "+
+				"(docs/rabbitmq.md, Long tasks) or split the task", "task", name, "timeout", plan.timeout, "consumer_timeout", most)
 		}
 	}
 }
@@ -143,7 +145,9 @@ func (s *shift) run(session broker.Session, consumer broker.Consumer) {
 			return
 		}
 		s.note(false, consumer.Err())
-		s.w.log.Errorf("worker %q: consumer ended: %v", s.w.cfg.Name, consumer.Err())
+		if !errors.Is(consumer.Err(), broker.ErrSessionLost) { // the supervisor logs a lost connection, once for all workers
+			s.w.log.Warn("consumer lost", "err", brief(consumer.Err()))
+		}
 		if time.Since(born) >= stableAfter {
 			pauses.Reset()
 		}
@@ -180,7 +184,7 @@ func (s *shift) reopen(dead broker.Session, pauses interface{ NextBackOff() time
 		cancel()
 		if err == nil {
 			s.note(true, nil)
-			s.w.log.Infof("worker %q takes tasks again from %q", s.w.cfg.Name, s.w.cfg.Queue)
+			s.w.log.Info("worker takes tasks again")
 			return session, consumer
 		}
 		if s.taking.Err() != nil {
@@ -189,7 +193,7 @@ func (s *shift) reopen(dead broker.Session, pauses interface{ NextBackOff() time
 		s.note(false, err)
 		if text := err.Error(); text != said { // a queue may be away for hours
 			said = text
-			s.w.log.Errorf("worker %q: consume: %v; trying again", s.w.cfg.Name, err)
+			s.w.log.Warn("cannot consume; trying again", "err", brief(err, fmt.Sprintf("consume queue %q: ", s.w.cfg.Queue)))
 		}
 		if dead, problem = session, err; errors.Is(err, broker.ErrSessionLost) {
 			deaths++
@@ -203,7 +207,7 @@ func (s *shift) finish(consumer broker.Consumer) {
 	ctx, cancel := context.WithTimeout(s.hard, closeTimeout)
 	most := closeTimeout
 	if err := consumer.Stop(ctx); err != nil && !errors.Is(err, broker.ErrSessionLost) {
-		s.w.log.Errorf("worker %q: stop consuming: %v", s.w.cfg.Name, err)
+		s.w.log.Warn("the consumer did not stop", "err", brief(err))
 		most = grace // it will not answer Close either
 	}
 	cancel()
@@ -212,7 +216,7 @@ func (s *shift) finish(consumer broker.Consumer) {
 	ctx, cancel = context.WithTimeout(context.Background(), most)
 	defer cancel()
 	if err := consumer.Close(ctx); err != nil && !errors.Is(err, broker.ErrSessionLost) {
-		s.w.log.Errorf("worker %q: close consumer: %v", s.w.cfg.Name, err)
+		s.w.log.Warn("the consumer did not close", "err", brief(err))
 	}
 }
 
@@ -337,6 +341,19 @@ func (s *shift) note(consuming bool, err error) {
 	defer s.mu.Unlock()
 	s.consuming = consuming
 	if err != nil {
-		s.err = err
+		s.failed(err)
+	}
+}
+
+// failed records the last problem. s.mu is held.
+func (s *shift) failed(err error) { s.err, s.errAt = err, time.Now() }
+
+// bar records whether suspects can be fetched; nil: they can.
+func (s *shift) bar(why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.barred = why
+	if why != nil {
+		s.failed(why)
 	}
 }

@@ -83,8 +83,7 @@ func (s *shift) ready(c *call) readiness {
 // outlived notes that an abandoned call has ended.
 func (s *shift) outlived(c *call, o outcome) {
 	s.w.server.running.end(&c.run)
-	s.w.log.Infof("worker %q: abandoned task %q (%q) ended after %v: %s", s.w.cfg.Name, excerpt(c.name), excerpt(c.uuid),
-		time.Since(c.started).Round(time.Millisecond), oneLine(o.text))
+	s.about(c, c.history.attempts+1).Info("abandoned call ended", o.attrs(oneLine(o.text), "took", rounded(time.Since(c.started)))...)
 }
 
 // next waits for the next delivery of a feed, one that was held, or a suspect; nil = there was none after all. more is false when the consumer is over.
@@ -205,7 +204,7 @@ func (s *shift) admit(c *call) (verdict, readiness) {
 	plan := s.w.tasks[c.name]
 	if plan == nil {
 		return judgeUnknown(c.history, c.suspect(), now, s.w.cfg.UnknownTaskMaxAge,
-			outcomeOf(fmt.Errorf("%w: worker %q has no function %q", ErrUnknownTask, s.w.cfg.Name, excerpt(c.name)))), toBeSettled
+			outcomeOf(fmt.Errorf("%w: the worker has no function %q", ErrUnknownTask, excerpt(c.name)))), toBeSettled
 	}
 	c.plan, c.started = plan, now
 	if plan.timeout > 0 {

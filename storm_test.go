@@ -121,3 +121,4 @@ type errorsOnly struct{ *recorder }
 
 func (errorsOnly) Info(...interface{})          {}
 func (errorsOnly) Infof(string, ...interface{}) {}
+func (errorsOnly) Warnf(string, ...interface{}) {}

@@ -61,7 +61,7 @@ func TestCloseLogsOnceWhatTheProcessTakesWithIt(t *testing.T) {
 	publishThree(t, s)
 	s.Close()
 	s.Close()
-	const want = "error: close: 3 tasks and 1 dead letters are left in the memory of this process, and end with it"
+	const want = "warn: tasks are left in the memory of this process, and end with it tasks=3 dead_letters=1"
 	if got := log.String(); strings.Count(got, stranded) != 1 || !strings.Contains(got, want) {
 		t.Errorf("the log is\n%s\nwant once %q", got, want)
 	}
@@ -116,7 +116,7 @@ func TestCloseLogsOnlyWhatNobodyElseTakes(t *testing.T) {
 		wait(t, ran, "task")
 	}
 	consumer.Close()
-	if got := lastLog.String(); !strings.Contains(got, "close: 1 tasks and 0 dead letters are left "+stranded) {
+	if got := lastLog.String(); !strings.Contains(got, "tasks=1 dead_letters=0") {
 		t.Errorf("the last log is\n%s", got)
 	}
 }

@@ -3,6 +3,7 @@ package dispatcher
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"time"
 
@@ -146,6 +147,7 @@ func (s *shift) fetchSuspect(at *feed) *broker.Delivery {
 	case d := <-fetched:
 		return d
 	case <-timer.C:
+		s.bar(fmt.Errorf("fetch a suspect: no answer for %v", closeTimeout))
 		close(late)
 		return nil
 	}
@@ -178,12 +180,16 @@ func (s *shift) getSuspect(at *feed) *broker.Delivery {
 	queue := s.w.cfg.Queue + broker.SuspectsSuffix
 	ds, err := at.session.TryGet(ctx, queue, 1)
 	switch {
-	case err == nil && len(ds) > 0:
-		return &ds[0]
+	case err == nil:
+		s.bar(nil)
+		if len(ds) > 0 {
+			return &ds[0]
+		}
 	case errors.Is(err, broker.ErrQueueGone):
 		s.redeclare()
-	case err != nil && at.session.Err() == nil && s.taking.Err() == nil:
-		s.w.log.Errorf("worker %q: fetch from %q: %v", s.w.cfg.Name, queue, err)
+	case at.session.Err() == nil && s.taking.Err() == nil:
+		s.bar(fmt.Errorf("fetch a suspect: %w", err))
+		s.w.log.Warn("cannot fetch suspects; trying again", "err", brief(err, fmt.Sprintf("get from queue %q: ", queue)))
 	}
 	return nil
 }

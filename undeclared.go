@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"sync"
@@ -31,10 +33,10 @@ var errNotYet = errors.New("not declared yet: others take too long")
 // Undeclared is a queue or an exchange that the server cannot declare now. It is tried again, with pauses up to 30 s, as long as the
 // server lives.
 type Undeclared struct {
-	Kind    string    // "queue" or "exchange"
-	Name    string    // of the queue or exchange
-	Problem string    // why, mostly in the broker's words
-	Since   time.Time // when it was first refused
+	Kind    string    `json:"kind"`    // "queue" or "exchange"
+	Name    string    `json:"name"`    // of the queue or exchange
+	Problem string    `json:"problem"` // why, mostly in the broker's words
+	Since   time.Time `json:"since"`   // when it was first refused
 }
 
 // part is one thing to declare, with its bindings.
@@ -50,9 +52,14 @@ type partKey struct{ owner, kind, name string }
 
 func (p *part) key() partKey { return partKey{p.owner, p.kind, p.name} }
 
+// brief is the text of an error of its declaration, without its name at the beginning.
+func (p *part) brief(err error) string {
+	return brief(err, fmt.Sprintf("declare %s %q: ", p.kind, p.name))
+}
+
 // undeclared keeps the parts that the broker did not accept, and tries them again on its goroutine.
 type undeclared struct {
-	log  Log
+	log  *slog.Logger
 	sup  *supervisor
 	wake chan struct{} // there is a new one; holds one
 
@@ -71,7 +78,7 @@ type refusedPart struct {
 	pauses  backoff.BackOff
 }
 
-func newUndeclared(log Log, sup *supervisor) *undeclared {
+func newUndeclared(log *slog.Logger, sup *supervisor) *undeclared {
 	return &undeclared{log: log, sup: sup, wake: make(chan struct{}, 1), parts: make(map[partKey]*refusedPart)}
 }
 
@@ -157,14 +164,14 @@ func (u *undeclared) note(p *part, err error, fatal, again bool) {
 		u.parts[p.key()] = r
 		fallthrough
 	default:
-		r.part, r.problem, r.fatal, r.due = *p, err.Error(), fatal, time.Now().Add(pauseAfter(err, r.pauses))
+		r.part, r.problem, r.fatal, r.due = *p, p.brief(err), fatal, time.Now().Add(pauseAfter(err, r.pauses))
 	}
 	u.mu.Unlock()
 	switch {
 	case err == nil && before != "":
-		u.log.Infof("%s %q is declared again", p.kind, p.name)
-	case err != nil && err.Error() != before:
-		u.log.Errorf("%s %q: %v; everything else goes on, and it is tried again", p.kind, p.name, err)
+		u.log.Info("declared again", p.kind, p.name)
+	case err != nil && p.brief(err) != before:
+		u.log.Warn("cannot be declared; trying again, and everything else goes on", p.kind, p.name, "err", p.brief(err))
 		u.changed()
 	}
 }
@@ -184,7 +191,7 @@ func (u *undeclared) redeclare(parts []part, why error) {
 	if !fresh {
 		return
 	}
-	u.log.Errorf("%s %q: %v; declaring it again", parts[0].kind, parts[0].name, why)
+	u.log.Warn("declaring again", parts[0].kind, parts[0].name, "err", why)
 	u.changed()
 }
 

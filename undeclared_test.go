@@ -75,15 +75,15 @@ func TestRefusedQueueDoesNotStopTheServer(t *testing.T) {
 		h.Undeclared[0].Since.IsZero() || h.OK() {
 		t.Errorf("health: OK %t, %+v", h.OK(), h.Undeclared)
 	}
-	if text, err := json.Marshal(h.Undeclared); err != nil || !strings.Contains(string(text), `"Name":"other"`) {
+	if text, err := json.Marshal(h.Undeclared); err != nil || !strings.Contains(string(text), `"name":"other"`) {
 		t.Errorf("as JSON: %s, %v", text, err)
 	}
-	if n := strings.Count(r.log.String(), `error: queue "other": `); n != 1 {
+	if n := strings.Count(r.log.String(), `warn: cannot be declared; trying again, and everything else goes on queue=other `); n != 1 {
 		t.Errorf("logged %d times, want once", n)
 	}
 	r.chaos.FailQueue("other", nil)
 	eventually(t, "declared", func() bool { h := r.server.Health(t.Context()); return h.OK() && h.Undeclared == nil })
-	eventually(t, "logged", func() bool { return strings.Contains(r.log.String(), `info: queue "other" is declared again`) })
+	eventually(t, "logged", func() bool { return strings.Contains(r.log.String(), `info: declared again queue=other`) })
 }
 
 // Without a cut nobody asks, so the first connect is the only one that a refusal can fail.
@@ -171,7 +171,7 @@ func TestWorkerOfAQueueThatIsAwayComesBackSoon(t *testing.T) {
 		if took := time.Since(back); took > 3*time.Second {
 			t.Errorf("all was declared after %v", took)
 		}
-		if n := strings.Count(log.String(), `worker "away": consume: `); n != 1 {
+		if n := strings.Count(log.String(), `cannot consume; trying again queue=away worker=away `); n != 1 {
 			t.Errorf("logged %d times, want once", n)
 		}
 	})

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -21,7 +22,7 @@ type Worker struct {
 	server *Server
 	cfg    WorkerConfig
 	tasks  map[string]*taskPlan
-	log    Log
+	log    *slog.Logger
 
 	mu      sync.Mutex // guards what follows; never held across I/O
 	shift   *shift     // from Start until its last call has ended; otherwise nil
@@ -78,7 +79,7 @@ func (c *TaskConfig) timeout() (time.Duration, error) {
 }
 
 func newWorker(s *Server, cfg WorkerConfig, tasks map[string]*taskPlan) *Worker {
-	return &Worker{server: s, cfg: cfg, tasks: tasks, log: s.log}
+	return &Worker{server: s, cfg: cfg, tasks: tasks, log: s.log.With("queue", cfg.Queue, "worker", cfg.Name)}
 }
 
 // topology is what the worker needs: its queue, those that belong to it, its bindings.
@@ -104,10 +105,13 @@ func (w *Worker) parts() []part {
 }
 
 // running reports whether the worker is started.
-func (w *Worker) running() bool {
+func (w *Worker) running() bool { return w.current() != nil }
+
+// current returns the worker's shift; nil = it is not started.
+func (w *Worker) current() *shift {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.shift != nil
+	return w.shift
 }
 
 // consumeAgain consumes in a session that is not the worker's first, also if some of its queues cannot be declared.
@@ -154,7 +158,7 @@ func (w *Worker) Start(s *Server) error {
 	if err != nil {
 		sh.neverBegan()
 		if errors.Is(err, ErrServerClosed) {
-			return ErrServerClosed
+			return err
 		}
 		return ErrWorkerDisconnected
 	}
@@ -171,9 +175,9 @@ func (w *Worker) Start(s *Server) error {
 		sh.neverBegan()
 		switch {
 		case closed:
-			return fmt.Errorf("start worker %q: closed meanwhile: %w", w.cfg.Name, ErrShutdown)
+			return fmt.Errorf("start worker %q: %w", w.cfg.Name, ErrShutdown)
 		case errors.Is(err, ErrServerClosed):
-			return ErrServerClosed
+			return err
 		case errors.Is(err, broker.ErrSessionLost):
 			return ErrWorkerDisconnected
 		}
@@ -183,14 +187,12 @@ func (w *Worker) Start(s *Server) error {
 	return nil
 }
 
-// Close ends the worker as [Worker.Shutdown] does, with ServerConfig.ShutdownTimeout as its bound. What could not end in
-// time is logged. A worker that was never started, or is closed already, is left alone.
+// Close ends the worker as [Worker.Shutdown] does, with ServerConfig.ShutdownTimeout as its bound. A worker that was never started, or is
+// closed already, is left alone.
 func (w *Worker) Close() {
 	ctx, cancel := w.server.shutdownContext()
 	defer cancel()
-	if err := w.Shutdown(ctx); err != nil {
-		w.log.Errorf("close: %v", err)
-	}
+	_ = w.Shutdown(ctx) // logged
 }
 
 // Shutdown takes no more tasks, gives back those that have not started, and waits for running ones until ctx ends. Then it
@@ -202,15 +204,14 @@ func (w *Worker) Close() {
 // A task whose retry or dead letter the broker does not take is given back after half a minute, or when ctx ends.
 //
 // Shutdown returns at most about seven seconds after ctx ended, whatever the broker does. Calls at the same time each have their
-// own bound. A worker that does not run is left alone.
+// own bound. A worker that does not run is left alone. The begin and the end are logged, and so is the error.
 func (w *Worker) Shutdown(ctx context.Context) error {
-	w.mu.Lock()
-	sh := w.shift
-	w.mu.Unlock()
+	sh := w.current()
 	if sh == nil {
 		return nil
 	}
-	return sh.stop(ctx)
+	again := sh.taking.Err() != nil
+	return drain(w.log, again, w.health().Running, func() error { return sh.stop(ctx) }, fmt.Sprintf("worker %q: ", w.cfg.Name))
 }
 
 // retire forbids every later Start.

@@ -319,7 +319,7 @@ func TestALostConnectionDoesNotStopARunningTaskNorSettleItsSuccessor(t *testing.
 		if s := r.server.Stats(); s.Lost != 1 || s.Succeeded != 1 {
 			t.Errorf("stats %+v, want one lost and one success", s)
 		}
-		if !strings.Contains(r.log.String(), "delivers it again") {
+		if !strings.Contains(r.log.String(), "the broker delivers the task again") {
 			t.Error("a lost settlement is not in the log")
 		}
 	})

@@ -22,11 +22,11 @@ var (
 	ErrNacked = fmt.Errorf("refused by a queue, which may be full or away: %w", ErrUnconfirmed)
 
 	// ErrUnroutable: no queue is bound to the routing key. Is ErrRejected.
-	ErrUnroutable = fmt.Errorf("unroutable: no queue takes this routing key: %w", ErrRejected)
+	ErrUnroutable error = refusal("no queue takes this routing key")
 	// ErrExchangeGone: the exchange does not exist. Is ErrRejected.
 	ErrExchangeGone = fmt.Errorf("exchange does not exist: %w", ErrRejected)
 	// ErrTooLarge: the body is larger than the broker, or a check before it, allows. Is ErrRejected.
-	ErrTooLarge error = tooLarge{}
+	ErrTooLarge error = refusal("task is too large")
 	// ErrHeadersTooLarge: a receiver could not read these headers: they have too many bytes, too many entries in one table, or are nested
 	// too deeply. Is ErrRejected.
 	ErrHeadersTooLarge = fmt.Errorf("headers are too large: %w", ErrRejected)
@@ -45,11 +45,11 @@ var (
 	ErrProtocol = errors.New("ended by the broker over what was sent")
 )
 
-// tooLarge is the type of ErrTooLarge. Programs may compare its text.
-type tooLarge struct{}
+// refusal is an ErrRejected whose text says enough. Programs may compare that of ErrTooLarge.
+type refusal string
 
-func (tooLarge) Error() string { return "task is too large" }
-func (tooLarge) Unwrap() error { return ErrRejected }
+func (r refusal) Error() string { return string(r) }
+func (refusal) Unwrap() error   { return ErrRejected }
 
 // Errors of queues and consumers.
 var (

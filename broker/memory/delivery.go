@@ -84,18 +84,13 @@ func (d *delivery) settle() {
 	}
 }
 
-// wrap says what could not be done.
-func (d *delivery) wrap(verb string, err error) error {
-	return fmt.Errorf("%s message %q of queue %q: %w", verb, d.entry.ID, d.owner.queue.name, err)
-}
-
 // Ack implements [broker.Settler]. It has happened when it returns nil.
 func (d *delivery) Ack() error {
 	b := d.owner.session.broker
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := d.check(); err != nil {
-		return d.wrap("ack", err)
+		return err
 	}
 	d.settle()
 	d.owner.queue.dispatch()
@@ -108,7 +103,7 @@ func (d *delivery) Release() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := d.check(); err != nil {
-		return d.wrap("release", err)
+		return err
 	}
 	d.settle()
 	d.owner.queue.putBack(d.entry)
@@ -118,30 +113,24 @@ func (d *delivery) Release() error {
 
 // Retry implements [broker.Settler]. It does not block and happens in one step.
 func (d *delivery) Retry(ctx context.Context, m broker.Message, delay time.Duration) error {
-	return d.forward(ctx, "retry", "", m, delay)
+	return d.forward(ctx, "", m, delay)
 }
 
 // Suspect implements [broker.Settler]. It does not block and happens in one step.
 func (d *delivery) Suspect(ctx context.Context, m broker.Message) error {
-	return d.forward(ctx, "suspect", broker.SuspectsSuffix, m, 0)
+	return d.forward(ctx, broker.SuspectsSuffix, m, 0)
 }
 
 // DeadLetter implements [broker.Settler]. It does not block and happens in one step.
 func (d *delivery) DeadLetter(ctx context.Context, m broker.Message) error {
-	return d.forward(ctx, "dead-letter", broker.DeadSuffix, m, 0)
+	return d.forward(ctx, broker.DeadSuffix, m, 0)
 }
 
 // forward puts m in the queue with that suffix instead of d. The queue is found by name: if it was deleted and declared again,
 // m belongs to the new one.
-func (d *delivery) forward(ctx context.Context, verb, suffix string, m broker.Message, delay time.Duration) error {
-	if err := d.move(ctx, broker.Owner(d.owner.queue.name)+suffix, m, delay); err != nil {
-		return d.wrap(verb, err)
-	}
-	return nil
-}
-
-func (d *delivery) move(ctx context.Context, name string, m broker.Message, delay time.Duration) error {
+func (d *delivery) forward(ctx context.Context, suffix string, m broker.Message, delay time.Duration) error {
 	ended := ctx.Err() // before the lock: a context may be anybody's code
+	name := broker.Owner(d.owner.queue.name) + suffix
 	m.Exchange, m.RoutingKey, m.NotBefore = "", name, time.Time{}
 	b := d.owner.session.broker
 	b.mu.Lock()
@@ -157,7 +146,7 @@ func (d *delivery) move(ctx context.Context, name string, m broker.Message, dela
 	}
 	target := b.queues[name]
 	if target == nil {
-		return fmt.Errorf("to queue %q: %w", name, broker.ErrUnroutable)
+		return fmt.Errorf("queue %q: %w", name, broker.ErrUnroutable)
 	}
 	if err := checkMessage(&m); err != nil {
 		return err

@@ -28,17 +28,17 @@ func (s *session) Publish(ctx context.Context, msgs []broker.Message, done func(
 
 func (s *session) publish(ctx context.Context, m *broker.Message) error {
 	if err := s.enter(ctx); err != nil {
-		return fmt.Errorf("publish message %q: %w: %w", m.ID, broker.ErrNotSent, err)
+		return fmt.Errorf("%w: %w", broker.ErrNotSent, err)
 	}
 	defer s.broker.mu.Unlock()
 	if err := checkMessage(m); err != nil {
-		return fmt.Errorf("publish message %q: %w", m.ID, err)
+		return err
 	}
 	if !m.NotBefore.IsZero() {
 		now := time.Now()
 		wait := m.NotBefore.Sub(now)
 		if wait > broker.MaxDelay {
-			return fmt.Errorf("publish message %q: due in %v, at most %v: %w", m.ID, wait.Round(time.Second), broker.MaxDelay, broker.ErrRejected)
+			return fmt.Errorf("due in %v, at most %v: %w", wait.Round(time.Second), broker.MaxDelay, broker.ErrRejected)
 		}
 		if wait > 0 {
 			s.broker.delay(*m, now, wait)
@@ -47,7 +47,10 @@ func (s *session) publish(ctx context.Context, m *broker.Message) error {
 	}
 	queues, err := s.broker.route(m)
 	if err != nil {
-		return fmt.Errorf("publish message %q to exchange %q with key %q: %w", m.ID, m.Exchange, m.RoutingKey, err)
+		if m.Exchange == "" { // the default exchange: the key is a queue's name
+			return fmt.Errorf("queue %q: %w", m.RoutingKey, err)
+		}
+		return fmt.Errorf("exchange %q: %w", m.Exchange, err)
 	}
 	sent := *m
 	sent.NotBefore = time.Time{}

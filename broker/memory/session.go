@@ -9,7 +9,7 @@ import (
 
 // Why a session died.
 var (
-	errKilled = fmt.Errorf("killed: %w", broker.ErrSessionLost)
+	errKilled = fmt.Errorf("%w: killed", broker.ErrSessionLost)
 	errClosed = fmt.Errorf("%w: %w", broker.ErrSessionLost, broker.ErrClosed)
 )
 

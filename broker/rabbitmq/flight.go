@@ -134,7 +134,10 @@ func (p *publisher) confirmed(f *flight, t try) error {
 	if f.returned == "" {
 		return nil
 	}
-	return fmt.Errorf("%s: exchange %q, routing key %q: %w", f.returned, f.exchange, f.key, broker.ErrUnroutable)
+	if f.exchange == "" { // the default exchange: the key is a queue's name
+		return fmt.Errorf("%s: queue %q: %w", f.returned, f.key, broker.ErrUnroutable)
+	}
+	return fmt.Errorf("%s: exchange %q: %w", f.returned, f.exchange, broker.ErrUnroutable)
 }
 
 // lastWord returns the outcome when the session has died.

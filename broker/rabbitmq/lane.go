@@ -185,9 +185,9 @@ func (s *session) whyCancelled(queue string) error {
 	case errors.Is(err, broker.ErrQueueGone), errors.Is(err, broker.ErrSessionLost):
 		return err
 	case err != nil:
-		return fmt.Errorf("the broker ended the subscription: %w: %w", broker.ErrConsumerLost, err)
+		return fmt.Errorf("%w: the broker ended the subscription: %w", broker.ErrConsumerLost, err)
 	}
-	return fmt.Errorf("queue %q: the broker ended the subscription: %w", queue, broker.ErrConsumerLost)
+	return fmt.Errorf("%w: the broker ended the subscription", broker.ErrConsumerLost)
 }
 
 // lose ends the right to settle, and with it the lane.
@@ -291,6 +291,6 @@ func (l *lane) handOut(a *amqp.Delivery, from *subscription) broker.Delivery {
 		Message:     m,
 		Queue:       l.queue,
 		Redelivered: a.Redelivered,
-		Settler:     &delivery{lane: l, from: from, tag: a.DeliveryTag, id: a.MessageId},
+		Settler:     &delivery{lane: l, from: from, tag: a.DeliveryTag},
 	}
 }

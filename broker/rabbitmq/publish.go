@@ -99,19 +99,13 @@ func (p *publisher) watchBlocked() {
 func (s *session) Publish(ctx context.Context, msgs []broker.Message, done func(i int, err error)) {
 	if err := s.begin(&s.publishing); err != nil {
 		for i := range msgs {
-			done(i, fmt.Errorf("publish message %q: %w: %w", msgs[i].ID, broker.ErrNotSent, err))
+			done(i, fmt.Errorf("%w: %w", broker.ErrNotSent, err))
 		}
 		return
 	}
 	defer s.publishing.done()
 	for i := range msgs {
-		id := msgs[i].ID // the caller may use msgs for something else before done runs
-		s.publish.send(ctx, &msgs[i], s.publish.publishSlots, exactDigits, func(err error) {
-			if err != nil {
-				err = fmt.Errorf("publish message %q: %w", id, err)
-			}
-			done(i, err)
-		})
+		s.publish.send(ctx, &msgs[i], s.publish.publishSlots, exactDigits, func(err error) { done(i, err) })
 	}
 }
 

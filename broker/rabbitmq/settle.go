@@ -14,7 +14,6 @@ type delivery struct {
 	lane    *lane
 	from    *subscription // nil for TryGet
 	tag     uint64
-	id      string
 	settled bool // or being settled; guarded by lane.mu
 }
 
@@ -34,19 +33,11 @@ func (d *delivery) lostError() error {
 	return fmt.Errorf("%w: %w", broker.ErrDeliveryLost, d.lane.gone)
 }
 
-// wrap says what could not be done.
-func (d *delivery) wrap(verb string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("%s message %q of queue %q: %w", verb, d.id, d.lane.queue, err)
-}
-
 // Ack implements [broker.Settler].
-func (d *delivery) Ack() error { return d.wrap("ack", d.settle(false)) }
+func (d *delivery) Ack() error { return d.settle(false) }
 
 // Release implements [broker.Settler].
-func (d *delivery) Release() error { return d.wrap("release", d.settle(true)) }
+func (d *delivery) Release() error { return d.settle(true) }
 
 func (d *delivery) settle(release bool) error {
 	l := d.lane
@@ -64,17 +55,17 @@ func (d *delivery) settle(release bool) error {
 
 // Retry implements [broker.Settler].
 func (d *delivery) Retry(ctx context.Context, m broker.Message, delay time.Duration) error {
-	return d.wrap("retry", d.forward(ctx, "", &m, delay))
+	return d.forward(ctx, "", &m, delay)
 }
 
 // Suspect implements [broker.Settler].
 func (d *delivery) Suspect(ctx context.Context, m broker.Message) error {
-	return d.wrap("suspect", d.forward(ctx, broker.SuspectsSuffix, &m, 0))
+	return d.forward(ctx, broker.SuspectsSuffix, &m, 0)
 }
 
 // DeadLetter implements [broker.Settler].
 func (d *delivery) DeadLetter(ctx context.Context, m broker.Message) error {
-	return d.wrap("dead-letter", d.forward(ctx, broker.DeadSuffix, &m, 0))
+	return d.forward(ctx, broker.DeadSuffix, &m, 0)
 }
 
 // forward publishes m to the queue with that suffix and then acks the delivery. A crash between the two leaves both, never

@@ -1,0 +1,143 @@
+package dispatcher_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"reflect"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher"
+	"github.com/seed-416683c9/dispatcher/broker"
+)
+
+// The names are an interface: dashboards and probes read them.
+func TestHealthAsJSON(t *testing.T) {
+	t.Parallel()
+	at := func(minute int) time.Time { return time.Date(2026, 11, 28, 12, minute, 0, 250e6, time.UTC) }
+	full := dispatcher.Health{
+		State: dispatcher.StateConnecting, Since: at(1), LastError: errors.New("dial tcp: refused"), LastErrorAt: at(2),
+		Blocked: "low on memory", Delays: "late by 3 s",
+		Outbox: dispatcher.OutboxHealth{Entries: 3, Dead: 1, Failing: 2, LastError: errors.New("disk is full"), LastErrorAt: at(3)},
+		Workers: []dispatcher.WorkerHealth{{
+			Name: "mailer", Queue: "mail", Started: true, Consuming: true, Running: 2, Abandoned: 1, Stuck: 4, Held: 5,
+			Suspects: "no channel is free", Ready: 6, Dead: -1, LastError: panicking{}, LastErrorAt: at(4),
+		}},
+		Undeclared: []dispatcher.Undeclared{{Kind: "queue", Name: "mail", Problem: "406", Since: at(5)}},
+		Channels:   "all are taken", Unreadable: map[string]int{"mail": 7}, Unanswered: 8,
+	}
+	for _, v := range []any{full, full.Outbox, full.Workers[0], full.Undeclared[0]} {
+		for i, v := 0, reflect.ValueOf(v); i < v.NumField(); i++ {
+			if v.Field(i).IsZero() {
+				t.Errorf("%s.%s is not in this test", v.Type().Name(), v.Type().Field(i).Name)
+			}
+		}
+	}
+	for file, h := range map[string]dispatcher.Health{
+		"health.json":       full,
+		"health_empty.json": {State: dispatcher.StateConnected, Since: at(0)},
+	} {
+		got, err := json.MarshalIndent(h, "", "  ")
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := os.ReadFile("testdata/" + file)
+		if err != nil || !bytes.Equal(bytes.TrimSpace(want), got) {
+			t.Errorf("%s, %v: got\n%s", file, err, got)
+		}
+	}
+}
+
+// panicking is an error whose text panics.
+type panicking struct{}
+
+func (panicking) Error() string { panic("in Error") }
+
+func TestHealthDatesItsErrors(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, withQueue)
+		r.worker("w", tasks{"n": fn(func() error { return errors.New("x") })})
+		if h := r.server.Health(t.Context()); !h.LastErrorAt.IsZero() || !h.Workers[0].LastErrorAt.IsZero() {
+			t.Errorf("no error, and a date: %+v", h)
+		}
+		<-time.After(time.Minute)
+		lost := time.Now()
+		r.chaos.Kill()
+		synctest.Wait()
+		failed := time.Now().Add(time.Minute)
+		r.chaos.FailDeadLetter(errors.New("not now"))
+		<-time.After(time.Minute)
+		r.publish("n")
+		synctest.Wait()
+		h := r.server.Health(t.Context())
+		if !h.LastErrorAt.Equal(lost) || !h.Workers[0].LastErrorAt.Equal(failed) || h.Workers[0].LastError.Error() != "not now" {
+			t.Errorf("%v at %v, %v at %v", h.LastError, h.LastErrorAt, h.Workers[0].LastError, h.Workers[0].LastErrorAt)
+		}
+		text, err := json.Marshal(h)
+		if err != nil || !strings.Contains(string(text), `"last_error":"session lost: killed"`) || !strings.Contains(string(text), `"last_error":"not now"`) {
+			t.Errorf("%s, %v", text, err)
+		}
+		r.chaos.FailDeadLetter(nil)
+	})
+}
+
+// At the limit of channels, and whenever else suspects cannot be fetched, a server is not well.
+func TestHealthSaysThatSuspectsCannotBeFetched(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		full := &fullBroker{}
+		r := newRig(t, withQueue, func(c *dispatcher.ServerConfig) { full.Broker = c.Broker; c.Broker = full })
+		r.worker("w", tasks{"n": fn(func() {})})
+		<-time.After(time.Minute)
+		if h := r.server.Health(t.Context()); !h.OK() || h.Workers[0].Suspects != "" {
+			t.Errorf("at first: %+v", h.Workers)
+		}
+		full.get.Store(func(context.Context) error { return errors.New("no channel is free") })
+		<-time.After(time.Minute)
+		if h := r.server.Health(t.Context()); h.OK() || h.Workers[0].Suspects != "fetch a suspect: no channel is free" || h.Workers[0].LastErrorAt.IsZero() {
+			t.Errorf("OK %t, %+v", h.OK(), h.Workers)
+		}
+		full.get.Store(func(context.Context) error { return nil })
+		<-time.After(time.Minute)
+		if h := r.server.Health(t.Context()); !h.OK() {
+			t.Errorf("afterwards: %+v", h.Workers)
+		}
+		full.get.Store(func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
+		<-time.After(time.Minute)
+		if h := r.server.Health(t.Context()); h.OK() || h.Workers[0].Suspects != "fetch a suspect: no answer for 5s" {
+			t.Errorf("OK %t, %+v", h.OK(), h.Workers)
+		}
+	})
+}
+
+// fullBroker is a broker whose TryGet does what get holds first.
+type fullBroker struct {
+	broker.Broker
+	get atomic.Value // func(context.Context) error
+}
+
+type fullSession struct {
+	broker.Session
+	b *fullBroker
+}
+
+func (b *fullBroker) Open(ctx context.Context) (broker.Session, error) {
+	s, err := b.Broker.Open(ctx)
+	return fullSession{s, b}, err
+}
+
+func (s fullSession) TryGet(ctx context.Context, queue string, n int) ([]broker.Delivery, error) {
+	if f, ok := s.b.get.Load().(func(context.Context) error); ok {
+		if err := f(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return s.Session.TryGet(ctx, queue, n)
+}
