@@ -43,6 +43,7 @@ import (
 
 	"github.com/seed-416683c9/dispatcher"
 	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
 )
 
 // Defaults of Config.
@@ -111,9 +112,9 @@ func Open(path string, cfg Config) (*Outbox, error) {
 	o := &Outbox{cfg: cfg, path: path}
 	err := o.open()
 	switch {
-	case errors.Is(err, bbolt.ErrTimeout):
+	case errors.Is(err, bbolterrors.ErrTimeout):
 		return nil, fmt.Errorf("open outbox %s: %w by another process", path, ErrLocked)
-	case errors.Is(err, bbolt.ErrInvalid) || errors.Is(err, bbolt.ErrChecksum) || errors.Is(err, bbolt.ErrVersionMismatch):
+	case errors.Is(err, bbolterrors.ErrInvalid) || errors.Is(err, bbolterrors.ErrChecksum) || errors.Is(err, bbolterrors.ErrVersionMismatch):
 		return nil, fmt.Errorf("open outbox %s: %w: %w", path, ErrDamaged, err)
 	case err != nil:
 		return nil, fmt.Errorf("open outbox %s: %w", path, err)
