@@ -98,7 +98,7 @@ var _ dispatcher.OutboxNotifier = (*Outbox)(nil)
 
 // Open opens the outbox in the file at path, or makes one, readable for its owner only. The folder must exist and its file system
 // must support hard links, file locks and memory maps, as local ones do. Open reads the whole file: 100,000 entries of 500 bytes take
-// about 0.4 s.
+// about 0.35 s on a small server.
 //
 // A file belongs to one Outbox at a time. The error Is [ErrLocked] if another one does not let go of it within 2 s, and [ErrDamaged]
 // if the file is not whole.
