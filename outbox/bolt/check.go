@@ -26,6 +26,9 @@ func check(db *bbolt.DB, file *os.File) error {
 		if info.Size() < tx.Size() {
 			return fmt.Errorf("%w: it has %d of %d bytes", ErrDamaged, info.Size(), tx.Size())
 		}
+		if err := checkBounds(tx, file); err != nil {
+			return err
+		}
 		if err := checkEntries(tx); err != nil {
 			return err
 		}
@@ -90,22 +93,8 @@ func checkEntries(tx *bbolt.Tx) error {
 }
 
 // checkPages has bbolt compare its list of free pages with the pages that are used: a used page in that list would be overwritten by a
-// later commit.
+// later commit. bbolt does so on a goroutine of its own, which could not be guarded, so it comes after checkBounds.
 func checkPages(tx *bbolt.Tx) error {
-	pages := int(tx.Size()) / tx.DB().Info().PageSize
-	for id := 0; id < pages; id++ {
-		p, err := tx.Page(id)
-		if err != nil {
-			return err
-		}
-		if p == nil || p.Type == "free" { // whatever it was is still in it
-			continue
-		}
-		if p.OverflowCount < 0 || p.OverflowCount >= pages-id { // bbolt would go through all of them, to 2³²
-			return fmt.Errorf("%w: page %d ends behind the last one", ErrDamaged, id)
-		}
-		id += p.OverflowCount
-	}
 	var first error
 	for err := range tx.Check() { // to the end, or its goroutine would stay
 		if first == nil {

@@ -197,6 +197,36 @@ func TestNoDamagedByteChangesAnEntryInSilence(t *testing.T) {
 	}
 }
 
+// bbolt looks for faults on a goroutine of its own, where a fault in its memory map would end the process.
+func TestNoNumberInAPageEndsTheProcess(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(quickDir(t), "outbox.db")
+	whole := made(t, path)
+	page := os.Getpagesize()
+	for start := 2 * page; start+page <= len(whole); start += page {
+		for _, c := range []struct {
+			at int // in the page: its flags and count, its overflow, and the numbers of the first elements
+			to []byte
+		}{
+			{8, []byte{1, 0}}, {8, []byte{2, 0}}, {8, []byte{16, 0}}, {10, []byte{0xff, 0xff}}, {10, []byte{0xfe, 0xff}}, {10, []byte{0, 2}},
+			{12, []byte{0xff, 0xff, 0xff, 0xff}}, {12, []byte{1}}, {16, []byte{1}}, {16, bytes.Repeat([]byte{0xff}, 4)}, {20, bytes.Repeat([]byte{0xff}, 4)},
+			{24, bytes.Repeat([]byte{0xff}, 8)}, {24, []byte{0, 0, 0, 0, 0, 0xff, 0x7f}}, {32, []byte{1}}, {36, bytes.Repeat([]byte{0xff}, 4)}, {40, bytes.Repeat([]byte{0xff}, 8)},
+		} {
+			b := bytes.Clone(whole)
+			copy(b[start+c.at:], c.to)
+			write(t, path, b)
+			o, err := bolt.Open(path, bolt.Config{})
+			if err == nil { // it was a page that is not in use
+				if err := o.Close(); err != nil {
+					t.Fatal(err)
+				}
+			} else if !errors.Is(err, bolt.ErrDamaged) {
+				t.Fatalf("%v at %d of page %d: %v", c.to, c.at, start/page, err)
+			}
+		}
+	}
+}
+
 // A disk that loses pages while the file is open must not end the process.
 func TestDamageWhileTheFileIsOpenIsAnError(t *testing.T) {
 	t.Parallel()
