@@ -98,7 +98,7 @@ func TestRabbitMQ_WrongCredentialsAndVirtualHostsAreNamed(t *testing.T) {
 				}))
 				says(t, "NewServer", err, c.words...)
 			})
-			if text := log.String(); !strings.Contains(text, "next try in") || strings.Contains(text, "hush") || strings.Contains(text, r.url.User.String()) {
+			if text := log.String(); !strings.Contains(text, "retry_in=") || strings.Contains(text, "hush") || strings.Contains(text, r.url.User.String()) {
 				t.Errorf("log: %s", text)
 			}
 		})

@@ -349,7 +349,7 @@ func TestResultPrintsItself(t *testing.T) {
 	want := `attempts that succeeded: 0, that failed: 1; dead letters: 2
 	failed: task "bad" (u-1), attempt 1, then dead_letter: broken
 	dead letter: task "bad" (u-1) of queue "test", permanent: broken
-	dead letter: task "bad" (u-2) of queue "test", bad_arguments: task "bad": want 1 argument, got 0`
+	dead letter: task "bad" (u-2) of queue "test", bad_arguments: want 1 argument, got 0`
 	if got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}

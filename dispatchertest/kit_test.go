@@ -102,7 +102,7 @@ func TestNewServerLogsToTheTestAndEndsWithIt(t *testing.T) {
 			t.Errorf("after the test: %v", err)
 		}
 		log := fake.log.String()
-		for _, want := range []string{`info: worker "worker" takes tasks from "test"`, "error: worker \"worker\": task \"n\"", "is a dead letter: timeout"} {
+		for _, want := range []string{"info: worker takes tasks queue=test worker=worker", "error: task is a dead letter queue=test worker=worker task=n", "reason=timeout"} {
 			if !strings.Contains(log, want) {
 				t.Errorf("no %q in the log\n%s", want, log)
 			}

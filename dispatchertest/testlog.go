@@ -31,5 +31,7 @@ func (l *testLog) Info(args ...any)             { l.add("info", fmt.Sprint(args.
 func (l *testLog) Infof(f string, args ...any)  { l.add("info", fmt.Sprintf(f, args...)) }
 func (l *testLog) Debug(...any)                 {}
 func (l *testLog) Debugf(string, ...any)        {}
+func (l *testLog) Warn(args ...any)             { l.add("warn", fmt.Sprint(args...)) }
+func (l *testLog) Warnf(f string, args ...any)  { l.add("warn", fmt.Sprintf(f, args...)) }
 func (l *testLog) Error(args ...any)            { l.add("error", fmt.Sprint(args...)) }
 func (l *testLog) Errorf(f string, args ...any) { l.add("error", fmt.Sprintf(f, args...)) }
