@@ -69,7 +69,7 @@ var scenarios = []scenario{
 	{name: "leader frozen until it is given up, thawed, and restarted", kind: "quorum", query: "heartbeat=2", run: func(c *cluster, l *load, m *member) {
 		c.giveUpAfter(15 * time.Second)
 		m.freeze()
-		l.watch("frozen", 40*time.Second, 30*time.Second)
+		l.watch("frozen", 40*time.Second, 35*time.Second) // a publish that is never answered ends with its timeout, 30 s
 		m.thaw()
 		l.watch("thawed", 5*time.Second, 0)
 		m.kill()
