@@ -16,7 +16,7 @@ test: toolchain check fuzz ## Install what is missing, start RabbitMQ, then run 
 	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && DISPATCHER_TEST_NODES=1 scripts/brokers.sh run "$$dir" -- \
 		scripts/modules.sh env CGO_ENABLED=1 go test -race -count=1 -timeout 15m ./...
 
-cluster: toolchain ## Break a cluster of three nodes under load in every way, and print what became of the tasks (ten minutes)
+cluster: toolchain ## Break a cluster of three nodes under load in every way, and print what became of the tasks (twenty minutes)
 	@DISPATCHER_TEST_NODES=1 CGO_ENABLED=1 go test -race -count=1 -timeout 30m -v -run '^TestCluster' . -cluster.full
 
 check: ## gofmt, go vet and staticcheck
