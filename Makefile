@@ -26,7 +26,7 @@ check: ## gofmt, go vet and staticcheck
 	@echo "gofmt, go vet, staticcheck: ok"
 
 fuzz: ## Run each fuzz target for FUZZTIME (10s)
-	@scripts/fuzz.sh $(FUZZTIME)
+	@scripts/modules.sh "$(CURDIR)/scripts/fuzz.sh" $(FUZZTIME)
 
 bench: ## Measure: decode + dispatch, and a task's whole way through the embedded broker
 	@go test -run '^$$' -bench . -benchmem ./...

@@ -1,7 +1,6 @@
 #!/bin/sh
-# Runs every fuzz target for the time given. go test takes one target at a time.
+# Runs every fuzz target of the module in the current folder for the time given. go test takes one target at a time.
 set -eu
-cd "$(dirname "$0")/.."
 out=$(mktemp)
 trap 'rm -f "$out"' EXIT
 
