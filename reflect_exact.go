@@ -182,8 +182,8 @@ func jsonName(f reflect.StructField) string {
 	return name
 }
 
-// cannotHold says what of raw a parameter of type t cannot hold although json.Unmarshal would fill it; "" = nothing. That are an array with
-// more or fewer elements, and an integer that is no float of that size.
+// cannotHold says what of raw a parameter of type t cannot hold although json.Unmarshal would fill it; "" = nothing. It finds arrays with
+// more or fewer elements, and integers that are no float of that size.
 func cannotHold(t reflect.Type, raw []byte) string {
 	has, ok := hasArrays.Load(t)
 	if !ok {
