@@ -51,6 +51,9 @@ func TestAServerWithAnOutboxStartsWithoutAConnection(t *testing.T) {
 		if n := r.server.Stats().Reconnects; n != 0 {
 			t.Errorf("%d reconnects before the first connection", n)
 		}
+		if ago := time.Since(r.server.Health(t.Context()).LastErrorAt); ago > 2*time.Second { // it tries every second, ± 20 %
+			t.Errorf("the last failed try is dated %v ago", ago)
+		}
 		up(r)
 		drained(t, r)
 		if e := <-events; e.State != dispatcher.StateConnected {
@@ -58,6 +61,9 @@ func TestAServerWithAnOutboxStartsWithoutAConnection(t *testing.T) {
 		}
 		if got := strings.Join(r.ids("jobs"), " "); got != "1 2" {
 			t.Errorf("got %s", got)
+		}
+		if log := r.log.String(); !strings.Contains(log, "info: connected outage=1h0m") || strings.Contains(log, "again outage") {
+			t.Error("the log does not tell the first connection from later ones")
 		}
 		r.worker("w", tasks{"n": fn(func() {})})
 		select {

@@ -129,8 +129,9 @@ func (s *supervisor) start(ctx context.Context) error {
 // connection was given up. Without a session it goes on with the outage that start has begun.
 func (s *supervisor) run(ctx context.Context, session broker.Session, o *outage) {
 	defer close(s.ended)
-	lost := time.Now()
+	lost, connected := time.Now(), "connected again"
 	if session == nil {
+		connected = "connected"
 		l, _ := s.now()
 		s.tell(s.hooks.Disconnected, StateConnecting, l.err)
 		if !s.rest(ctx, o.pause) {
@@ -166,7 +167,8 @@ func (s *supervisor) run(ctx context.Context, session broker.Session, o *outage)
 			}
 			return
 		}
-		s.log.Info("connected again", "outage", rounded(time.Since(lost))) // before the workers say that they go on
+		s.log.Info(connected, "outage", rounded(time.Since(lost))) // before the workers say that they go on
+		connected = "connected again"
 		if !s.set(StateConnected, session, nil) {
 			s.discard(session)
 			return
