@@ -195,8 +195,8 @@ func TestWishesSurviveWrapping(t *testing.T) {
 	for want, err := range map[wish]error{
 		{}:                                boom,
 		{kind: wishPermanent}:             fmt.Errorf("a: %w", errors.Join(Discard(boom), RetryAfter(1, boom), Permanent(boom))),
-		{wishRetryAfter, time.Second}:     fmt.Errorf("b: %w", errors.Join(Discard(boom), RetryAfter(time.Second, boom))),
-		{kind: wishDiscard}:               fmt.Errorf("c: %w", Discard(boom)),
+		{wishRetryAfter, time.Second}:     fmt.Errorf("b: %w", errors.Join(boom, RetryAfter(time.Second, boom))),
+		{kind: wishDiscard}:               fmt.Errorf("c: %w", RetryAfter(time.Hour, fmt.Errorf("d: %w", Discard(boom)))),
 		{wishRetryAfter, 2 * time.Second}: RetryAfter(2*time.Second, nil),
 	} {
 		if got := wishOf(err); got != want {
