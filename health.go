@@ -20,7 +20,7 @@ type Health struct {
 	LastErrorAt time.Time      `json:"last_error_at,omitzero"` // when that was; zero if there was none
 	Blocked     string         `json:"blocked,omitempty"`      // why the broker blocks publishers, in its words; "" = it does not
 	Delays      string         `json:"delays,omitempty"`       // why delayed tasks and retries may be late; "" = nothing is known to hold them up. See docs/rabbitmq.md
-	Outbox      OutboxHealth   `json:"outbox,omitzero"`        // zero without ServerConfig.Outbox
+	Outbox      OutboxHealth   `json:"outbox"`                 // zero without ServerConfig.Outbox
 	Workers     []WorkerHealth `json:"workers"`                // sorted by name
 
 	// Undeclared lists, by name, what the server cannot declare now: queues, and perhaps its exchange. It is tried again, and the

@@ -141,3 +141,16 @@ func (s fullSession) TryGet(ctx context.Context, queue string, n int) ([]broker.
 	}
 	return s.Session.TryGet(ctx, queue, n)
 }
+
+func TestStatsAsJSON(t *testing.T) {
+	t.Parallel()
+	const want = `{"published":1,"not_sent":2,"rejected":3,"unconfirmed":4,"outboxed":5,"outbox_dead":6,"received":7,"succeeded":8,` +
+		`"discarded":9,"retried":10,"postponed":11,"suspected":12,"dead_lettered":13,"released":14,"lost":15,"abandoned":16,"replayed":17,"reconnects":18}`
+	var st dispatcher.Stats
+	for i, v := 0, reflect.ValueOf(&st).Elem(); i < v.NumField(); i++ {
+		v.Field(i).SetInt(int64(i + 1))
+	}
+	if got, err := json.Marshal(st); err != nil || string(got) != want {
+		t.Errorf("got %s, %v", got, err)
+	}
+}

@@ -6,29 +6,29 @@ import (
 )
 
 // Stats are counts since the server was made. They are taken one after the other while work goes on, so sums may be off by
-// what happened meanwhile.
+// what happened meanwhile. The names of the JSON are those of the tags.
 type Stats struct {
-	Published   int64 // tasks confirmed and routed, also from the outbox
-	NotSent     int64 // publishes that ended with ErrNotSent
-	Rejected    int64 // … with ErrRejected
-	Unconfirmed int64 // … with ErrUnconfirmed
-	Outboxed    int64 // … with ErrInOutbox
-	OutboxDead  int64 // tasks in the outbox that the broker refused
+	Published   int64 `json:"published"`   // tasks confirmed and routed, also from the outbox
+	NotSent     int64 `json:"not_sent"`    // publishes that ended with ErrNotSent
+	Rejected    int64 `json:"rejected"`    // … with ErrRejected
+	Unconfirmed int64 `json:"unconfirmed"` // … with ErrUnconfirmed
+	Outboxed    int64 `json:"outboxed"`    // … with ErrInOutbox
+	OutboxDead  int64 `json:"outbox_dead"` // tasks in the outbox that the broker refused
 
-	Received     int64 // deliveries taken by workers
-	Succeeded    int64 // attempts that ended well and were acknowledged
-	Discarded    int64 // attempts that failed and were acknowledged because the function said Discard
-	Retried      int64 // attempts that failed and are followed by another
-	Postponed    int64 // deliveries put off without an attempt: of unknown tasks, and of tasks of which a call runs
-	Suspected    int64 // deliveries moved to the suspects
-	DeadLettered int64 // deliveries that became dead letters, for whatever reason
-	Released     int64 // deliveries given back by a worker that stopped
-	Lost         int64 // deliveries whose connection ended before they were settled: the broker delivers them again
-	Abandoned    int64 // calls given up on because they ran on after their timeout
+	Received     int64 `json:"received"`      // deliveries taken by workers
+	Succeeded    int64 `json:"succeeded"`     // attempts that ended well and were acknowledged
+	Discarded    int64 `json:"discarded"`     // attempts that failed and were acknowledged because the function said Discard
+	Retried      int64 `json:"retried"`       // attempts that failed and are followed by another
+	Postponed    int64 `json:"postponed"`     // deliveries put off without an attempt: of unknown tasks, and of tasks of which a call runs
+	Suspected    int64 `json:"suspected"`     // deliveries moved to the suspects
+	DeadLettered int64 `json:"dead_lettered"` // deliveries that became dead letters, for whatever reason
+	Released     int64 `json:"released"`      // deliveries given back by a worker that stopped
+	Lost         int64 `json:"lost"`          // deliveries whose connection ended before they were settled: the broker delivers them again
+	Abandoned    int64 `json:"abandoned"`     // calls given up on because they ran on after their timeout
 
-	Replayed int64 // dead letters sent back to their queue by DeadLetters.Replay
+	Replayed int64 `json:"replayed"` // dead letters sent back to their queue by DeadLetters.Replay
 
-	Reconnects int64 // connections made after the first
+	Reconnects int64 `json:"reconnects"` // connections made after the first
 }
 
 // publishCounters counts the outcomes of publishes.
