@@ -43,7 +43,7 @@ func (d *DeadLetters) begin(ctx context.Context) (*deadScan, error) {
 	if err := d.check(); err != nil {
 		return nil, err
 	}
-	waiting, cancel := context.WithTimeout(ctx, d.server.cfg.PublishTimeout)
+	waiting, cancel := d.server.cfg.bound(ctx)
 	defer cancel()
 	session, err := d.server.sup.await(waiting, nil)
 	if err != nil {

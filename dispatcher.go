@@ -24,6 +24,7 @@
 package dispatcher
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -203,6 +204,16 @@ type Log interface {
 	Error(args ...interface{})
 	Errorf(format string, args ...interface{})
 }
+
+// bound ends a context after PublishTimeout, and says so: otherwise whoever reads "deadline exceeded" looks for one of his own.
+func (c *ServerConfig) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, c.PublishTimeout, publishTimeout(c.PublishTimeout))
+}
+
+// publishTimeout is the cause of a context that ServerConfig.PublishTimeout has ended.
+type publishTimeout time.Duration
+
+func (d publishTimeout) Error() string { return fmt.Sprintf("PublishTimeout of %v", time.Duration(d)) }
 
 // withDefaults copies c whole, so that a new field cannot be forgotten, and fills what is zero.
 func (c *ServerConfig) withDefaults() ServerConfig {

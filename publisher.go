@@ -65,7 +65,7 @@ type publisher struct {
 // outbox it never waits for one.
 func (p *publisher) publish(caller context.Context, tasks []*Task, wait bool) []error {
 	began := time.Now()
-	ctx, cancel := context.WithTimeout(caller, p.cfg.PublishTimeout)
+	ctx, cancel := p.cfg.bound(caller)
 	defer cancel()
 	errs := make([]error, len(tasks))
 	out := outbound{errs: errs, index: make([]int, 0, len(tasks)), msgs: make([]broker.Message, 0, len(tasks))}

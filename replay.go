@@ -102,7 +102,7 @@ func (r *replay) chunk(ctx context.Context, s *deadScan, found []broker.Delivery
 		return full
 	}
 
-	sending, cancel := context.WithTimeout(ctx, r.server.cfg.PublishTimeout)
+	sending, cancel := r.server.cfg.bound(ctx)
 	defer cancel()
 	receipts := newReceipts(len(msgs))
 	s.session.Publish(sending, msgs, receipts.done)

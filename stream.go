@@ -103,7 +103,7 @@ func (p *parcel) answered() bool { return p.answer == nil || len(p.answer) > 0 }
 func (s *stream) boundFor(now time.Time) *bound {
 	if b := s.bound; b == nil || now.Sub(b.began) > s.p.cfg.PublishTimeout/100 || b.Err() != nil {
 		s.unbind()
-		ctx, cancel := context.WithTimeout(s.caller, s.p.cfg.PublishTimeout)
+		ctx, cancel := s.p.cfg.bound(s.caller)
 		s.bound = &bound{ctx, cancel, now, 1}
 	}
 	s.bound.tasks++

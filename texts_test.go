@@ -18,6 +18,7 @@ func TestTextsOfPublishErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, withQueue, func(c *dispatcher.ServerConfig) {
 			c.ReconnectionRetriesForever, c.ReconnectionRetries, c.MaxBodyBytes = false, 2, 200
+			c.PublishTimeout = 1400 * time.Millisecond
 		})
 		w := r.worker("w", tasks{"n": fn(func() {})})
 		w.Close()
@@ -50,6 +51,9 @@ func TestTextsOfPublishErrors(t *testing.T) {
 		defer cancel()
 		text(where+`Service is disconnected: context deadline exceeded`,
 			r.server.PublishContext(ctx, &dispatcher.Task{Name: "n", UUID: "u"}))
+		// Whose deadline was it?
+		text(where+`Service is disconnected: context deadline exceeded (PublishTimeout of 1.4s)`,
+			r.server.PublishContext(t.Context(), &dispatcher.Task{Name: "n", UUID: "u"}))
 		<-r.givenUp
 		gone := "the connection was given up at " + r.server.Health(t.Context()).Since.UTC().Format(time.RFC3339) + ": connect, after 2 retries: dial: refused"
 		text(where+gone, publish(dispatcher.Task{}))
