@@ -322,8 +322,11 @@ func (s *Server) logStranded() {
 	if !ok {
 		return
 	}
-	if tasks, dead := v.Stranded(); tasks > 0 || dead > 0 {
+	switch tasks, dead := v.Stranded(); {
+	case tasks > 0:
 		s.log.Warn("tasks are left in the memory of this process, and end with it", "tasks", tasks, "dead_letters", dead)
+	case dead > 0:
+		s.log.Warn("dead letters are left in the memory of this process, and end with it", "dead_letters", dead)
 	}
 }
 

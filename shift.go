@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -115,18 +117,24 @@ func (s *shift) consume(ctx context.Context, session broker.Session) (broker.Con
 	return session.Consume(ctx, s.w.consuming())
 }
 
-// warnOfConsumerTimeout tells of tasks that may be held for longer than the broker lets a consumer hold them: it then gives them
+// warnOfConsumerTimeout tells, once, of tasks that may be held for longer than the broker lets a consumer hold them: it then gives them
 // to somebody else while they run. As many are fetched as there are slots, so a task is held for its timeout and its grace.
 func (s *shift) warnOfConsumerTimeout(most time.Duration) {
 	if most == 0 {
 		return
 	}
+	var names []string
 	for name, plan := range s.w.tasks {
 		if plan.timeout > 0 && plan.timeout+grace >= most {
-			s.w.log.Warn("task may run for longer than the broker's default lets a worker hold it; raise the broker's consumer timeout "+
-				"(docs/rabbitmq.md, Long tasks) or split the task", "task", name, "timeout", plan.timeout, "consumer_timeout", most)
+			names = append(names, name)
 		}
 	}
+	if names == nil {
+		return
+	}
+	slices.Sort(names)
+	s.w.log.Warn("tasks may run for longer than the broker's default lets a worker hold them; raise the broker's consumer timeout "+
+		"(docs/rabbitmq.md, Long tasks) or split them", "tasks", cutText(strings.Join(names, ", "), 200), "consumer_timeout", most)
 }
 
 // run gives the slots one consumer after the other, until the shift is stopped.

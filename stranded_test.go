@@ -42,6 +42,29 @@ const stranded = "in the memory of this process"
 
 func TestCloseLogsOnceWhatTheProcessTakesWithIt(t *testing.T) {
 	t.Parallel()
+	s, log := withADeadLetter(t)
+	publishThree(t, s)
+	s.Close()
+	s.Close()
+	const want = "warn: tasks are left in the memory of this process, and end with it tasks=3 dead_letters=1"
+	if got := log.String(); strings.Count(got, stranded) != 1 || !strings.Contains(got, want) {
+		t.Errorf("the log is\n%s\nwant once %q", got, want)
+	}
+}
+
+func TestCloseLogsThatOnlyDeadLettersAreLeft(t *testing.T) {
+	t.Parallel()
+	s, log := withADeadLetter(t)
+	s.Close()
+	const want = "warn: dead letters are left in the memory of this process, and end with it dead_letters=1"
+	if got := log.String(); strings.Count(got, stranded) != 1 || !strings.Contains(got, want) {
+		t.Errorf("the log is\n%s\nwant once %q", got, want)
+	}
+}
+
+// withADeadLetter makes a server whose broker holds one and nothing else.
+func withADeadLetter(t *testing.T) (*dispatcher.Server, *recorder) {
+	t.Helper()
 	dead := make(chan dispatcher.DeadLetterEvent, 1)
 	s, log := sharing(t, memory.New(), func(c *dispatcher.ServerConfig) {
 		c.Hooks.DeadLettered = func(e dispatcher.DeadLetterEvent) { dead <- e }
@@ -58,13 +81,7 @@ func TestCloseLogsOnceWhatTheProcessTakesWithIt(t *testing.T) {
 	}
 	wait(t, dead, "dead letter")
 	w.Close()
-	publishThree(t, s)
-	s.Close()
-	s.Close()
-	const want = "warn: tasks are left in the memory of this process, and end with it tasks=3 dead_letters=1"
-	if got := log.String(); strings.Count(got, stranded) != 1 || !strings.Contains(got, want) {
-		t.Errorf("the log is\n%s\nwant once %q", got, want)
-	}
+	return s, log
 }
 
 func TestCloseLogsNothingWhenNothingIsLeft(t *testing.T) {
