@@ -13,7 +13,7 @@ import (
 // The outcome of a publish: nil = confirmed and in a queue; otherwise the error Is exactly one of these four. The answer
 // to "may I publish it again?" is: yes; not before something changes; it may run twice; no, it would run twice.
 var (
-	// ErrNotSent: the task is certainly in no queue. Publishing again is safe.
+	// ErrNotSent: the task is certainly in no queue. Publishing again is safe, after a pause; of no use if it also Is [ErrServerClosed].
 	ErrNotSent = broker.ErrNotSent
 	// ErrRejected: refused by the broker or by a check before it; the same again is refused again.
 	ErrRejected = broker.ErrRejected
