@@ -22,8 +22,8 @@ const (
 // [Server.PublishBatch] (measured on RabbitMQ, bench/README.md) and needs constant memory: at most 2,000 tasks, or 8 MiB of bodies, are taken from the sequence and not yet yielded.
 //
 // Each error is as from [Server.PublishContext]. ServerConfig.PublishTimeout bounds each task, from when it is taken from the
-// sequence, or a hundredth less. While there is no connection, or the broker blocks publishers, no other task is taken. With ServerConfig.Outbox
-// tasks go to the outbox meanwhile. A nil task is yielded with an error that Is [ErrRejected]. Yield a new *Task each time, and do not
+// sequence, or a hundredth less. While there is no connection, or the broker blocks publishers, no other task is taken, and what is known is
+// yielded first. With ServerConfig.Outbox tasks go to the outbox meanwhile. The body of the loop may publish. A nil task is yielded with an error that Is [ErrRejected]. Yield a new *Task each time, and do not
 // change it before its result.
 //
 // When ctx ends, the next task is yielded with an error that Is [ErrNotSent] and ctx's error, and no more are taken. So a loop
@@ -134,20 +134,20 @@ func (s *stream) take(task *Task, ended bool) {
 		return
 	}
 	s.unsent = append(s.unsent, p)
-	s.send()
+	s.send(false)
 }
 
-// yield yields the oldest tasks whose outcome is there, and waits for outcomes while more than that many are open. False: the
-// consumer wants no more.
+// yield yields the oldest tasks whose outcome is there, and waits for outcomes while more than that many are open, or one is unsent. False:
+// the consumer wants no more.
 func (s *stream) yield(to func(*Task, error) bool, most int) bool {
 	for len(s.open) > 0 {
 		p := s.open[0]
-		if len(s.open) <= most && s.bytes <= maxOpenBytes && !p.answered() {
+		if len(s.open) <= most && s.bytes <= maxOpenBytes && len(s.unsent) == 0 && !p.answered() {
 			return true
 		}
 		if s.look(p); !p.over {
-			s.unsent = append(s.unsent, p)
-			s.send()
+			s.gather()
+			s.send(true)
 			continue
 		}
 		s.open[0], s.open = nil, s.open[1:]
@@ -190,9 +190,14 @@ func (s *stream) look(p *parcel) {
 	}
 }
 
-// send sends what is unsent, or keeps it in the outbox, until nothing is.
-func (s *stream) send() {
+// send sends what is unsent, or keeps it in the outbox, until nothing is. Without wait it stops as soon as it would have to wait for a session.
+func (s *stream) send(wait bool) {
 	for len(s.unsent) > 0 {
+		if !wait && s.p.courier == nil {
+			if _, err := s.p.willing(); err != nil {
+				return
+			}
+		}
 		p := s.unsent[0]
 		session, err := s.sessionFor(p)
 		if err == nil && session != s.session {
@@ -228,9 +233,17 @@ func (s *stream) sessionFor(p *parcel) (broker.Session, error) {
 
 // settle waits for everything in flight, and finds what is unsent.
 func (s *stream) settle() {
+	for _, p := range s.open {
+		s.look(p)
+	}
+	s.gather()
+}
+
+// gather finds what is unsent, in order.
+func (s *stream) gather() {
 	s.unsent = s.unsent[:0:0]
 	for _, p := range s.open {
-		if s.look(p); !p.over {
+		if !p.over && p.answer == nil {
 			s.unsent = append(s.unsent, p)
 		}
 	}

@@ -246,3 +246,45 @@ func TestPublishAllTellsTheTruthWhenLinksAreCut(t *testing.T) {
 		}
 	})
 }
+
+// The outcomes of tasks that a dead link leaves unconfirmed do not wait behind a task that waits for the next one.
+func TestPublishAllYieldsWhatIsKnownBeforeItWaits(t *testing.T) {
+	t.Parallel()
+	for name, stop := range map[string]func(*rig){
+		"no connection": func(r *rig) { r.chaos.FailOpen(errors.New("down")); r.chaos.Kill() },
+		"blocked":       func(r *rig) { r.chaos.HoldConfirms(false); r.chaos.Block(true) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, withQueue)
+				r.chaos.HoldConfirms(true)
+				began := time.Now()
+				burst := func(yield func(*dispatcher.Task) bool) {
+					for i := range 5 {
+						if i == 4 {
+							stop(r)
+							synctest.Wait()
+						}
+						if !yield(named(fmt.Sprint(i), "jobs")) {
+							return
+						}
+					}
+					t.Error("another task was taken")
+				}
+				n := 0
+				for task, err := range r.server.PublishAll(t.Context(), burst) {
+					if took := time.Since(began); task.UUID != fmt.Sprint(n) || took != 0 {
+						t.Errorf("task %s after %v: %v", task.UUID, took, err)
+					}
+					if n++; n == 4 {
+						up(r)
+						r.chaos.Block(false)
+						r.chaos.HoldConfirms(false)
+						break
+					}
+				}
+			})
+		})
+	}
+}
