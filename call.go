@@ -179,7 +179,7 @@ func (s *shift) conclude(c *call, o outcome, abandoned bool) {
 	now := time.Now()
 	a := attempt{
 		outcome: o, timeout: c.plan.timeout, shutdown: s.tasks.Err() != nil, abandoned: abandoned,
-		number: c.history.attempts + 1, first: c.firstBegan(), expires: c.history.expires, now: now,
+		number: c.history.attempts + 1, asked: c.history.asked, first: c.firstBegan(), expires: c.history.expires, now: now,
 	}
 	if a.timeout > 0 {
 		deadline := c.started.Add(a.timeout)

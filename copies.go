@@ -49,6 +49,9 @@ func (c *call) forwarded(v verdict, worker string, now time.Time) broker.Message
 	}
 	switch v.action {
 	case retryLater:
+		if v.wish.kind == wishRetryAfter {
+			h[headerAsked] = int64(c.history.asked + 1)
+		}
 		// It has ended an attempt, and was known.
 		delete(h, headerLosses)
 		delete(h, headerMisses)

@@ -181,6 +181,33 @@ func TestRetryAfterSaysWhen(t *testing.T) {
 	})
 }
 
+// Whoever waited for a rate limit five times has not failed six times when something fails.
+func TestRetryAfterDoesNotMakeLaterPausesLonger(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server()
+		ran := make(chan int, 10)
+		grows := policy(dispatcher.RetryPolicy{MaxAttempts: 10, InitialInterval: 50 * time.Millisecond, Multiplier: 10, Jitter: -1})
+		v.worker(s, "w", tasks{"n": {Retry: grows, Function: func(ctx context.Context) error {
+			info, _ := dispatcher.TaskFromContext(ctx)
+			ran <- info.Attempt
+			switch {
+			case info.Attempt <= 5:
+				return dispatcher.RetryAfter(0, nil)
+			case info.Attempt == 6:
+				return errors.New("no") // 50 ms, not 50 ms × 10^5
+			}
+			return nil
+		}}})
+		v.publish(s, "n")
+		for n := 1; n <= 7; n++ {
+			if got := wait(v.t, ran, "attempt"); got != n {
+				v.t.Errorf("attempt %d, want %d", got, n)
+			}
+		}
+	})
+}
+
 func TestDelayedTasksAreNeverEarlyAndExpireInTime(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {

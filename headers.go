@@ -28,6 +28,7 @@ const (
 // Headers that the library writes; ADR 0007 says what they hold. A worker of gofort/dispatcher ignores them.
 const (
 	headerAttempt     = headerPrefix + "attempt" // attempts made
+	headerAsked       = headerPrefix + "asked"   // those of them that ended with RetryAfter
 	headerLog         = headerPrefix + "log"
 	headerRoutingKey  = headerPrefix + "routing-key"
 	headerExpiresAt   = headerPrefix + "expires-at"

@@ -6,6 +6,7 @@ import "time"
 // of the wrong type or out of range is absent.
 type history struct {
 	attempts   int       // made so far
+	asked      int       // those of them that ended with RetryAfter
 	routingKey string    // what it was published with; "" = as it came
 	expires    time.Time // zero = never
 	losses     int
@@ -21,6 +22,7 @@ func readHistory(headers map[string]any) (h history) {
 		return h
 	}
 	h.attempts = count(headers[headerAttempt])
+	h.asked = min(count(headers[headerAsked]), h.attempts)
 	h.losses = count(headers[headerLosses])
 	h.misses = count(headers[headerMisses])
 	h.expires = instant(headers[headerExpiresAt])

@@ -17,16 +17,16 @@ func TestHistoryBelievesNothingThatIsOutOfRange(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC)
 	good := readHistory(map[string]any{
-		headerAttempt: int64(3), headerLosses: int64(2), headerMisses: int64(7), headerRoutingKey: "key",
+		headerAttempt: int64(3), headerAsked: int64(1), headerLosses: int64(2), headerMisses: int64(7), headerRoutingKey: "key",
 		headerExpiresAt: writeInstant(at), headerMissedSince: writeInstant(at),
 	})
-	if want := (history{3, "key", at, 2, 7, at}); good != want {
+	if want := (history{3, 1, "key", at, 2, 7, at}); good != want {
 		t.Errorf("got %+v, want %+v", good, want)
 	}
 	for _, v := range []any{nil, "3", 3, int32(3), int64(-1), int64(math.MinInt64), int64(math.MaxInt64), 3.0, []byte("3"), true,
 		strings.Repeat("x", 256), time.Now(), map[string]any{}, []any{int64(1)}, "0000-00-00T00:00:00Z"} {
 		h := map[string]any{}
-		for _, name := range []string{headerAttempt, headerLosses, headerMisses, headerExpiresAt, headerMissedSince, headerLog} {
+		for _, name := range []string{headerAttempt, headerAsked, headerLosses, headerMisses, headerExpiresAt, headerMissedSince, headerLog} {
 			h[name] = v
 		}
 		if _, text := v.(string); !text || len(v.(string)) > 255 {

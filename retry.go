@@ -13,7 +13,8 @@ import (
 // RetryPolicy says whether and when a task whose attempt failed is tried again. It is set for a task, a worker or the whole
 // server; the nearest one counts, as a whole. Without any, a task has one attempt.
 //
-// The pause after attempt n is InitialInterval × Multiplier^(n-1), at most MaxInterval, then changed at random by Jitter. What it
+// The pause after attempt n is InitialInterval × Multiplier^(n-1), at most MaxInterval, then changed at random by Jitter. Attempts that ended
+// with [RetryAfter] do not count in this n: whoever waits for a rate limit has not failed that often. What a policy
 // needs to go on travels with the task, so it outlives workers. A task that has used up its attempts becomes a dead letter.
 type RetryPolicy struct {
 	// MaxAttempts is how often a task is tried in all, the first time included. 0: 5. Negative: as often as MaxAge allows.
@@ -164,6 +165,7 @@ type attempt struct {
 	abandoned bool      // it still runs
 	shutdown  bool      // the contexts of tasks had been cancelled because the worker stops
 	number    int       // of this attempt, from 1
+	asked     int       // earlier ones that ended with RetryAfter
 	first     time.Time // when the first attempt began
 	expires   time.Time // zero = never
 	now       time.Time
@@ -198,7 +200,7 @@ func judge(a attempt, p *RetryPolicy) verdict {
 	if a.wish.kind == wishRetryAfter {
 		delay = a.wish.after
 	} else {
-		delay = p.interval(a.number)
+		delay = p.interval(a.number - a.asked)
 	}
 	due := a.now.Add(delay)
 	if p != nil && p.MaxAge > 0 && due.Sub(a.first) > p.MaxAge {

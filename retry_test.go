@@ -154,6 +154,8 @@ func TestJudge(t *testing.T) {
 		"after":                       {attempt{outcome: outcomeOf(RetryAfter(time.Hour, no.err)), number: 1}, three, retryLater, "", time.Hour},
 		"after, no policy":            {attempt{outcome: outcomeOf(RetryAfter(time.Hour, nil)), number: 99}, nil, retryLater, "", time.Hour},
 		"after, last":                 {attempt{outcome: outcomeOf(RetryAfter(time.Hour, no.err)), number: 3}, three, toDeadLetters, "failed", 0},
+		"first after one that asked":  {attempt{outcome: no, number: 2, asked: 1}, three, retryLater, "", time.Minute},
+		"last after one that asked":   {attempt{outcome: no, number: 3, asked: 1}, three, toDeadLetters, "failed", 0},
 		"after, absurd":               {attempt{outcome: outcomeOf(RetryAfter(math.MaxInt64, no.err)), number: 1}, three, retryLater, "", broker.MaxDelay},
 		"after, negative":             {attempt{outcome: outcomeOf(RetryAfter(math.MinInt64, no.err)), number: 1}, three, retryLater, "", 0},
 		"endless":                     {attempt{outcome: no, number: 1000, first: now.Add(-59 * time.Minute)}, endless, retryLater, "", time.Minute},

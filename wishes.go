@@ -28,7 +28,7 @@ func Discard(err error) error {
 }
 
 // RetryAfter asks for the next attempt after d, in place of the policy's pause: for instance what a Retry-After header said.
-// Below 0 counts as 0; more than a year as a year. MaxAttempts and MaxAge of the policy still bound it; without a
+// Below 0 counts as 0; more than a year as a year. MaxAttempts and MaxAge of the policy still bound it, and it does not make the policy's later pauses longer; without a
 // policy nothing does, and the function decides by TaskInfo.Attempt. err may be nil: the attempt has failed all the same. If err
 // says [Permanent] or [Discard], that counts.
 func RetryAfter(d time.Duration, err error) error {
