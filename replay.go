@@ -84,16 +84,21 @@ func (r *replay) run(ctx context.Context) error {
 func (r *replay) chunk(ctx context.Context, s *deadScan, found []broker.Delivery) error {
 	var letters []broker.Delivery
 	var msgs []broker.Message
-	var full error
+	var full error // the latest says how many are held
+	hold := func(letter broker.Delivery) {
+		if err := s.hold(letter); err != nil {
+			full = err
+		}
+	}
 	for _, letter := range found {
 		if !r.wants(&letter.Message) {
-			full = errors.Join(full, s.hold(letter))
+			hold(letter)
 			continue
 		}
 		m, err := r.message(&letter.Message)
 		if err != nil {
 			r.refuse(err)
-			full = errors.Join(full, s.hold(letter))
+			hold(letter)
 			continue
 		}
 		letters, msgs = append(letters, letter), append(msgs, m)
@@ -131,7 +136,7 @@ func (r *replay) chunk(ctx context.Context, s *deadScan, found []broker.Delivery
 			r.doubtful++
 			end = err
 		}
-		full = errors.Join(full, s.hold(letters[i]))
+		hold(letters[i])
 	}
 	if end != nil {
 		return end
