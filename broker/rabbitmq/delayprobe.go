@@ -151,7 +151,7 @@ func (p *probes) late(now time.Time) string {
 		return ""
 	}
 	slices.Sort(names)
-	return fmt.Sprintf("messages that were due %v ago have not come through %s", most.Truncate(time.Second), strings.Join(names, ", "))
+	return fmt.Sprintf("messages that were due %v ago are held up in the levels 5 to 10 or in %s", most.Truncate(time.Second), strings.Join(names, ", "))
 }
 
 // forget drops the probes that have not arrived: their queue is gone.
