@@ -54,11 +54,26 @@ func newRig(t *testing.T, edit ...func(*dispatcher.ServerConfig)) *rig {
 	}
 	t.Cleanup(func() {
 		r.server.Close()
+		balanced(t, r.server)
 		if t.Failed() {
 			t.Log("log of the server:\n" + r.log.String())
 		}
 	})
 	return r
+}
+
+// balanced checks, of a server that is closed, that every delivery is counted once. A call that never ends has no verdict.
+func balanced(t *testing.T, server *dispatcher.Server) {
+	t.Helper()
+	running := 0
+	for _, w := range server.Health(t.Context()).Workers {
+		running += w.Running
+	}
+	s := server.Stats()
+	sum := s.Succeeded + s.Discarded + s.Retried + s.Postponed + s.Suspected + s.DeadLettered + s.Released + s.Lost
+	if sum > s.Received || sum+int64(running) < s.Received {
+		t.Errorf("%d verdicts on %d deliveries, and %d calls go on: %+v", sum, s.Received, running, s)
+	}
 }
 
 // worker starts a worker of that name on queue "jobs", bound to the key "jobs".

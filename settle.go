@@ -41,6 +41,7 @@ func (s *shift) settle(c *call, v verdict) (stays bool) {
 	switch {
 	case errors.Is(err, broker.ErrQueueGone):
 		what = "delivery not settled: the task is gone with its queue"
+		stats.lost.Add(1)
 	case errors.Is(err, broker.ErrSettled):
 		what = "delivery not settled: it was settled before"
 	default:
@@ -110,6 +111,7 @@ func (s *shift) tellForwarded(c *call, v verdict) {
 			fire(s.w.log, hooks.Retried, RetryEvent{*c.info(worker), v.delay, v.err})
 		}
 	case toBack:
+		stats.postponed.Add(1)
 		log.Warn("task was lost with its worker or connection; moved to the back of the queue", "losses", v.losses)
 	case toSuspects:
 		stats.suspected.Add(1)

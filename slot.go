@@ -141,14 +141,16 @@ func (s *shift) stepAside(c *call) {
 
 // accept reports whether a delivery is to be worked on.
 func (s *shift) accept(d *broker.Delivery, at *feed) bool {
+	stats := &s.w.server.stats
 	select {
 	case <-d.Lost():
-		s.w.server.stats.lost.Add(1) // it is, or will be, with somebody else
+		stats.received.Add(1)
+		stats.lost.Add(1) // it is, or will be, with somebody else
 		return false
 	default:
 	}
 	if s.taking.Err() == nil {
-		s.w.server.stats.received.Add(1)
+		stats.received.Add(1)
 		return true
 	}
 	// Given back while the consumer is still there, it would come straight back: a hot loop of releases. If the consumer
@@ -159,6 +161,7 @@ func (s *shift) accept(d *broker.Delivery, at *feed) bool {
 	}
 	select { // both may be closed, and what is left to Close is charged
 	case <-at.consumer.Done():
+		stats.received.Add(1)
 		s.settle(newCall(*d, at), verdict{action: release})
 	default:
 	}

@@ -15,15 +15,16 @@ type Stats struct {
 	Outboxed    int64 `json:"outboxed"`    // … with ErrInOutbox
 	OutboxDead  int64 `json:"outbox_dead"` // tasks in the outbox that the broker refused
 
+	// Received is the sum of the eight from Succeeded to Lost, but for what has no verdict yet.
 	Received     int64 `json:"received"`      // deliveries taken by workers
 	Succeeded    int64 `json:"succeeded"`     // attempts that ended well and were acknowledged
 	Discarded    int64 `json:"discarded"`     // attempts that failed and were acknowledged because the function said Discard
 	Retried      int64 `json:"retried"`       // attempts that failed and are followed by another
-	Postponed    int64 `json:"postponed"`     // deliveries put off without an attempt: of unknown tasks, and of tasks of which a call runs
+	Postponed    int64 `json:"postponed"`     // deliveries put off without an attempt: of unknown tasks, of tasks of which a call runs, and of tasks that were lost once
 	Suspected    int64 `json:"suspected"`     // deliveries moved to the suspects
 	DeadLettered int64 `json:"dead_lettered"` // deliveries that became dead letters, for whatever reason
 	Released     int64 `json:"released"`      // deliveries given back by a worker that stopped
-	Lost         int64 `json:"lost"`          // deliveries whose connection ended before they were settled: the broker delivers them again
+	Lost         int64 `json:"lost"`          // deliveries whose connection ended before they were settled: the broker delivers them again, unless their queue was deleted
 	Abandoned    int64 `json:"abandoned"`     // calls given up on because they ran on after their timeout
 
 	Replayed int64 `json:"replayed"` // dead letters sent back to their queue by DeadLetters.Replay

@@ -110,13 +110,13 @@ func (s *shift) takeSuspect(at *feed, o offer) *call {
 		over(noSuspect)
 		return nil
 	}
+	s.w.server.stats.received.Add(1)
 	c := newCall(*d, at)
 	if s.taking.Err() != nil { // stopped meanwhile
 		s.settle(c, verdict{action: release})
 		over(noSuspect)
 		return nil
 	}
-	s.w.server.stats.received.Add(1)
 	c.over = over
 	return c
 }
@@ -137,6 +137,7 @@ func (s *shift) fetchSuspect(at *feed) *broker.Delivery {
 		case fetched <- d:
 		case <-late:
 			if d != nil {
+				s.w.server.stats.received.Add(1)
 				s.settle(newCall(*d, at), verdict{action: release})
 			}
 		}

@@ -97,7 +97,7 @@ func (v *venue) server(edit ...func(*dispatcher.ServerConfig)) *dispatcher.Serve
 	if err != nil {
 		v.t.Fatal(err)
 	}
-	v.t.Cleanup(s.Close)
+	v.t.Cleanup(func() { s.Close(); balanced(v.t, s) })
 	return s
 }
 
