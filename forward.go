@@ -75,7 +75,7 @@ func (s *shift) forward(c *call, v verdict) (verdict, error) {
 			s.stuckBy(+1, nil)
 			defer s.stuckBy(-1, nil)
 		}
-		s.stuckBy(0, err)
+		s.stuckBy(0, fmt.Errorf("%s of task %q (%q) not written: %w", v.action, excerpt(c.name), excerpt(c.uuid), err))
 		if errors.Is(err, broker.ErrUnroutable) {
 			s.redeclare() // somebody has deleted the queue
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"reflect"
 	"strings"
@@ -74,14 +75,15 @@ func TestHealthDatesItsErrors(t *testing.T) {
 		failed := time.Now().Add(time.Minute)
 		r.chaos.FailDeadLetter(errors.New("not now"))
 		<-time.After(time.Minute)
-		r.publish("n")
+		uuid := r.publish("n").UUID
 		synctest.Wait()
+		const unwritten = `dead letter of task "n" (%q) not written: not now`
 		h := r.server.Health(t.Context())
-		if !h.LastErrorAt.Equal(lost) || !h.Workers[0].LastErrorAt.Equal(failed) || h.Workers[0].LastError.Error() != "not now" {
+		if !h.LastErrorAt.Equal(lost) || !h.Workers[0].LastErrorAt.Equal(failed) || h.Workers[0].LastError.Error() != fmt.Sprintf(unwritten, uuid) {
 			t.Errorf("%v at %v, %v at %v", h.LastError, h.LastErrorAt, h.Workers[0].LastError, h.Workers[0].LastErrorAt)
 		}
 		text, err := json.Marshal(h)
-		if err != nil || !strings.Contains(string(text), `"last_error":"session lost: killed"`) || !strings.Contains(string(text), `"last_error":"not now"`) {
+		if err != nil || !strings.Contains(string(text), `"last_error":"session lost: killed"`) || !strings.Contains(string(text), `not written: not now"`) {
 			t.Errorf("%s, %v", text, err)
 		}
 		r.chaos.FailDeadLetter(nil)
