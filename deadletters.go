@@ -40,7 +40,8 @@ func (s *Server) DeadLetters(queue string) *DeadLetters {
 }
 
 // DeadLetterFilter chooses dead letters: those that fit all fields that are set. The zero value fits all, and List takes it; Replay and
-// Delete do not, so that a parameter that somebody forgot does not run or remove everything.
+// Delete do not, so that a parameter that somebody forgot does not run or remove everything. Letters that do not fit are passed over, and
+// no call passes over more than 10,000: what must be told apart in such numbers needs queues of its own.
 type DeadLetterFilter struct {
 	UUID       string
 	Name       string    // of the task
@@ -89,7 +90,7 @@ func printHeader(v any) string {
 
 // Page is a part of a list.
 type Page struct {
-	Skip  int // how many to leave out at the beginning. Negative: an error.
+	Skip  int // how many to leave out at the beginning; they are passed over, so no more than 10,000. Negative: an error.
 	Limit int // how many to return at most, 1 to 1,000. 0: 100.
 }
 

@@ -92,7 +92,7 @@ type WorkerHealth struct {
 	Held        int       `json:"held"`                   // tasks that wait for a running call of the same queue, name and uuid
 	Suspects    string    `json:"suspects,omitempty"`     // why the suspects of its queue cannot be fetched, tried again about every 15 s; "" = they can
 	Ready       int       `json:"ready"`                  // tasks waiting in its queue; -1 = not known
-	Dead        int       `json:"dead"`                   // its dead letters; -1 = not known
+	Dead        int       `json:"dead"`                   // its dead letters, without those that somebody looks at in this moment; -1 = not known
 	LastError   error     `json:"last_error,omitempty"`   // the last problem with consuming, settling or suspects, perhaps overcome
 	LastErrorAt time.Time `json:"last_error_at,omitzero"` // when that was
 }

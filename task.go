@@ -43,7 +43,8 @@ type Task struct {
 	// NotBefore is Delay as a time, by this machine's clock. Zero or past = no delay. Setting both is an error.
 	NotBefore time.Time `json:"-"`
 	// ExpiresAt: a task that has not started by then is not started any more, and becomes a dead letter with the reason expired.
-	// By the worker's clock. Zero = never. Past, or not after the delay: an error.
+	// Earlier, if an attempt fails and the next one would begin too late. A replay forgets it. By the worker's clock. Zero = never. Past, or
+	// not after the delay: an error.
 	ExpiresAt time.Time `json:"-"`
 }
 

@@ -30,7 +30,8 @@ type Result struct {
 //
 // If ctx ends first, the error Is ctx's and says what is left to do, and Result is what happened so far. Give ctx a deadline: a task that
 // never returns or is retried for ever keeps the Kit busy, also inside testing/synctest, where a day passes in a moment. Outside of it,
-// delays and pauses between attempts take their time.
+// delays and pauses between attempts take their time. More than 10,000 dead letters of one queue are an error, and only the first of them
+// are in Result.
 //
 // Call it from one goroutine at a time: each attempt is in one Result only.
 func (k *Kit) RunUntilIdle(ctx context.Context) (Result, error) {
