@@ -52,6 +52,7 @@ func (c *courier) carry() {
 		c.wake(k)
 		c.signal()
 		c.mu.Unlock()
+		c.tell()
 	}
 }
 

@@ -96,6 +96,16 @@ func (o containedOutbox) Notify(added func(string)) {
 	}
 }
 
+// Durable implements [DurableOutbox]. One that does not say is not durable.
+func (o containedOutbox) Durable() bool {
+	d, ok := o.outbox.(DurableOutbox)
+	if !ok {
+		return false
+	}
+	durable, err := contained(o.log, func() (bool, error) { return d.Durable(), nil })
+	return durable && err == nil
+}
+
 func (o containedOutbox) Add(ctx context.Context, e OutboxEntry) error {
 	_, err := contained(o.log, func() (struct{}, error) { return struct{}{}, o.outbox.Add(ctx, e) })
 	return err

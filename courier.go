@@ -14,9 +14,10 @@ import (
 // Its goroutines, the carriers, are started by what gives them work, and end when there is none: an empty outbox costs
 // nothing. A nil *courier is that of a server without an outbox.
 type courier struct {
-	cfg   *ServerConfig
-	sup   *supervisor
-	stats *publishCounters // of the publisher
+	cfg     *ServerConfig
+	sup     *supervisor
+	stats   *publishCounters // of the publisher
+	durable bool             // what is left is for the next process
 
 	// sending ends first: no entry is sent any more. hard ends when outcomes are not waited for any more either.
 	sending     context.Context
@@ -33,6 +34,9 @@ type courier struct {
 	stalled  int           // carriers that have waited for an answer for PublishTimeout
 	adding   int           // calls of Outbox.Add under way
 	moved    int64         // entries that have left, for flush to see
+	holding  bool          // there are entries, as far as is known
+	told     bool          // holding, as it was logged last
+	toldAt   int64         // moved at that time
 	failing  int           // carriers that cannot go on because the outbox fails
 	lastErr  error         // of the outbox
 	failedAt time.Time     // when that was
@@ -60,6 +64,9 @@ func newCourier(ctx context.Context, cfg *ServerConfig, sup *supervisor, stats *
 	c := &courier{cfg: cfg, sup: sup, stats: stats, keys: make(map[string]*heldKey), offenders: make(chan struct{}, 1), stopped: true}
 	c.sending, c.stopSending = context.WithCancel(context.Background())
 	c.hard, c.stopHard = context.WithCancel(context.Background())
+	if d, ok := cfg.Outbox.(DurableOutbox); ok {
+		c.durable = d.Durable()
+	}
 	if n, ok := cfg.Outbox.(OutboxNotifier); ok { // before Keys, or an entry could come in between
 		n.Notify(c.found)
 	}
@@ -70,7 +77,33 @@ func newCourier(ctx context.Context, cfg *ServerConfig, sup *supervisor, stats *
 	for _, name := range names {
 		c.found(name)
 	}
+	if len(names) > 0 {
+		n, err := cfg.Outbox.Counts(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("outbox: count: %w", err)
+		}
+		c.holding, c.told = true, true
+		sup.log.Info("tasks are in the outbox since an earlier start", "entries", n.Entries, "dead", n.Dead)
+	}
 	return c, nil
+}
+
+// tell logs that tasks go to the outbox, or that it is empty again.
+func (c *courier) tell() {
+	c.mu.Lock()
+	holding, sent := c.holding, c.moved-c.toldAt
+	changed := holding != c.told
+	if changed {
+		c.told, c.toldAt = holding, c.moved
+	}
+	c.mu.Unlock()
+	switch {
+	case !changed:
+	case holding:
+		c.sup.log.Info("tasks go to the outbox")
+	default:
+		c.sup.log.Info("the outbox is empty again", "entries", sent)
+	}
 }
 
 // start begins with what an earlier program left.
@@ -99,6 +132,7 @@ func (c *courier) found(key string) {
 		c.keys[key] = k
 	}
 	k.more = true
+	c.holding = true
 	c.wake(k)
 	c.signal()
 }
@@ -147,6 +181,7 @@ func (c *courier) keep(ctx context.Context, kept outbound) {
 		// Of what may be there a carrier has to look.
 		c.added(kept.msgs[i].RoutingKey, errors.Is(err, ErrInOutbox) || errors.Is(err, ErrUnconfirmed))
 	}
+	c.tell()
 }
 
 // add returns the outcome of one publish.
@@ -186,6 +221,7 @@ func (c *courier) added(key string, look bool) {
 	c.adding--
 	if look {
 		k.more = true
+		c.holding = true
 	}
 	c.wake(k)
 }
@@ -199,7 +235,9 @@ func (c *courier) wake(k *heldKey) {
 		c.ready = append(c.ready, k)
 		c.hire()
 	case k.adding == 0:
-		delete(c.keys, k.name)
+		if delete(c.keys, k.name); len(c.keys) == 0 {
+			c.holding = false
+		}
 	}
 }
 
@@ -240,6 +278,8 @@ func (c *courier) flush(ctx context.Context) {
 		switch {
 		case empty || l.state == StateGivenUp || l.state == StateClosed:
 			return
+		case c.durable && !takes(l):
+			return
 		case l.state == StateConnecting && !hurried: // once: a broker that accepts and drops must not be dialled without pauses
 			c.sup.hurry()
 			hurried = true
@@ -257,6 +297,15 @@ func (c *courier) flush(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// takes reports whether a broker is there and does not block publishers.
+func takes(l link) bool {
+	if l.session == nil {
+		return false
+	}
+	_, blocked := l.session.Blocked()
+	return !blocked
 }
 
 // stop ends the courier: nothing is sent any more; outcomes are waited for until ctx ends. The error says what is left. Called
@@ -310,6 +359,9 @@ func (c *courier) left(ctx context.Context) error {
 	case err != nil:
 		return fmt.Errorf("%w: in %d routing keys; how many is not known: %w", ErrOutboxNotEmpty, keys, err)
 	case n.Entries == 0:
+		return nil
+	case c.durable:
+		c.sup.log.Warn("tasks are left in the outbox for the next start", "entries", n.Entries, "dead", n.Dead)
 		return nil
 	default:
 		return fmt.Errorf("%w: %d, and %d dead ones", ErrOutboxNotEmpty, n.Entries, n.Dead)

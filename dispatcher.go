@@ -112,12 +112,12 @@ type ServerConfig struct {
 	// same uuid: it may run twice. A nacked one ([ErrNacked]) is sent again until its queue takes it. One that the broker refuses,
 	// or over which it ends five connections or channels, is kept among the dead entries, counted in Stats.OutboxDead and reported to
 	// Hooks.OutboxRefused, and the next is sent. One outbox belongs to one server at a time. If entries remain when that closes,
-	// Shutdown returns [ErrOutboxNotEmpty].
+	// Shutdown returns [ErrOutboxNotEmpty], or logs a warning if it is a [DurableOutbox].
 	//
 	// Entries go to the exchange that they were published to, also if Exchange has changed since.
 	//
 	// With an outbox, NewServer returns a server also while the broker cannot be reached, and Shutdown and Close use their time to connect
-	// and empty the outbox. [MemoryOutbox] ends with the process; package outbox/bolt keeps tasks in a file.
+	// and empty the outbox, of a durable one only as long as the broker takes tasks. [MemoryOutbox] ends with the process; package outbox/bolt keeps tasks in a file.
 	Outbox Outbox
 
 	// PublishTimeout bounds every publish, waiting for a connection, for a broker that blocks publishers and for the

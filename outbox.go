@@ -53,6 +53,15 @@ type OutboxNotifier interface {
 	Notify(added func(routingKey string))
 }
 
+// DurableOutbox is an [Outbox] that keeps its entries for the next process. [Server.Shutdown] empties it while the broker takes tasks, and
+// does not wait for a lost connection. What is left is logged, and no error.
+type DurableOutbox interface {
+	Outbox
+
+	// Durable reports whether the entries outlive the process. NewServer calls it once.
+	Durable() bool
+}
+
 // OutboxCounts is how much is in an [Outbox].
 type OutboxCounts struct {
 	Entries int // waiting to be sent, over all routing keys

@@ -184,6 +184,70 @@ func TestARefusedDeclarationAfterAnOfflineStartIsShown(t *testing.T) {
 	})
 }
 
+// durableOutbox says that it outlives the process.
+type durableOutbox struct{ dispatcher.Outbox }
+
+func (durableOutbox) Durable() bool { return true }
+
+// What is left in a durable outbox is for the next process: a deploy during an outage neither waits nor fails.
+func TestShutdownLeavesADurableOutboxAsItIs(t *testing.T) {
+	t.Parallel()
+	for name, away := range map[string]func(*rig){
+		"disconnected": func(r *rig) { down(r, true) },
+		"blocked":      func(r *rig) { r.chaos.Block(true) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				outbox := durableOutbox{dispatcher.NewMemoryOutbox(dispatcher.MemoryOutboxConfig{})}
+				with := func(c *dispatcher.ServerConfig) { c.Outbox = outbox }
+				r := newRig(t, withQueue, with)
+				away(r)
+				kept(t, "publish", r.server.Publish(named("1", "jobs")))
+				kept(t, "publish", r.server.Publish(named("2", "jobs")))
+				began := time.Now()
+				if err := r.server.Shutdown(t.Context()); err != nil {
+					t.Errorf("shutdown: %v", err)
+				}
+				if took := time.Since(began); took != 0 {
+					t.Errorf("shutdown took %v", took)
+				}
+				says := func(r *rig, want ...string) {
+					t.Helper()
+					for _, line := range want {
+						if strings.Count(r.log.String(), line) != 1 {
+							t.Errorf("%q is not once in the log:\n%s", line, r.log)
+						}
+					}
+				}
+				says(r, "info: tasks go to the outbox", "warn: tasks are left in the outbox for the next start entries=2 dead=0")
+
+				next := newRig(t, withQueue, with)
+				drained(t, next)
+				if got := strings.Join(next.ids("jobs"), " "); got != "1 2" {
+					t.Errorf("got %s", got)
+				}
+				synctest.Wait()
+				says(next, "info: tasks are in the outbox since an earlier start entries=2 dead=0", "info: the outbox is empty again entries=2")
+
+				// While the broker takes tasks, it is emptied.
+				down(next, true)
+				kept(t, "publish", next.server.Publish(named("3", "jobs")))
+				next.chaos.HoldConfirms(true)
+				down(next, false)
+				time.AfterFunc(5*time.Second, func() { next.chaos.HoldConfirms(false) })
+				began = time.Now()
+				if err := next.server.Shutdown(t.Context()); err != nil || strings.Contains(next.log.String(), "left in the outbox") {
+					t.Errorf("shutdown: %v, and the log is\n%s", err, next.log)
+				}
+				if took := time.Since(began); took != 5*time.Second {
+					t.Errorf("shutdown took %v", took)
+				}
+			})
+		})
+	}
+}
+
 func TestShutdownConnectsToEmptyTheOutbox(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

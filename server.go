@@ -276,8 +276,8 @@ func (s *Server) shutdownContext() (context.Context, context.CancelFunc) {
 
 // Shutdown ends the server in this order: all workers stop taking tasks and give back what has not started; running tasks
 // end, and may still publish; their outcomes are settled; what is in the outbox is sent, and for that a lost connection is
-// waited for; publishes under way are confirmed; the connection is closed. If tasks are left in the outbox, the error
-// Is [ErrOutboxNotEmpty]. If the broker is the embedded one, the tasks that are left in it and that no other server takes are counted
+// waited for, unless it is a [DurableOutbox]; publishes under way are confirmed; the connection is closed. If tasks are left in an outbox that is
+// not durable, the error Is [ErrOutboxNotEmpty]. If the broker is the embedded one, the tasks that are left in it and that no other server takes are counted
 // and logged, once.
 //
 // The outbox has the time that ctx has left. It is given up earlier if the connection is given up, and, if ctx has no deadline, once no task

@@ -374,6 +374,9 @@ func (o *Outbox) Notify(added func(routingKey string)) {
 	o.added = added
 }
 
+// Durable implements [dispatcher.DurableOutbox]. It is true.
+func (o *Outbox) Durable() bool { return true }
+
 // view calls f with the state of the last commit.
 func (o *Outbox) view(ctx context.Context, f func(*table) error) error {
 	o.mu.Lock()
