@@ -452,6 +452,21 @@ func TestRabbitMQ_D10EverythingAtOnce(t *testing.T) {
 	within(t, 2*patience, "Close", r.server.Close)
 }
 
+func TestRabbitMQ_TheLogNamesTheNodeWithoutCredentials(t *testing.T) {
+	t.Parallel()
+	r := newRabbit(t)
+	r.cut()
+	eventually(t, "connected again", func() bool { return r.server.Stats().Reconnects == 1 })
+	log := r.log.String()
+	host := "node=amqp://" + r.proxy.Addr() + "/"
+	if !strings.Contains(log, "info: connected "+host) || !strings.Contains(log, "info: connected again "+host) {
+		t.Errorf("the log does not name %s:\n%s", host, log)
+	}
+	if password, _ := r.url.User.Password(); strings.Contains(log, ":"+password+"@") {
+		t.Errorf("the log has the password:\n%s", log)
+	}
+}
+
 func TestRabbitMQ_D11ADrainingTaskCanPublishAndTheRestIsGivenBack(t *testing.T) {
 	t.Parallel()
 	r := newRabbit(t)

@@ -117,7 +117,7 @@ func (s *supervisor) start(ctx context.Context) error {
 	}
 	if session != nil {
 		s.set(StateConnected, session, nil)
-		s.log.Info("connected")
+		s.log.Info("connected", where(session)...)
 	}
 	run, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
@@ -167,7 +167,7 @@ func (s *supervisor) run(ctx context.Context, session broker.Session, o *outage)
 			}
 			return
 		}
-		s.log.Info(connected, "outage", rounded(time.Since(lost))) // before the workers say that they go on
+		s.log.Info(connected, append(where(session), "outage", rounded(time.Since(lost)))...) // before the workers say that they go on
 		connected = "connected again"
 		if !s.set(StateConnected, session, nil) {
 			s.discard(session)
@@ -175,6 +175,14 @@ func (s *supervisor) run(ctx context.Context, session broker.Session, o *outage)
 		}
 		s.tell(s.hooks.Reconnected, StateConnected, nil)
 	}
+}
+
+// where is the node of a session, for the log.
+func where(session broker.Session) []any {
+	if node := session.Status().Node; node != "" {
+		return []any{"node", node}
+	}
+	return nil
 }
 
 func (s *supervisor) tell(hook func(ConnectionEvent), state State, err error) {

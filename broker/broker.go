@@ -173,6 +173,8 @@ type Capabilities struct {
 
 // Status describes the health of a session. The zero value: nothing is wrong.
 type Status struct {
+	// Node is where the session is connected, without credentials; "" = there is nothing to tell, as in the process itself.
+	Node string
 	// Unanswered is how many published messages the broker has not answered although their callers have stopped waiting.
 	Unanswered int
 	// Unreadable counts, by queue, the messages that were handed out with [Message].Unreadable set. Nil if there were none.

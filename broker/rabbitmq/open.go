@@ -144,6 +144,7 @@ func (b *Broker) open(ctx context.Context, a address, leave func() bool) (*sessi
 		}
 		return nil, err
 	}
+	s.node = a.place
 	return s, nil
 }
 

@@ -22,6 +22,8 @@ type session struct {
 	silence   silence
 	turns     turns
 
+	node string // the address, without credentials; set before anybody has the session
+
 	dead chan struct{} // closed when err is set
 	done chan struct{} // closed when, after that, nothing is under way
 
@@ -90,6 +92,7 @@ func (s *session) Blocked() (reason string, ok bool) {
 // Status implements [broker.Session].
 func (s *session) Status() broker.Status {
 	return broker.Status{
+		Node:     s.node,
 		Channels: s.channels.status(), Unreadable: s.unreadables(),
 		Unanswered: s.publish.unanswered(), Delays: s.delays.probes.late(time.Now()),
 	}
