@@ -114,7 +114,8 @@ func healthText(err error) string {
 	return errorText(err)
 }
 
-// Health asks the broker how full the workers' queues are, which also shows that the connection answers, and returns at the
+// Health asks the broker how full the workers' queues are, which also shows that the connection answers (without a worker it
+// asks nothing, and a silent broker shows after about 20 s, when the connection is given up), and returns at the
 // latest when ctx ends, with what is not known marked so.
 func (s *Server) Health(ctx context.Context) Health {
 	l, _ := s.sup.now()

@@ -17,7 +17,8 @@ import (
 // Publish fills UUID and RoutingKey in the caller's Task when they are empty and reads the rest, so a Task belongs to one
 // goroutine until Publish returns. Nothing of it is kept afterwards.
 type Task struct {
-	// UUID is the identity of the task and of its message. "" = Publish sets a random one. Valid UTF-8.
+	// UUID is the identity of the task and of its message. "" = Publish sets a random one. Valid UTF-8, at most 255 bytes: a program that
+	// needs it before Publish may take crypto/rand.Text.
 	UUID string `json:"uuid"`
 	// Name chooses the function. Required; valid UTF-8.
 	Name string `json:"name"`
