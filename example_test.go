@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -283,9 +285,20 @@ func ExampleServer_PublishAll() {
 			}
 		}
 	}
-	for task, err := range server.PublishAll(context.Background(), campaign) {
-		if err != nil {
-			fmt.Println(task.UUID, err) // note it, and go on or break
+	for left := iter.Seq[*dispatcher.Task](campaign); left != nil; {
+		var again []*dispatcher.Task
+		for task, err := range server.PublishAll(context.Background(), left) {
+			switch {
+			case err == nil || errors.Is(err, dispatcher.ErrInOutbox):
+			case errors.Is(err, dispatcher.ErrRejected):
+				fmt.Println(task.UUID, err) // the task is wrong: note it for a person
+			default: // ErrNotSent or ErrUnconfirmed: under the same uuid
+				again = append(again, task)
+			}
+		}
+		if left = nil; again != nil {
+			time.Sleep(time.Second)
+			left = slices.Values(again)
 		}
 	}
 	<-done
