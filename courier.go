@@ -78,11 +78,8 @@ func newCourier(ctx context.Context, cfg *ServerConfig, sup *supervisor, stats *
 		c.found(name)
 	}
 	if len(names) > 0 {
-		n, err := cfg.Outbox.Counts(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("outbox: count: %w", err)
-		}
 		c.holding, c.told = true, true
+		n := c.health(ctx) // -1 = not known
 		sup.log.Info("tasks are in the outbox since an earlier start", "entries", n.Entries, "dead", n.Dead)
 	}
 	return c, nil
