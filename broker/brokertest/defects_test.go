@@ -78,6 +78,13 @@ var defects = []defect{
 		},
 	},
 	{
+		name: "puts released messages in the order of their release", area: "order",
+		test: "released messages are in their old order again",
+		make: settling(func(_ broker.Session, d broker.Delivery) settler {
+			return settler{release: func() error { return d.Retry(context.Background(), d.Forward(), 0) }}
+		}),
+	},
+	{
 		// The x-delivery-count of a quorum queue does this.
 		name: "charges a release", area: "settle",
 		test: "a released message comes back whole and uncharged",

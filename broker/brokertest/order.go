@@ -2,6 +2,8 @@ package brokertest
 
 import (
 	"slices"
+
+	"github.com/seed-416683c9/dispatcher/broker"
 )
 
 func testOrder(a *area) {
@@ -52,5 +54,29 @@ func testOrder(a *area) {
 			}
 		}
 		k.Error("a released message was not among the next 50 of 100")
+	})
+
+	// Each chunk is settled through a channel of its own, so the broker must have one before the next.
+	a.test("released messages are in their old order again", func(k *kit) {
+		q := k.queue("q")
+		msgs := messages(q, 30)
+		k.send(msgs...)
+		var chunks [][]broker.Delivery
+		for range 3 {
+			chunks = append(chunks, k.take(k.s, q, 10))
+		}
+		if k.s.Capabilities().KeepsPlace {
+			slices.Reverse(chunks)
+		}
+		for _, chunk := range chunks {
+			for _, d := range chunk {
+				k.ok("release", d.Release())
+			}
+			_, err := k.s.Inspect(k.ctx, q)
+			k.ok("Inspect", err)
+		}
+		if got := k.left(q, ids(msgs)...); !slices.Equal(got, ids(msgs)) {
+			k.Errorf("arrived in the order %q", got)
+		}
 	})
 }

@@ -28,7 +28,7 @@ type session struct {
 
 // Capabilities implements [broker.Session].
 func (s *session) Capabilities() broker.Capabilities {
-	return broker.Capabilities{Delay: true, Fanout: true, Ephemeral: true, ExactLosses: true}
+	return broker.Capabilities{Delay: true, Fanout: true, Ephemeral: true, KeepsPlace: true, ExactLosses: true}
 }
 
 // enter locks the broker for one operation of this session. If the session is dead or ctx has ended it returns the

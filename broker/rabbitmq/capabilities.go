@@ -32,6 +32,7 @@ func capabilitiesOf(server amqp.Table, queueType string) broker.Capabilities {
 		return can
 	}
 	can.Delay = v.atLeast(version{3, 10, 0})
+	can.KeepsPlace = queueType != quorum // a quorum queue has a list of what was returned
 	// It was 15 minutes for two versions, and never before. From 4.3 on classic queues have none.
 	if v.atLeast(version{3, 8, 17}) && (queueType == quorum || !v.atLeast(version{4, 3, 0})) {
 		can.ConsumerTimeout = 30 * time.Minute
