@@ -455,7 +455,7 @@ func TestRabbitMQ_D10EverythingAtOnce(t *testing.T) {
 func TestRabbitMQ_TheLogNamesTheNodeWithoutCredentials(t *testing.T) {
 	t.Parallel()
 	r := newRabbit(t)
-	r.cut()
+	r.proxy.Cut()
 	eventually(t, "connected again", func() bool { return r.server.Stats().Reconnects == 1 })
 	log := r.log.String()
 	host := "node=amqp://" + r.proxy.Addr() + "/"
