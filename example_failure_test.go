@@ -56,6 +56,46 @@ func ExampleRetryPolicy() {
 	// attempt 3 sends to ann@example.org
 }
 
+// The sender decides how often a task is tried: its wish travels in a header, the worker has no RetryPolicy, and a middleware is the policy.
+func ExampleRetryAfter_senderDecides() {
+	dead := make(chan string, 1)
+	server := newExampleWithHooks(dispatcher.Hooks{DeadLettered: func(e dispatcher.DeadLetterEvent) { dead <- e.Reason }})
+	defer server.Close()
+	bySender := func(next dispatcher.TaskFunc) dispatcher.TaskFunc {
+		return func(ctx context.Context) error {
+			info, _ := dispatcher.TaskFromContext(ctx)
+			if ms, ok := info.Headers["timeout_ms"].(int64); ok {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, time.Duration(ms)*time.Millisecond)
+				defer cancel()
+			}
+			err := next(ctx)
+			retries, _ := info.Headers["max_retry"].(int64)
+			if err == nil || int64(info.Attempt) > retries {
+				return err // without a policy, an error is a dead letter
+			}
+			return dispatcher.RetryAfter(time.Duration(info.Attempt)*time.Millisecond, err) // Permanent and Discard in err still count
+		}
+	}
+	hang := func(ctx context.Context) error {
+		info, _ := dispatcher.TaskFromContext(ctx)
+		<-ctx.Done()
+		fmt.Println("attempt", info.Attempt, "ends:", ctx.Err())
+		return ctx.Err()
+	}
+	run(server, map[string]dispatcher.TaskConfig{"hang": {Function: hang, Middleware: []dispatcher.Middleware{bySender}}})
+
+	task := dispatcher.NewTask("hang")
+	task.Headers = map[string]any{"max_retry": 2, "timeout_ms": 1}
+	publish(server, task)
+	fmt.Println("dead letter:", <-dead)
+	// Output:
+	// attempt 1 ends: context deadline exceeded
+	// attempt 2 ends: context deadline exceeded
+	// attempt 3 ends: context deadline exceeded
+	// dead letter: failed
+}
+
 // What trying again cannot cure is a dead letter at once, whatever the policy says.
 func ExamplePermanent() {
 	dead := make(chan dispatcher.DeadLetterEvent)
