@@ -10,7 +10,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## Run a real job on the embedded broker: SHA-256 of every file of this project
-	@go run ./examples/quickstart
+	@go run ./examples/checksums
 
 test: toolchain check fuzz ## Install what is missing, start RabbitMQ, then run every check and every test of every module
 	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && DISPATCHER_TEST_NODES=1 scripts/brokers.sh run "$$dir" -- \

@@ -59,7 +59,7 @@ func walk(ctx context.Context, folder string, except []os.FileInfo) iter.Seq2[fi
 	}
 }
 
-// outputs returns the files that are being written to: "quickstart > SHA256SUMS" must not list its own output.
+// outputs returns the files that are being written to: "checksums > SHA256SUMS" must not list its own output.
 func outputs(writers ...io.Writer) (infos []os.FileInfo) {
 	for _, w := range writers {
 		if f, ok := w.(*os.File); ok {

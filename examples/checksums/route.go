@@ -24,8 +24,8 @@ func newRoute(url string) (route, error) {
 	if url == "" {
 		return route{broker: memory.New(), queue: taskName}, nil
 	}
-	b, err := rabbitmq.New(rabbitmq.Config{URLs: []string{url}, ConnectionName: "dispatcher quickstart"})
-	return route{broker: b, queue: "dispatcher.quickstart." + rand.Text(), shared: true}, err
+	b, err := rabbitmq.New(rabbitmq.Config{URLs: []string{url}, ConnectionName: "dispatcher checksums"})
+	return route{broker: b, queue: "dispatcher.checksums." + rand.Text(), shared: true}, err
 }
 
 // remove deletes the queues of this run from a broker that others use. The exchange stays for the next run.
