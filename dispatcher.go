@@ -15,8 +15,8 @@
 // # What is promised
 //
 // Publish returns nil only when the broker has confirmed the task and it is in a queue. A task is taken off its queue
-// only after its function has returned, or after its retry or dead letter was confirmed: so a confirmed task runs at least
-// once, and after a crash or a lost link perhaps twice. Functions should therefore tolerate a second run.
+// only after its function has returned without an error (or with [Discard]), or after its retry or dead letter was confirmed: so a
+// confirmed task runs at least once, and after a crash or a lost link perhaps twice. Functions should therefore tolerate a second run.
 // docs/guarantees.md has every case.
 //
 // Every method may be called by many goroutines at once and returns in bounded time, whatever the broker does; the text
