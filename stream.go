@@ -145,6 +145,10 @@ func (s *stream) yield(to func(*Task, error) bool, most int) bool {
 		if len(s.open) <= most && s.bytes <= maxOpenBytes && len(s.unsent) == 0 && !p.answered() {
 			return true
 		}
+		if len(s.unsent) > 0 && !p.answered() && !p.soon() {
+			s.send(false)
+			continue
+		}
 		if s.look(p); !p.over {
 			s.gather()
 			s.send(true)
@@ -174,6 +178,23 @@ func (p *parcel) wait() error {
 	}
 }
 
+// lookAgain is how long a stream that has unsent tasks waits for one answer before it looks whether it can send them.
+const lookAgain = 100 * time.Millisecond
+
+// soon waits for the answer, or the end of ctx, for a moment.
+func (p *parcel) soon() bool {
+	t := time.NewTimer(lookAgain)
+	defer t.Stop()
+	select {
+	case err := <-p.answer:
+		p.answer <- err // it holds one
+	case <-p.ctx.Done():
+	case <-t.C:
+		return false
+	}
+	return true
+}
+
 // look waits for the outcome of a parcel in flight. The parcel is unsent afterwards if it was certainly not sent and has another try.
 func (s *stream) look(p *parcel) {
 	if p.answer == nil {
@@ -193,12 +214,13 @@ func (s *stream) look(p *parcel) {
 // send sends what is unsent, or keeps it in the outbox, until nothing is. Without wait it stops as soon as it would have to wait for a session.
 func (s *stream) send(wait bool) {
 	for len(s.unsent) > 0 {
+		p := s.unsent[0]
 		if !wait && s.p.courier == nil {
-			if _, err := s.p.willing(); err != nil {
+			// A session knows that it is dead before the supervisor does.
+			if session, err := s.p.willing(); err != nil || session == p.tried {
 				return
 			}
 		}
-		p := s.unsent[0]
 		session, err := s.sessionFor(p)
 		if err == nil && session != s.session {
 			// What the last session did not send must not be overtaken.

@@ -250,12 +250,16 @@ func TestPublishAllTellsTheTruthWhenLinksAreCut(t *testing.T) {
 // The outcomes of tasks that a dead link leaves unconfirmed do not wait behind a task that waits for the next one.
 func TestPublishAllYieldsWhatIsKnownBeforeItWaits(t *testing.T) {
 	t.Parallel()
-	for name, stop := range map[string]func(*rig){
-		"no connection": func(r *rig) { r.chaos.FailOpen(errors.New("down")); r.chaos.Kill() },
-		"blocked":       func(r *rig) { r.chaos.HoldConfirms(false); r.chaos.Block(true) },
+	for name, c := range map[string]struct {
+		stop func(*rig)
+		want error
+	}{
+		"no connection": {func(r *rig) { r.chaos.FailOpen(errors.New("down")); r.chaos.Kill() }, dispatcher.ErrUnconfirmed},
+		"blocked":       {func(r *rig) { r.chaos.HoldConfirms(false); r.chaos.Block(true) }, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			stop, want := c.stop, c.want
 			synctest.Test(t, func(t *testing.T) {
 				r := newRig(t, withQueue)
 				r.chaos.HoldConfirms(true)
@@ -274,7 +278,7 @@ func TestPublishAllYieldsWhatIsKnownBeforeItWaits(t *testing.T) {
 				}
 				n := 0
 				for task, err := range r.server.PublishAll(t.Context(), burst) {
-					if took := time.Since(began); task.UUID != fmt.Sprint(n) || took != 0 {
+					if took := time.Since(began); task.UUID != fmt.Sprint(n) || took != 0 || !errors.Is(err, want) {
 						t.Errorf("task %s after %v: %v", task.UUID, took, err)
 					}
 					if n++; n == 4 {
@@ -287,4 +291,107 @@ func TestPublishAllYieldsWhatIsKnownBeforeItWaits(t *testing.T) {
 			})
 		})
 	}
+}
+
+// doomed is a broker whose first session answers nothing until it dies. Then it refuses messages at once, a moment before its Done is closed.
+type doomed struct {
+	broker.Broker
+	first *doomedSession
+}
+
+type doomedSession struct {
+	broker.Session
+	mu      sync.Mutex
+	dead    bool
+	waiting []func(int, error)
+}
+
+func (b *doomed) Open(ctx context.Context) (broker.Session, error) {
+	s, err := b.Broker.Open(ctx)
+	if b.first == nil && err == nil {
+		b.first = &doomedSession{Session: s}
+		return b.first, nil
+	}
+	return s, err
+}
+
+func (s *doomedSession) Publish(_ context.Context, _ []broker.Message, done func(int, error)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dead {
+		done(0, fmt.Errorf("%w: %w", broker.ErrNotSent, broker.ErrSessionLost))
+		return
+	}
+	s.waiting = append(s.waiting, done)
+}
+
+func (s *doomedSession) die() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dead = true
+	for _, done := range s.waiting {
+		done(0, broker.ErrUnconfirmed)
+	}
+}
+
+// A session is dead before the supervisor knows it.
+func TestPublishAllYieldsWhatIsKnownWhenALinkDies(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := &doomed{}
+		r := newRig(t, withQueue, func(c *dispatcher.ServerConfig) { b.Broker, c.Broker = c.Broker, b })
+		began := time.Now()
+		burst := func(yield func(*dispatcher.Task) bool) {
+			for i := range 5 {
+				if i == 4 {
+					b.first.die()
+				}
+				if !yield(named(fmt.Sprint(i), "jobs")) {
+					return
+				}
+			}
+		}
+		n := 0
+		for task, err := range r.server.PublishAll(t.Context(), burst) {
+			if n < 4 && (!errors.Is(err, dispatcher.ErrUnconfirmed) || time.Since(began) != 0) || n == 4 && err != nil || task.UUID != fmt.Sprint(n) {
+				t.Errorf("task %s after %v: %v", task.UUID, time.Since(began), err)
+			}
+			if n++; n == 4 {
+				r.chaos.Kill() // now Done is closed
+			}
+		}
+		if n != 5 {
+			t.Errorf("%d results", n)
+		}
+	})
+}
+
+// A broker that blocks for a moment does not keep a task from being sent for as long as an older one has no answer.
+func TestPublishAllSendsWhenTheBrokerNoLongerBlocks(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, withQueue)
+		r.chaos.HoldConfirms(true)
+		sent := func(want int) {
+			if info, err := r.session().Inspect(t.Context(), "jobs"); err != nil || info.Ready != want {
+				t.Errorf("%d in the queue, want %d: %v", info.Ready, want, err)
+			}
+		}
+		burst := func(yield func(*dispatcher.Task) bool) {
+			if !yield(named("0", "jobs")) {
+				return
+			}
+			r.chaos.Block(true)
+			time.AfterFunc(900*time.Millisecond, func() { sent(1) })
+			time.AfterFunc(time.Second, func() { r.chaos.Block(false) })
+			time.AfterFunc(2*time.Second, func() { sent(2) })
+			time.AfterFunc(5*time.Second, func() { r.chaos.HoldConfirms(false) })
+			yield(named("1", "jobs"))
+		}
+		for task, err := range r.server.PublishAll(t.Context(), burst) {
+			if err != nil {
+				t.Errorf("task %s: %v", task.UUID, err)
+			}
+		}
+	})
 }
