@@ -21,6 +21,7 @@ const (
 	// maxHeld and maxHeldBytes bound what a scan passes over, and with it the channels in use on RabbitMQ, which has 2,047 a
 	// connection. Only the right to settle it is kept here, but the broker has it all in hand meanwhile.
 	maxHeld      = 10_000
+	manyHeld     = 1_000 // more than fit on a page
 	maxHeldBytes = 128 << 20
 )
 
@@ -114,11 +115,18 @@ func (s *deadScan) hold(letters ...broker.Delivery) error {
 // release gives back what is held, so that it is in its old order again. What cannot be given back because its session is dead was given
 // back by the broker.
 func (s *deadScan) release(ctx context.Context) {
-	if s.session.Capabilities().KeepsPlace && s.source != broker.Undeliverable {
-		// Any order would do. But a classic queue of RabbitMQ looks for the place of each among those that were returned before and are
-		// older: oldest first, 10,000 letters kept it busy for 34 s, in which it confirmed nothing and its worker stood still; newest
-		// first it takes 2 s, and the worker notices nothing (3.10.8, measured).
-		slices.Reverse(s.held)
+	if s.heldCount > manyHeld {
+		// Without the Inspect below all chunks would come at once. ctx may have ended, as it does when there are too many.
+		grace, cancel := withGrace(ctx, closeTimeout)
+		defer cancel()
+		ctx = grace
+		if s.session.Capabilities().KeepsPlace && s.source != broker.Undeliverable {
+			// A classic queue of RabbitMQ looks for the place of each among those that were returned before and are older: oldest first, 10,000
+			// letters kept it busy for 34 s, in which it confirmed nothing and its worker stood still; newest first it takes 2 s, and the worker
+			// notices nothing (3.10.8, measured). But the queue may be a quorum queue all the same, by a policy or another program, and have them
+			// in the wrong order then: so not for less.
+			slices.Reverse(s.held)
+		}
 	}
 	for i, chunk := range s.held {
 		for _, d := range chunk {

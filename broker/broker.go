@@ -165,8 +165,8 @@ type Capabilities struct {
 	Fanout bool
 	// Ephemeral: queues that live and die with the session can be declared.
 	Ephemeral bool
-	// KeepsPlace: released messages return to the place that they had, whatever the order in which they are released. Without it they
-	// come again in the order of their release. It says nothing of [Undeliverable].
+	// KeepsPlace: messages released to a queue that this session has declared return to the place that they had, whatever the order in which they
+	// are released. Without it they come again in the order of their release. It says nothing of [Undeliverable].
 	KeepsPlace bool
 	// ExactLosses: Delivery.Losses counts every loss, and only of deliveries that somebody had received. Without it the count
 	// is at most the number of losses, and what was prefetched and never looked at may be charged as well, since the broker

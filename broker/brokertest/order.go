@@ -65,8 +65,8 @@ func testOrder(a *area) {
 		for range 3 {
 			chunks = append(chunks, k.take(k.s, q, 10))
 		}
-		if k.s.Capabilities().KeepsPlace {
-			slices.Reverse(chunks)
+		if k.s.Capabilities().KeepsPlace { // neither from the oldest nor from the newest
+			chunks[0], chunks[1], chunks[2] = chunks[2], chunks[0], chunks[1]
 		}
 		for _, chunk := range chunks {
 			for _, d := range chunk {
