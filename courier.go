@@ -25,6 +25,8 @@ type courier struct {
 	hard        context.Context
 	stopHard    context.CancelFunc
 
+	farewell  sync.Once
+	telling   chan struct{} // taken by whoever logs the state
 	offenders chan struct{} // taken by the carrier of an entry over which the broker may end links
 
 	mu       sync.Mutex // guards what follows; never held while the outbox or the broker is asked
@@ -61,7 +63,7 @@ func newCourier(ctx context.Context, cfg *ServerConfig, sup *supervisor, stats *
 	}
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	c := &courier{cfg: cfg, sup: sup, stats: stats, keys: make(map[string]*heldKey), offenders: make(chan struct{}, 1), stopped: true}
+	c := &courier{cfg: cfg, sup: sup, stats: stats, keys: make(map[string]*heldKey), offenders: make(chan struct{}, 1), telling: make(chan struct{}, 1), stopped: true}
 	c.sending, c.stopSending = context.WithCancel(context.Background())
 	c.hard, c.stopHard = context.WithCancel(context.Background())
 	if d, ok := cfg.Outbox.(DurableOutbox); ok {
@@ -78,29 +80,42 @@ func newCourier(ctx context.Context, cfg *ServerConfig, sup *supervisor, stats *
 		c.found(name)
 	}
 	if len(names) > 0 {
-		c.holding, c.told = true, true
+		c.mu.Lock()
+		c.told = true
+		c.mu.Unlock()
 		n := c.health(ctx) // -1 = not known
 		sup.log.Info("tasks are in the outbox since an earlier start", "entries", n.Entries, "dead", n.Dead)
 	}
 	return c, nil
 }
 
-// tell logs that tasks go to the outbox, or that it is empty again.
+// tell logs that tasks go to the outbox, or that it is empty again. Whoever tells looks again afterwards, so the others need not wait.
 func (c *courier) tell() {
-	c.mu.Lock()
-	holding, sent := c.holding, c.moved-c.toldAt
-	changed := holding != c.told
-	if changed {
+	for c.hasNews() {
+		select {
+		case c.telling <- struct{}{}:
+		default:
+			return
+		}
+		c.mu.Lock()
+		holding, sent, changed := c.holding, c.moved-c.toldAt, c.holding != c.told
 		c.told, c.toldAt = holding, c.moved
+		c.mu.Unlock()
+		switch {
+		case !changed:
+		case holding:
+			c.sup.log.Info("tasks go to the outbox")
+		default:
+			c.sup.log.Info("the outbox is empty again", "entries", sent)
+		}
+		<-c.telling
 	}
-	c.mu.Unlock()
-	switch {
-	case !changed:
-	case holding:
-		c.sup.log.Info("tasks go to the outbox")
-	default:
-		c.sup.log.Info("the outbox is empty again", "entries", sent)
-	}
+}
+
+func (c *courier) hasNews() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.holding != c.told
 }
 
 // start begins with what an earlier program left.
@@ -172,11 +187,15 @@ func (c *courier) divert(out *outbound, all bool) (kept outbound) {
 
 // keep puts messages into the outbox, in their order, and notes the outcomes.
 func (c *courier) keep(ctx context.Context, kept outbound) {
+	if len(kept.msgs) == 0 {
+		return
+	}
 	for i := range kept.msgs {
 		err := c.add(ctx, entryOf(&kept.msgs[i]))
 		kept.errs[kept.index[i]] = err
 		// Of what may be there a carrier has to look.
-		c.added(kept.msgs[i].RoutingKey, errors.Is(err, ErrInOutbox) || errors.Is(err, ErrUnconfirmed))
+		in := errors.Is(err, ErrInOutbox)
+		c.added(kept.msgs[i].RoutingKey, in, in || errors.Is(err, ErrUnconfirmed))
 	}
 	c.tell()
 }
@@ -208,8 +227,8 @@ func (c *courier) over() bool {
 	return c.closed || l.state == StateClosed || l.state == StateGivenUp
 }
 
-// added ends what divert began for one message.
-func (c *courier) added(key string, look bool) {
+// added ends what divert began for one message: it is in the outbox, or a carrier has to look.
+func (c *courier) added(key string, in, look bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	defer c.signal()
@@ -218,6 +237,8 @@ func (c *courier) added(key string, look bool) {
 	c.adding--
 	if look {
 		k.more = true
+	}
+	if in {
 		c.holding = true
 	}
 	c.wake(k)
@@ -266,6 +287,12 @@ func (c *courier) flush(ctx context.Context) {
 	if _, bounded := ctx.Deadline(); bounded {
 		late = nil
 	}
+	blocks := make(<-chan time.Time) // a broker that begins to block changes nothing else here
+	if c.durable {
+		t := time.NewTicker(time.Second)
+		defer t.Stop()
+		blocks = t.C
+	}
 	hurried := false
 	for moved := int64(0); ; {
 		l, linked := c.sup.now()
@@ -288,6 +315,7 @@ func (c *courier) flush(ctx context.Context) {
 		select {
 		case <-changed:
 		case <-linked:
+		case <-blocks:
 		case <-late:
 			return
 		case <-ctx.Done():
@@ -358,7 +386,9 @@ func (c *courier) left(ctx context.Context) error {
 	case n.Entries == 0:
 		return nil
 	case c.durable:
-		c.sup.log.Warn("tasks are left in the outbox for the next start", "entries", n.Entries, "dead", n.Dead)
+		c.farewell.Do(func() {
+			c.sup.log.Warn("tasks are left in the outbox for the next start", "entries", n.Entries, "dead", n.Dead)
+		})
 		return nil
 	default:
 		return fmt.Errorf("%w: %d, and %d dead ones", ErrOutboxNotEmpty, n.Entries, n.Dead)

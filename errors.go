@@ -101,7 +101,7 @@ var (
 // abandoned, counted apart, are dead letters already.
 var ErrTasksRunning = errors.New("tasks are still running")
 
-// ErrOutboxNotEmpty: Shutdown ended while tasks were waiting in ServerConfig.Outbox, which is no [DurableOutbox]. The error that wraps it says how many. Those
+// ErrOutboxNotEmpty: Shutdown ended while tasks were waiting in ServerConfig.Outbox, which is no [DurableOutbox] or cannot count. The error that wraps it says how many. Those
 // in a [MemoryOutbox] end with the process; a server that is given the same outbox sends them.
 var ErrOutboxNotEmpty = errors.New("tasks are left in the outbox")
 

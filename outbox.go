@@ -54,7 +54,8 @@ type OutboxNotifier interface {
 }
 
 // DurableOutbox is an [Outbox] that keeps its entries for the next process. [Server.Shutdown] empties it while the broker takes tasks, and
-// does not wait for a lost connection. What is left is logged, and no error.
+// does not wait for a lost connection, but for the answer to an entry that was sent. What is left is logged, and no error unless the outbox
+// cannot count it.
 type DurableOutbox interface {
 	Outbox
 

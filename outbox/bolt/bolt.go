@@ -374,6 +374,8 @@ func (o *Outbox) Notify(added func(routingKey string)) {
 	o.added = added
 }
 
+var _ dispatcher.DurableOutbox = (*Outbox)(nil)
+
 // Durable implements [dispatcher.DurableOutbox]. It is true.
 func (o *Outbox) Durable() bool { return true }
 
