@@ -292,6 +292,8 @@ func ExampleServer_PublishAll() {
 			case err == nil || errors.Is(err, dispatcher.ErrInOutbox):
 			case errors.Is(err, dispatcher.ErrRejected):
 				fmt.Println(task.UUID, err) // the task is wrong: note it for a person
+			case errors.Is(err, dispatcher.ErrServerClosed):
+				return // so is the rest; likewise when a ctx of your own has ended
 			default: // ErrNotSent or ErrUnconfirmed: under the same uuid
 				again = append(again, task)
 			}

@@ -14,7 +14,8 @@ import (
 // before Retried is told. Task.Headers of events are those of the message, the library's x-dispatcher-… among them.
 //
 // They run on the goroutine that does the work, many at once, so they must be quick and safe for concurrent use; a task or a
-// publish waits for its hook, and one that never returns holds a slot for ever. They may publish. A process that dies at the wrong moment has
+// publish waits for its hook, and one that never returns holds a slot for ever. They may publish, with two exceptions: nothing
+// connects while Disconnected runs, and what Published publishes is told to it again. A process that dies at the wrong moment has
 // done a thing and not told its hook. A hook that panics is logged and harms nobody. One that
 // ends its goroutine (runtime.Goexit, FailNow of a test) harms nobody either, with two exceptions: in Started it fails the attempt, and
 // in Published it ends the goroutine that publishes. New fields may be added at any time: write literals with names.
