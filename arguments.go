@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 // What a declared type means and how its values are read from JSON text, without loss or not at all. The same code checks a
@@ -350,13 +352,13 @@ func checkValue(typ argType, raw []byte, from leaf) *ArgumentError {
 			}
 			key, _ := unquote(quoted)
 			if _, twice := seen[key]; twice { // only a json.RawMessage or a MarshalJSON can do that
-				return &ArgumentError{Got: "the key " + excerpt(quoted) + " twice"}
+				return &ArgumentError{Got: "the key " + text.Excerpt(quoted) + " twice"}
 			}
 			seen[key] = struct{}{}
 		}
 		return nil
 	}
-	return &ArgumentError{Got: excerpt(raw)}
+	return &ArgumentError{Got: text.Excerpt(raw)}
 }
 
 // checkScalar also refuses numbers whose text is not the value that was given: an integer as a float that cannot hold it,
@@ -385,5 +387,7 @@ func holdsInteger(f float64, k scalar, raw []byte) bool {
 	return strconv.FormatFloat(f, 'f', 0, 64) == string(raw) || strconv.FormatFloat(f, 'f', -1, k.bits()) == string(raw)
 }
 
-func atIndex(value []byte, i int) string { return excerpt(value) + " at [" + strconv.Itoa(i) + "]" }
-func atKey(value, key []byte) string     { return excerpt(value) + " at [" + excerpt(key) + "]" }
+func atIndex(value []byte, i int) string {
+	return text.Excerpt(value) + " at [" + strconv.Itoa(i) + "]"
+}
+func atKey(value, key []byte) string { return text.Excerpt(value) + " at [" + text.Excerpt(key) + "]" }

@@ -3,6 +3,8 @@ package dispatcher
 import (
 	"encoding/json"
 	"time"
+
+	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 // Attempt is one line of a task's story: it travels with the task and ends in its dead letter.
@@ -56,7 +58,7 @@ func writeAttemptLog(headers map[string]any, log []Attempt) {
 	}
 	logged := make([]loggedAttempt, len(log))
 	for i, a := range log {
-		logged[i] = loggedAttempt{a.Number, a.At.UTC(), a.Duration.Milliseconds(), cutText(a.Worker, maxNameBytes), cutText(a.Error, maxLoggedError)}
+		logged[i] = loggedAttempt{a.Number, a.At.UTC(), a.Duration.Milliseconds(), text.Cut(a.Worker, maxNameBytes), text.Cut(a.Error, maxLoggedError)}
 	}
 	text, err := json.Marshal(logged)
 	if err != nil { // a time beyond year 9999, from outside

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 // call is one delivery on its way through a slot and, if its task can be called, one attempt.
@@ -91,7 +92,9 @@ type outcome struct {
 	stack *atomic.Pointer[string] // of a panic; it holds nil once the stack is logged
 }
 
-func outcomeOf(err error) outcome { return outcome{err: err, text: errorText(err), wish: wishOf(err)} }
+func outcomeOf(err error) outcome {
+	return outcome{err: err, text: text.OfError(err), wish: wishOf(err)}
+}
 
 // invoke binds the arguments, calls the function, and returns how it ended; a panic is an error with its stack. All of that may run the
 // user's code, so all of it is counted and watched. The function is not called if the arguments do not fit, or if the call was abandoned

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 // maxCarriers bounds how many routing keys are served side by side, each with one entry in flight. A carrier that has waited for an
@@ -81,8 +82,8 @@ func (c *courier) next(key string) (moved, empty bool) {
 		settled = c.insist(c.hard, "remove an entry", key, func(ctx context.Context) error { return c.cfg.Outbox.Remove(ctx, e) })
 	} else {
 		err = advised(err)
-		c.about(e).Error("outbox: task refused and kept among the dead entries", "err", oneLine(err.Error()))
-		e.Refused, e.RefusedAt = oneLine(err.Error()), time.Now()
+		c.about(e).Error("outbox: task refused and kept among the dead entries", "err", text.OneLine(err.Error()))
+		e.Refused, e.RefusedAt = text.OneLine(err.Error()), time.Now()
 		if settled = c.insist(c.hard, "bury an entry", key, func(ctx context.Context) error { return c.cfg.Outbox.Bury(ctx, e) }); settled {
 			c.stats.outboxDead.Add(1)
 		}
@@ -135,7 +136,7 @@ func (c *courier) send(e OutboxEntry) (err error, known bool) {
 		if c.sending.Err() != nil {
 			return err, false
 		}
-		c.about(e).Debug("outbox: task is sent again", "err", oneLine(err.Error()))
+		c.about(e).Debug("outbox: task is sent again", "err", text.OneLine(err.Error()))
 		lost := session.Err() != nil
 		if lost {
 			dead = session
@@ -151,7 +152,7 @@ func (c *courier) send(e OutboxEntry) (err error, known bool) {
 
 // about is the logger of what happens to an entry.
 func (c *courier) about(e OutboxEntry) *slog.Logger {
-	return c.sup.log.With("key", excerpt(e.RoutingKey), "task", excerpt(e.Name), "uuid", excerpt(e.UUID))
+	return c.sup.log.With("key", text.Excerpt(e.RoutingKey), "task", text.Excerpt(e.Name), "uuid", text.Excerpt(e.UUID))
 }
 
 // alone waits, for an offender, until no other one is under way. A broker that ends a link over an entry does so at once, so the next
@@ -230,12 +231,12 @@ func (c *courier) insist(ctx context.Context, what, key string, call func(contex
 	}()
 	pauses := retryPauses()
 	for err != nil {
-		err = fmt.Errorf("%s with key %q: %w", what, excerpt(key), err)
+		err = fmt.Errorf("%s with key %q: %w", what, text.Excerpt(key), err)
 		c.mu.Lock()
 		c.lastErr, c.failedAt = err, time.Now()
 		c.mu.Unlock()
 		pause := pauses.NextBackOff()
-		c.sup.log.Warn("outbox fails; trying again", "retry_in", rounded(pause), "err", oneLine(err.Error()))
+		c.sup.log.Warn("outbox fails; trying again", "retry_in", rounded(pause), "err", text.OneLine(err.Error()))
 		if !sleep(ctx, pause) {
 			return false
 		}

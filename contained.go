@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+
+	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 // The user's Log and Outbox are called on the library's goroutines, where a panic would end the process. Panics of hooks are contained
@@ -80,13 +82,13 @@ func contained[T any](log *slog.Logger, f func() (T, error)) (v T, err error) {
 var errProbe = errors.New("probe")
 
 // printed is the text of a panic's value, whose own methods may panic again.
-func printed(p any) (text string) {
+func printed(p any) (s string) {
 	defer func() {
 		if recover() != nil {
-			text = fmt.Sprintf("a value of type %T", p)
+			s = fmt.Sprintf("a value of type %T", p)
 		}
 	}()
-	return oneLine(fmt.Sprint(p))
+	return text.OneLine(fmt.Sprint(p))
 }
 
 // Notify implements [OutboxNotifier], also for an outbox that does not: then nobody is notified.

@@ -4,8 +4,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 // Copies: the message that stands for a task when it is published again. What is known of the task travels in its headers.
@@ -77,8 +77,8 @@ func slimDown(headers map[string]any) {
 	} else {
 		delete(headers, headerLog) // somebody else's, of whatever size
 	}
-	if text, ok := headers[headerError].(string); ok {
-		headers[headerError] = cutText(text, maxLoggedError)
+	if said, ok := headers[headerError].(string); ok {
+		headers[headerError] = text.Cut(said, maxLoggedError)
 	}
 }
 
@@ -92,5 +92,5 @@ func bareHeaders(headers map[string]any) {
 			delete(headers, name)
 		}
 	}
-	headers[headerError] = text(headers[headerError]) + " (the publisher's headers were dropped: the broker cannot carry them beside these)"
+	headers[headerError] = stringOf(headers[headerError]) + " (the publisher's headers were dropped: the broker cannot carry them beside these)"
 }

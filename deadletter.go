@@ -91,7 +91,7 @@ type identity struct {
 
 // identify reads who a dead letter is. The body comes first, as it does for a worker: the uuid in its logs is that one.
 func (d *DeadLetters) identify(m *broker.Message) identity {
-	who := identity{uuid: m.ID, name: m.Type, reason: ReasonUndeliverable, queue: d.queue, routingKey: text(m.Headers[headerRoutingKey]), headers: m.Headers}
+	who := identity{uuid: m.ID, name: m.Type, reason: ReasonUndeliverable, queue: d.queue, routingKey: stringOf(m.Headers[headerRoutingKey]), headers: m.Headers}
 	if wire, err := decodeTask(m.Body); err == nil {
 		who.name = wire.Name
 		if wire.UUID != "" {
@@ -105,7 +105,7 @@ func (d *DeadLetters) identify(m *broker.Message) identity {
 		}
 		who.routingKey = cmp.Or(who.routingKey, m.RoutingKey)
 	} else {
-		who.reason, who.diedAt = text(m.Headers[headerReason]), instant(m.Headers[headerDiedAt])
+		who.reason, who.diedAt = stringOf(m.Headers[headerReason]), instant(m.Headers[headerDiedAt])
 		if m.Unreadable != "" {
 			who.reason = ReasonMalformed
 		}
@@ -118,8 +118,8 @@ func (d *DeadLetters) letter(m *broker.Message) DeadLetter {
 	who, h := d.identify(m), m.Headers
 	l := DeadLetter{
 		UUID: who.uuid, Name: who.name, Queue: who.queue, RoutingKey: who.routingKey, Reason: who.reason,
-		Error: text(h[headerError]), Attempts: count(h[headerAttempt]), Log: attemptLog(h), DiedAt: who.diedAt,
-		Worker: text(h[headerWorker]), PublishedAt: m.Timestamp, Body: bytes.Clone(m.Body),
+		Error: stringOf(h[headerError]), Attempts: count(h[headerAttempt]), Log: attemptLog(h), DiedAt: who.diedAt,
+		Worker: stringOf(h[headerWorker]), PublishedAt: m.Timestamp, Body: bytes.Clone(m.Body),
 	}
 	if m.Unreadable != "" { // RabbitMQ, or another program, has put it here
 		l.Error = fmt.Sprintf("its headers cannot be read: %s", m.Unreadable)

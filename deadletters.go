@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 // Undeliverable is the name under which Server.DeadLetters has the delayed tasks whose queue was gone when they were due. They are
@@ -206,7 +207,7 @@ func (d *DeadLetters) Get(ctx context.Context, uuid string) (*DeadLetter, error)
 	}
 	letters, err := d.list(ctx, DeadLetterFilter{UUID: uuid}, Page{Limit: 1})
 	if err == nil && len(letters) == 0 {
-		err = fmt.Errorf("%w: %q", ErrDeadLetterNotFound, excerpt(uuid))
+		err = fmt.Errorf("%w: %q", ErrDeadLetterNotFound, text.Excerpt(uuid))
 	}
 	if err != nil {
 		return nil, d.wrap("get", err)
@@ -271,7 +272,7 @@ func (d *DeadLetters) check() error {
 	p.addIf(d.queue == "", ErrEmptyQueueName)
 	p.name("its name", d.queue, maxQueueBytes)
 	for _, suffix := range []string{broker.DeadSuffix, broker.SuspectsSuffix} {
-		p.addIf(strings.HasSuffix(d.queue, suffix), fmt.Errorf("names ending in %s belong to other queues: ask for %q", suffix, excerpt(strings.TrimSuffix(d.queue, suffix))))
+		p.addIf(strings.HasSuffix(d.queue, suffix), fmt.Errorf("names ending in %s belong to other queues: ask for %q", suffix, text.Excerpt(strings.TrimSuffix(d.queue, suffix))))
 	}
 	return p.err()
 }
@@ -285,5 +286,5 @@ func (d *DeadLetters) wrap(verb string, err error) error {
 	if errors.Is(err, broker.ErrSessionLost) && !errors.Is(err, ErrDisconnected) && !errors.Is(err, ErrUnconfirmed) {
 		err = fmt.Errorf("%w: %w", ErrDisconnected, err)
 	}
-	return fmt.Errorf("%s dead letters of queue %q: %w", verb, cutText(d.queue, maxNameBytes), err)
+	return fmt.Errorf("%s dead letters of queue %q: %w", verb, text.Cut(d.queue, maxNameBytes), err)
 }

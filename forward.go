@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 // forwardTimeout bounds one try to write a copy, as PublishTimeout does, because a slot waits for the first one.
@@ -75,7 +76,7 @@ func (s *shift) forward(c *call, v verdict) (verdict, error) {
 			s.stuckBy(+1, nil)
 			defer s.stuckBy(-1, nil)
 		}
-		s.stuckBy(0, fmt.Errorf("%s of task %q (%q) not written: %w", v.action, excerpt(c.name), excerpt(c.uuid), err))
+		s.stuckBy(0, fmt.Errorf("%s of task %q (%q) not written: %w", v.action, text.Excerpt(c.name), text.Excerpt(c.uuid), err))
 		if errors.Is(err, broker.ErrUnroutable) {
 			s.redeclare() // somebody has deleted the queue
 		}

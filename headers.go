@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 const (
@@ -58,18 +60,18 @@ func wireHeaders(h map[string]interface{}) (map[string]any, error) {
 	left := headerBudget(maxHeaderBytes)
 	for name, v := range h {
 		if err := left.checkName(name); err != nil {
-			return nil, fmt.Errorf("header %q: %w", excerpt(name), err)
+			return nil, fmt.Errorf("header %q: %w", text.Excerpt(name), err)
 		}
 		// RabbitMQ takes CC and BCC for further routing keys; in another case they are names like any other.
 		if name == "CC" || name == "BCC" {
 			return nil, fmt.Errorf("header %q: would route the task to other queues", name)
 		}
 		if len(name) >= len(headerPrefix) && strings.EqualFold(name[:len(headerPrefix)], headerPrefix) {
-			return nil, fmt.Errorf("header %q: names that begin with %s are reserved", excerpt(name), headerPrefix)
+			return nil, fmt.Errorf("header %q: names that begin with %s are reserved", text.Excerpt(name), headerPrefix)
 		}
 		plain, err := left.value(v, 0)
 		if err != nil {
-			return nil, fmt.Errorf("header %q: %w", excerpt(name), err)
+			return nil, fmt.Errorf("header %q: %w", text.Excerpt(name), err)
 		}
 		if name == "x-death" && !isTables(plain) {
 			return nil, fmt.Errorf("header %q: is not a slice of maps, as RabbitMQ writes it", name)
@@ -196,7 +198,7 @@ func (left *headerBudget) table(table map[string]any, depth int) (any, error) {
 			plain, err = left.value(v, depth)
 		}
 		if err != nil {
-			return nil, inside(fmt.Sprintf("[%q]", excerpt(name)), err)
+			return nil, inside(fmt.Sprintf("[%q]", text.Excerpt(name)), err)
 		}
 		out[name] = plain
 	}

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 type (
@@ -195,8 +197,8 @@ func TestHeadersThatCannotTravelAreRefusedByName(t *testing.T) {
 		{"x-death", []any{map[string]any{}, "text"}, "x-death"},
 	} {
 		got, err := wireHeaders(map[string]any{"fine": 1, c.name: c.v})
-		if got != nil || err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), excerpt(c.name)) || len(err.Error()) > 300 {
-			t.Errorf("%s: got %v, %v; want %q", excerpt(c.name), got, err, c.want)
+		if got != nil || err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), text.Excerpt(c.name)) || len(err.Error()) > 300 {
+			t.Errorf("%s: got %v, %v; want %q", text.Excerpt(c.name), got, err, c.want)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 // Health describes a server at one moment. As JSON its names are those of the tags, errors are their texts, times are RFC 3339, what is
@@ -111,7 +112,7 @@ func healthText(err error) string {
 	if err == nil {
 		return ""
 	}
-	return errorText(err)
+	return text.OfError(err)
 }
 
 // Health asks the broker how full the workers' queues are, which also shows that the connection answers (without a worker it

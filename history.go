@@ -33,7 +33,7 @@ func readHistory(headers map[string]any) (h history) {
 	return h
 }
 
-func text(v any) string {
+func stringOf(v any) string {
 	s, _ := v.(string)
 	return s
 }
@@ -46,7 +46,7 @@ func count(v any) int {
 }
 
 func instant(v any) time.Time {
-	s := text(v)
+	s := stringOf(v)
 	if s == "" || len(s) > 64 {
 		return time.Time{}
 	}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"log/slog"
 	"time"
+
+	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 // Hooks are called when something has happened: for metrics, logs and tests. Every field may be nil, and costs nothing then.
@@ -135,7 +137,7 @@ func fire[E any](log *slog.Logger, hook func(E), e E) {
 	defer func() {
 		if v := recover(); v != nil {
 			// The value may be a secret, so its type must do.
-			log.Error("hook panicked", "panic", oneLine(fmt.Sprintf("%T", v)), stackKey, string(userStack()))
+			log.Error("hook panicked", "panic", text.OneLine(fmt.Sprintf("%T", v)), stackKey, string(userStack()))
 		}
 	}()
 	hook(e)

@@ -7,6 +7,8 @@ import (
 	"iter"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 // Taking apart JSON text that json.Valid has accepted. No function here recurses, copies values or reads beyond its input;
@@ -31,7 +33,7 @@ func splitObject(raw []byte, a, b, c string) (values [3]json.RawMessage, err err
 		}
 		if i < 0 {
 			if _, twice := others[string(key)]; twice {
-				return values, fmt.Errorf("duplicate key %q", excerpt(key))
+				return values, fmt.Errorf("duplicate key %q", text.Excerpt(key))
 			}
 			if others == nil {
 				others = make(map[string]struct{})
@@ -40,7 +42,7 @@ func splitObject(raw []byte, a, b, c string) (values [3]json.RawMessage, err err
 			continue
 		}
 		if values[i] != nil {
-			return values, fmt.Errorf("duplicate key %q", excerpt(key))
+			return values, fmt.Errorf("duplicate key %q", text.Excerpt(key))
 		}
 		values[i] = value
 	}
@@ -241,28 +243,4 @@ func tooDeep(raw []byte) bool {
 	wrapped := make([]byte, 0, len(raw)+6)
 	wrapped = append(append(append(wrapped, "[[["...), raw...), "]]]"...)
 	return !json.Valid(wrapped)
-}
-
-// excerpt cuts a value for an error: at most 64 bytes of it, one line, valid UTF-8.
-func excerpt[T ~string | ~[]byte](text T) string { return cutText(text, 64) }
-
-// reason cuts the text of another error, which may quote a value.
-func reason(err error) string { return cutText(err.Error(), 160) }
-
-func cutText[T ~string | ~[]byte](text T, most int) string {
-	cut := len(text) > most
-	s := string(text[:min(len(text), most)])
-	for i := 0; cut && i < utf8.UTFMax-1 && !utf8.ValidString(s); i++ { // a rune that was cut, not one that was broken before
-		s = s[:len(s)-1]
-	}
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(s, "\uFFFD"))
-	if cut {
-		s += "…"
-	}
-	return s
 }

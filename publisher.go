@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 // Publish sends task and waits until the broker has confirmed it. A nil error means: confirmed, and in at least one
@@ -92,7 +92,7 @@ func (p *publisher) publish(caller context.Context, tasks []*Task, wait bool) []
 func (p *publisher) conclude(task *Task, began time.Time, err error) error {
 	// The seed's errors keep their whole text.
 	if err != nil && err != ErrDisconnected && err != ErrTaskName && task != nil {
-		err = fmt.Errorf("publish task %q (%q) with key %q: %w", excerpt(task.Name), excerpt(task.UUID), excerpt(task.RoutingKey), advised(err))
+		err = fmt.Errorf("publish task %q (%q) with key %q: %w", text.Excerpt(task.Name), text.Excerpt(task.UUID), text.Excerpt(task.RoutingKey), advised(err))
 	}
 	err = p.stats.count(err)
 	if hook := p.cfg.Hooks.Published; hook != nil {

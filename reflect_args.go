@@ -10,6 +10,8 @@ import (
 	"reflect"
 	"strconv"
 	"time"
+
+	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 // From a function to its call plan, and from arguments to values. What is known about a function is found out once, in
@@ -277,7 +279,7 @@ func (p *callPlan) call(ctx context.Context, uuid string, b boundCall) error {
 func fill(dst reflect.Value, typ argType, arg wireArgument) *ArgumentError {
 	switch {
 	case typ.shape == shapeUnknown:
-		return &ArgumentError{Want: "a known type", Got: fmt.Sprintf("type %q", excerpt(arg.Type))}
+		return &ArgumentError{Want: "a known type", Got: fmt.Sprintf("type %q", text.Excerpt(arg.Type))}
 	case len(arg.Value) == 0:
 		return &ArgumentError{Want: arg.Type, Got: "no value"}
 	case typ.shape == shapeJSON:
@@ -299,7 +301,7 @@ func fill(dst reflect.Value, typ argType, arg wireArgument) *ArgumentError {
 		}
 		return bad
 	}
-	isNull, notDeclared := string(arg.Value) == "null", &ArgumentError{Want: arg.Type, Got: excerpt(arg.Value)}
+	isNull, notDeclared := string(arg.Value) == "null", &ArgumentError{Want: arg.Type, Got: text.Excerpt(arg.Value)}
 	switch {
 	case typ.shape == shapeBytes && dst.Kind() == reflect.Slice && dst.Type().Elem().Kind() == reflect.Uint8:
 		b, ok := parseBytes(arg.Value)
@@ -325,16 +327,16 @@ func fill(dst reflect.Value, typ argType, arg wireArgument) *ArgumentError {
 		}
 		return fillMap(dst, typ.elem, arg.Value)
 	}
-	return &ArgumentError{Want: dst.Type().String(), Got: arg.Type + " " + excerpt(arg.Value)}
+	return &ArgumentError{Want: dst.Type().String(), Got: arg.Type + " " + text.Excerpt(arg.Value)}
 }
 
 func fillScalar(dst reflect.Value, k scalar, raw []byte) *ArgumentError {
 	v, ok := parseScalar(k, raw)
 	if !ok {
-		return &ArgumentError{Want: scalarNames[k], Got: excerpt(raw)}
+		return &ArgumentError{Want: scalarNames[k], Got: text.Excerpt(raw)}
 	}
 	if !holds(dst.Type(), k) || !setScalar(dst, &v) {
-		return &ArgumentError{Want: dst.Type().String(), Got: scalarNames[k] + " " + excerpt(raw)}
+		return &ArgumentError{Want: dst.Type().String(), Got: scalarNames[k] + " " + text.Excerpt(raw)}
 	}
 	return nil
 }
@@ -361,15 +363,15 @@ func fillMap(dst reflect.Value, k scalar, raw []byte) *ArgumentError {
 	t := dst.Type()
 	m := reflect.MakeMap(t)
 	for quoted, value := range members(raw) {
-		text, _ := unquote(quoted)
+		name, _ := unquote(quoted)
 		key := reflect.New(t.Key()).Elem()
-		key.SetString(text)
+		key.SetString(name)
 		if m.MapIndex(key).IsValid() { // which of the two is meant?
-			return &ArgumentError{Want: t.String(), Got: "the key " + excerpt(quoted) + " twice"}
+			return &ArgumentError{Want: t.String(), Got: "the key " + text.Excerpt(quoted) + " twice"}
 		}
 		elem := reflect.New(t.Elem()).Elem()
 		if bad := fillScalar(elem, k, value); bad != nil {
-			bad.Got += " at [" + excerpt(quoted) + "]"
+			bad.Got += " at [" + text.Excerpt(quoted) + "]"
 			return bad
 		}
 		m.SetMapIndex(key, elem)
@@ -449,7 +451,7 @@ func fillJSON(dst reflect.Value, raw []byte) *ArgumentError {
 		return &ArgumentError{Want: dst.Type().String(), Got: "json null"} // encoding/json would leave a zero in its place
 	}
 	if err := unmarshal(dst.Addr().Interface(), raw); err != nil {
-		return &ArgumentError{Want: dst.Type().String(), Got: reason(err)}
+		return &ArgumentError{Want: dst.Type().String(), Got: text.Reason(err)}
 	}
 	if lost := cannotHold(dst.Type(), raw); lost != "" {
 		return &ArgumentError{Want: dst.Type().String(), Got: lost}

@@ -14,6 +14,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/seed-416683c9/dispatcher/internal/text"
 	"pgregory.net/rapid"
 )
 
@@ -269,7 +270,7 @@ func TestD1UnknownTypesAreErrorsAndNeverPanics(t *testing.T) {
 			_, err := bindOne[any](name, raw)
 			bad, ok := errors.AsType[*ArgumentError](err)
 			if !ok || bad.Position != 0 || bad.Want != "a known type" || len(bad.Got) > 200 {
-				t.Errorf("type %q, value %s: %v", excerpt(name), raw, err)
+				t.Errorf("type %q, value %s: %v", text.Excerpt(name), raw, err)
 			}
 		}
 	}
@@ -346,7 +347,7 @@ func TestD9IntegersAreExactOrRefused(t *testing.T) {
 		for raw, want := range map[string]string{"5.0": "5", "1e2": "100", "1.0E+2": "100", "12e1": "120", "1200e-2": "12", "-0": "0", "-0.0e5": "0",
 			"0e999999999": "0", "0.000e-999999999": "0", "0.0005e4": "5", "1" + strings.Repeat("0", 500) + "e-500": "1", "0." + strings.Repeat("0", 500) + "7e501": "7"} {
 			if got, err := params[r.name](r.name, raw); err != nil || fmt.Sprint(got) != want {
-				t.Errorf("%s %s: got %v, %v, want %s", r.name, excerpt(raw), got, err, want)
+				t.Errorf("%s %s: got %v, %v, want %s", r.name, text.Excerpt(raw), got, err, want)
 			}
 		}
 	}
@@ -507,7 +508,7 @@ func TestArgumentErrorsQuoteLittle(t *testing.T) {
 	} {
 		_, err := bindOne[int8](c.typ, c.raw)
 		if err == nil || len(err.Error()) > 400 || strings.ContainsRune(err.Error(), '\uFFFD') {
-			t.Errorf("%s: %v", excerpt(c.typ), err)
+			t.Errorf("%s: %v", text.Excerpt(c.typ), err)
 		}
 	}
 }

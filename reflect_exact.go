@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 	"unicode/utf8"
+
+	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 // What encoding/json changes without an error: text that is not UTF-8 and times with seconds in their offset when it writes, arrays of
@@ -252,7 +254,7 @@ func tooMuch(t reflect.Type, raw []byte) string {
 	switch k := t.Kind(); {
 	case k == reflect.Float32 || k == reflect.Float64:
 		if v, ok := parseScalar(scalarOf(k), raw); ok && !holdsInteger(v.f, scalarOf(k), raw) {
-			return excerpt(raw) + " in a " + t.String()
+			return text.Excerpt(raw) + " in a " + t.String()
 		}
 	case (k == reflect.Array || k == reflect.Slice) && raw[0] == '[':
 		n := 0

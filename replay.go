@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 // Replay runs the dead letters that fit the filter again, oldest first: each goes back to its queue, and to no other queue, as a
@@ -126,7 +126,7 @@ func (r *replay) chunk(ctx context.Context, s *deadScan, found []broker.Delivery
 			switch {
 			case !errors.Is(err, ErrUnroutable):
 			case r.undeliverable():
-				err = fmt.Errorf("routing key %q: %w", excerpt(msgs[i].RoutingKey), advised(err))
+				err = fmt.Errorf("routing key %q: %w", text.Excerpt(msgs[i].RoutingKey), advised(err))
 			default:
 				err = fmt.Errorf("%w: declare the queue with ServerConfig.InitQueues or NewWorker first", err)
 				end = err // the same for all
@@ -158,7 +158,7 @@ func (r *replay) message(letter *broker.Message) (broker.Message, error) {
 		// RabbitMQ may not have that exchange; this server's own is declared.
 		if m.Exchange != "" && m.Exchange != r.server.cfg.Exchange {
 			return m, fmt.Errorf("task %q (%q) was published to exchange %q, and this server's is %q: %w",
-				excerpt(m.Type), excerpt(m.ID), excerpt(m.Exchange), r.server.cfg.Exchange, ErrRejected)
+				text.Excerpt(m.Type), text.Excerpt(m.ID), text.Excerpt(m.Exchange), r.server.cfg.Exchange, ErrRejected)
 		}
 	} else {
 		// Past the exchange, or it would run in every queue that is bound to its key.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 // shift is one run of a worker: from Start, through any number of consumers, until its last call has ended. It owns the
@@ -134,7 +135,7 @@ func (s *shift) warnOfConsumerTimeout(most time.Duration) {
 	}
 	slices.Sort(names)
 	s.w.log.Warn("tasks may run for longer than the broker's default lets a worker hold them; raise the broker's consumer timeout "+
-		"(docs/rabbitmq.md, Long tasks) or split them", "tasks", cutText(strings.Join(names, ", "), 200), "consumer_timeout", most)
+		"(docs/rabbitmq.md, Long tasks) or split them", "tasks", text.Cut(strings.Join(names, ", "), 200), "consumer_timeout", most)
 }
 
 // run gives the slots one consumer after the other, until the shift is stopped.

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 // slot is the goroutine that runs tasks, one after the other: WorkerConfig.Limit of them read from the same consumer. The
@@ -83,7 +84,7 @@ func (s *shift) ready(c *call) readiness {
 // outlived notes that an abandoned call has ended.
 func (s *shift) outlived(c *call, o outcome) {
 	s.w.server.running.end(&c.run)
-	s.about(c, c.history.attempts+1).Info("abandoned call ended", o.attrs(oneLine(o.text), "took", rounded(time.Since(c.started)))...)
+	s.about(c, c.history.attempts+1).Info("abandoned call ended", o.attrs(text.OneLine(o.text), "took", rounded(time.Since(c.started)))...)
 }
 
 // next waits for the next delivery of a feed, one that was held, or a suspect; nil = there was none after all. more is false when the consumer is over.
@@ -207,7 +208,7 @@ func (s *shift) admit(c *call) (verdict, readiness) {
 	plan := s.w.tasks[c.name]
 	if plan == nil {
 		return judgeUnknown(c.history, c.suspect(), now, s.w.cfg.UnknownTaskMaxAge,
-			outcomeOf(fmt.Errorf("%w: the worker has no function %q", ErrUnknownTask, excerpt(c.name)))), toBeSettled
+			outcomeOf(fmt.Errorf("%w: the worker has no function %q", ErrUnknownTask, text.Excerpt(c.name)))), toBeSettled
 	}
 	c.plan, c.started = plan, now
 	if plan.timeout > 0 {

@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 // Task is a request to call the function that a worker has registered under Name.
@@ -137,10 +138,10 @@ func Args(values ...any) []TaskArgument {
 // checks that every value is of its declared type, so that what was published can be decoded.
 func encodeTask(t *Task) ([]byte, error) {
 	if !utf8.ValidString(t.UUID) {
-		return nil, &ArgumentError{t.Name, -1, "a uuid in valid UTF-8", strconv.Quote(excerpt(t.UUID))}
+		return nil, &ArgumentError{t.Name, -1, "a uuid in valid UTF-8", strconv.Quote(text.Excerpt(t.UUID))}
 	}
 	if !utf8.ValidString(t.Name) {
-		return nil, &ArgumentError{t.Name, -1, "a name in valid UTF-8", strconv.Quote(excerpt(t.Name))}
+		return nil, &ArgumentError{t.Name, -1, "a name in valid UTF-8", strconv.Quote(text.Excerpt(t.Name))}
 	}
 	buf := make([]byte, 0, 48+len(t.UUID)+len(t.Name)+64*len(t.Args))
 	buf = appendString(append(buf, `{"uuid":`...), t.UUID)
@@ -167,7 +168,7 @@ func encodeTask(t *Task) ([]byte, error) {
 func appendArgument(buf []byte, arg TaskArgument) ([]byte, *ArgumentError) {
 	typ := parseType(arg.Type)
 	if typ.shape == shapeUnknown {
-		return nil, &ArgumentError{Want: "a known type", Got: fmt.Sprintf("type %q of a Go value of type %T", excerpt(arg.Type), arg.Value)}
+		return nil, &ArgumentError{Want: "a known type", Got: fmt.Sprintf("type %q of a Go value of type %T", text.Excerpt(arg.Type), arg.Value)}
 	}
 	buf = appendString(append(buf, `{"type":`...), arg.Type)
 	buf = append(buf, `,"value":`...)
@@ -205,7 +206,7 @@ func appendValue(buf []byte, typ argType, arg TaskArgument) ([]byte, *ArgumentEr
 	case json.RawMessage: // json.Marshal would change its white space and its escapes, and with them a signature over it
 		if raw := trimSpace(v); typ.shape == shapeJSON && json.Valid(raw) {
 			if err := checkText(arg.Value, raw); err != nil {
-				return nil, &ArgumentError{Want: arg.Type, Got: reason(err)}
+				return nil, &ArgumentError{Want: arg.Type, Got: text.Reason(err)}
 			}
 			return append(buf, raw...), nil
 		}
@@ -215,7 +216,7 @@ func appendValue(buf []byte, typ argType, arg TaskArgument) ([]byte, *ArgumentEr
 		err = checkText(arg.Value, raw)
 	}
 	if err != nil {
-		return nil, &ArgumentError{Want: arg.Type, Got: reason(err)}
+		return nil, &ArgumentError{Want: arg.Type, Got: text.Reason(err)}
 	}
 	if !exactly(arg.Value, typ) {
 		if bad := checkValue(typ, raw, leafOf(arg.Value)); bad != nil {

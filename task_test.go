@@ -16,6 +16,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 var updateWire = flag.Bool("update-wire", false, "write the golden files of testdata/wire; a change in them breaks running workers")
@@ -391,9 +393,9 @@ func TestDecodeRefusesHostileBodies(t *testing.T) {
 	} {
 		_, err := decodeTask([]byte(c.body))
 		if !errors.Is(err, ErrMalformed) {
-			t.Errorf("%s: %v", excerpt(c.body), err)
-		} else if text := err.Error(); !strings.Contains(text, c.want) || len(text) > 200 {
-			t.Errorf("%s: %q, want %q", excerpt(c.body), text, c.want)
+			t.Errorf("%s: %v", text.Excerpt(c.body), err)
+		} else if said := err.Error(); !strings.Contains(said, c.want) || len(said) > 200 {
+			t.Errorf("%s: %q, want %q", text.Excerpt(c.body), said, c.want)
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 // grace is what a task has left to return after its context was cancelled, by its timeout or by a shutdown.
@@ -45,13 +46,13 @@ func (s *Server) planTasks(worker *WorkerConfig, tasks map[string]TaskConfig) (m
 		p.addIf(name == "", errors.New("a task has an empty name"))
 		p.name(fmt.Sprintf("name of task %.40q…", name), name, maxNameBytes)
 		timeout, err := cfg.timeout()
-		p.addIf(err != nil, fmt.Errorf("task %q: %w", excerpt(name), err))
+		p.addIf(err != nil, fmt.Errorf("task %q: %w", text.Excerpt(name), err))
 		plan, err := newCallPlan(name, cfg.Function, cfg.TaskUUIDAsFirstArg)
 		p.addIf(err != nil, err)
 		if err := cfg.Retry.validate("TaskConfig.Retry"); err != nil {
-			p.addIf(true, fmt.Errorf("task %q: %w", excerpt(name), err))
+			p.addIf(true, fmt.Errorf("task %q: %w", text.Excerpt(name), err))
 		}
-		p.addIf(slices.ContainsFunc(cfg.Middleware, isNil), fmt.Errorf("task %q: TaskConfig.Middleware has a nil element", excerpt(name)))
+		p.addIf(slices.ContainsFunc(cfg.Middleware, isNil), fmt.Errorf("task %q: TaskConfig.Middleware has a nil element", text.Excerpt(name)))
 		plans[name] = &taskPlan{
 			callPlan: plan, timeout: timeout, middleware: slices.Concat(worker.Middleware, cfg.Middleware),
 			retry: cmp.Or(cfg.Retry, worker.Retry, s.cfg.Retry).withDefaults(),

@@ -1,0 +1,61 @@
+// Package text cuts texts from outside to what a log, an error or a header can carry.
+package text
+
+import (
+	"fmt"
+	"strings"
+	"unicode/utf8"
+)
+
+// MaxError bounds the text of an error in a header: a frame of RabbitMQ, which must hold all headers of a message, may
+// be as small as 4 KiB (AMQP 0-9-1, frame-min-size), and a stack or a page of HTML is no error text.
+const MaxError = 1024
+
+// OfError is the text of a task's error, bounded and valid UTF-8. It runs the error's own method, and contains its panics:
+// fmt does so too, but not when printing what was panicked with panics again.
+func OfError(err error) (text string) {
+	if err == nil {
+		return "ok"
+	}
+	defer func() {
+		if recover() != nil {
+			text = fmt.Sprintf("error of type %T whose text panicked", err)
+		}
+	}()
+	text = strings.ToValidUTF8(fmt.Sprintf("%v", err), "\uFFFD")
+	if len(text) <= MaxError {
+		return text
+	}
+	cut := MaxError
+	for !utf8.RuneStart(text[cut]) {
+		cut--
+	}
+	return text[:cut] + "…"
+}
+
+// OneLine keeps a text from outside from forging lines of the log.
+func OneLine(text string) string { return Cut(text, MaxError+len("…")) }
+
+// Excerpt cuts a value for an error: at most 64 bytes of it, one line, valid UTF-8.
+func Excerpt[T ~string | ~[]byte](text T) string { return Cut(text, 64) }
+
+// Reason cuts the text of another error, which may quote a value.
+func Reason(err error) string { return Cut(err.Error(), 160) }
+
+func Cut[T ~string | ~[]byte](text T, most int) string {
+	cut := len(text) > most
+	s := string(text[:min(len(text), most)])
+	for i := 0; cut && i < utf8.UTFMax-1 && !utf8.ValidString(s); i++ { // a rune that was cut, not one that was broken before
+		s = s[:len(s)-1]
+	}
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, "\uFFFD"))
+	if cut {
+		s += "…"
+	}
+	return s
+}
