@@ -1,10 +1,9 @@
 package dispatcher
 
 import (
-	"encoding/json"
 	"time"
 
-	"github.com/seed-416683c9/dispatcher/internal/text"
+	"github.com/seed-416683c9/dispatcher/internal/record"
 )
 
 // Attempt is one line of a task's story: it travels with the task and ends in its dead letter.
@@ -16,54 +15,14 @@ type Attempt struct {
 	Error    string // at most about 200 bytes; "" = none was told
 }
 
-const (
-	// maxLogged bounds the log of a task that is tried for months: its first attempt and the latest ones are kept.
-	maxLogged = 16
-	// maxLoggedError bounds the text of each. All headers of a message share one frame, of 128 KiB on RabbitMQ.
-	maxLoggedError = 200
-	// maxLogBytes is what a log from outside may have to be read at all.
-	maxLogBytes = 64 << 10
-)
-
-// loggedAttempt is an Attempt on the wire, in the JSON array of the header x-dispatcher-log.
-type loggedAttempt struct {
-	Number int       `json:"n"`
-	At     time.Time `json:"at"`
-	Millis int64     `json:"ms"`
-	Worker string    `json:"worker,omitempty"`
-	Error  string    `json:"error,omitempty"`
-}
-
-// attemptLog reads the log of a message. What does not parse is no log.
-func attemptLog(headers map[string]any) []Attempt {
-	text, _ := headers[headerLog].(string)
-	if text == "" || len(text) > maxLogBytes {
+// attemptsOf returns a copy of a log; nil = there is none.
+func attemptsOf(log []record.Attempt) []Attempt {
+	if log == nil {
 		return nil
 	}
-	var logged []loggedAttempt
-	if json.Unmarshal([]byte(text), &logged) != nil {
-		return nil
-	}
-	log := make([]Attempt, len(logged))
-	for i, l := range logged {
-		log[i] = Attempt{Number: l.Number, At: l.At, Duration: time.Duration(min(max(l.Millis, 0), maxDuration.Milliseconds())) * time.Millisecond, Worker: l.Worker, Error: l.Error}
-	}
-	return log
-}
-
-// writeAttemptLog puts a log into headers, cut to what may travel.
-func writeAttemptLog(headers map[string]any, log []Attempt) {
-	if len(log) > maxLogged {
-		log = append(log[:1:1], log[len(log)-maxLogged+1:]...)
-	}
-	logged := make([]loggedAttempt, len(log))
+	attempts := make([]Attempt, len(log))
 	for i, a := range log {
-		logged[i] = loggedAttempt{a.Number, a.At.UTC(), a.Duration.Milliseconds(), text.Cut(a.Worker, maxNameBytes), text.Cut(a.Error, maxLoggedError)}
+		attempts[i] = Attempt(a)
 	}
-	text, err := json.Marshal(logged)
-	if err != nil { // a time beyond year 9999, from outside
-		delete(headers, headerLog)
-		return
-	}
-	headers[headerLog] = string(text)
+	return attempts
 }

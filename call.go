@@ -10,13 +10,14 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 // call is one delivery on its way through a slot and, if its task can be called, one attempt.
 type call struct {
 	delivery broker.Delivery
-	history  history
+	history  record.History
 	losses   int    // since the history was written
 	at       *feed  // where its delivery came from, or, of a suspect, whose session fetched it
 	name     string // of the task; what the message says until the body is decoded
@@ -38,7 +39,7 @@ type call struct {
 }
 
 func newCall(d broker.Delivery, at *feed) *call {
-	c := &call{delivery: d, history: readHistory(d.Headers), losses: d.Losses, at: at, name: d.Type, uuid: d.ID, index: -1}
+	c := &call{delivery: d, history: record.Read(d.Headers), losses: d.Losses, at: at, name: d.Type, uuid: d.ID, index: -1}
 	if !at.exact && d.Redelivered && (c.suspect() || at.believes()) {
 		c.losses = 1
 	}
@@ -58,8 +59,8 @@ func (c *call) end(a offerAnswer) {
 
 // firstBegan is when the first attempt of the task began.
 func (c *call) firstBegan() time.Time {
-	if c.history.attempts > 0 {
-		if log := attemptLog(c.delivery.Headers); len(log) > 0 && !log[0].At.IsZero() && log[0].At.Before(c.started) {
+	if c.history.Attempts > 0 {
+		if log := record.Log(c.delivery.Headers); len(log) > 0 && !log[0].At.IsZero() && log[0].At.Before(c.started) {
 			return log[0].At
 		}
 	}
@@ -182,7 +183,7 @@ func (s *shift) conclude(c *call, o outcome, abandoned bool) {
 	now := time.Now()
 	a := attempt{
 		outcome: o, timeout: c.plan.timeout, shutdown: s.tasks.Err() != nil, abandoned: abandoned,
-		number: c.history.attempts + 1, asked: c.history.asked, first: c.firstBegan(), expires: c.history.expires, now: now,
+		number: c.history.Attempts + 1, asked: c.history.Asked, first: c.firstBegan(), expires: c.history.Expires, now: now,
 	}
 	if a.timeout > 0 {
 		deadline := c.started.Add(a.timeout)
@@ -192,7 +193,7 @@ func (s *shift) conclude(c *call, o outcome, abandoned bool) {
 		}
 	}
 	v := judge(a, c.plan.retry)
-	v.made = Attempt{Number: a.number, At: c.started, Duration: now.Sub(c.started), Worker: s.w.cfg.Name, Error: v.text}
+	v.made = record.Attempt{Number: a.number, At: c.started, Duration: now.Sub(c.started), Worker: s.w.cfg.Name, Error: v.text}
 	s.w.server.running.decide(&c.run, v, abandoned)
 	if !abandoned {
 		s.w.server.running.end(&c.run)

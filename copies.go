@@ -5,6 +5,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
@@ -17,20 +18,20 @@ func (c *call) copy() broker.Message {
 	if m.ID == "" {
 		m.ID = c.uuid
 	}
-	if m.ID == "" || len(m.ID) > maxNameBytes {
+	if m.ID == "" || len(m.ID) > record.MaxName {
 		m.ID = uuid.NewString()
 	}
-	if m.Type == "" && len(c.name) <= maxNameBytes {
+	if m.Type == "" && len(c.name) <= record.MaxName {
 		m.Type = c.name
 	}
-	m.Headers[headerRoutingKey] = c.routingKey() // the copy itself travels by its queue
+	m.Headers[record.HeaderRoutingKey] = c.routingKey() // the copy itself travels by its queue
 	return m
 }
 
 // routingKey is the key that the task was published with.
 func (c *call) routingKey() string {
-	if c.history.routingKey != "" {
-		return c.history.routingKey
+	if c.history.RoutingKey != "" {
+		return c.history.RoutingKey
 	}
 	return c.delivery.RoutingKey
 }
@@ -40,45 +41,45 @@ func (c *call) forwarded(v verdict, worker string, now time.Time) broker.Message
 	m := c.copy()
 	h := m.Headers
 	if v.made.Number > 0 {
-		h[headerAttempt] = int64(v.made.Number)
-		writeAttemptLog(h, append(attemptLog(h), v.made))
+		h[record.HeaderAttempt] = int64(v.made.Number)
+		record.WriteLog(h, append(record.Log(h), v.made))
 	}
 	if v.missed && v.action != toDeadLetters {
-		h[headerMisses] = int64(c.history.misses + 1)
-		h[headerMissedSince] = writeInstant(c.history.missedSince(now))
+		h[record.HeaderMisses] = int64(c.history.Misses + 1)
+		h[record.HeaderMissedSince] = record.FormatTime(c.history.MissedSince(now))
 	}
 	switch v.action {
 	case retryLater:
 		if v.wish.kind == wishRetryAfter {
-			h[headerAsked] = int64(c.history.asked + 1)
+			h[record.HeaderAsked] = int64(c.history.Asked + 1)
 		}
 		// It has ended an attempt, and was known.
-		delete(h, headerLosses)
-		delete(h, headerMisses)
-		delete(h, headerMissedSince)
+		delete(h, record.HeaderLosses)
+		delete(h, record.HeaderMisses)
+		delete(h, record.HeaderMissedSince)
 	case toBack, toSuspects, putOff:
-		h[headerLosses] = int64(v.losses)
+		h[record.HeaderLosses] = int64(v.losses)
 	case toDeadLetters:
-		h[headerReason] = v.reason
-		h[headerError] = v.text
-		h[headerAttempt] = int64(max(v.made.Number, c.history.attempts))
-		h[headerQueue] = broker.Owner(c.delivery.Queue)
-		h[headerDiedAt] = writeInstant(now)
-		h[headerWorker] = worker
+		h[record.HeaderReason] = v.reason
+		h[record.HeaderError] = v.text
+		h[record.HeaderAttempt] = int64(max(v.made.Number, c.history.Attempts))
+		h[record.HeaderQueue] = broker.Owner(c.delivery.Queue)
+		h[record.HeaderDiedAt] = record.FormatTime(now)
+		h[record.HeaderWorker] = worker
 	}
 	return m
 }
 
 // slimDown takes out of the headers of a copy what can be done without.
 func slimDown(headers map[string]any) {
-	if log := attemptLog(headers); len(log) > 0 { // when it began must stay known: MaxAge counts from there
+	if log := record.Log(headers); len(log) > 0 { // when it began must stay known: MaxAge counts from there
 		log[0].Error = ""
-		writeAttemptLog(headers, log[:1])
+		record.WriteLog(headers, log[:1])
 	} else {
-		delete(headers, headerLog) // somebody else's, of whatever size
+		delete(headers, record.HeaderLog) // somebody else's, of whatever size
 	}
-	if said, ok := headers[headerError].(string); ok {
-		headers[headerError] = text.Cut(said, maxLoggedError)
+	if said, ok := headers[record.HeaderError].(string); ok {
+		headers[record.HeaderError] = text.Cut(said, record.MaxLoggedError)
 	}
 }
 
@@ -87,10 +88,10 @@ func bareHeaders(headers map[string]any) {
 	slimDown(headers)
 	for name := range headers {
 		switch name {
-		case headerAttempt, headerLog, headerRoutingKey, headerReason, headerError, headerQueue, headerDiedAt, headerWorker:
+		case record.HeaderAttempt, record.HeaderLog, record.HeaderRoutingKey, record.HeaderReason, record.HeaderError, record.HeaderQueue, record.HeaderDiedAt, record.HeaderWorker:
 		default:
 			delete(headers, name)
 		}
 	}
-	headers[headerError] = stringOf(headers[headerError]) + " (the publisher's headers were dropped: the broker cannot carry them beside these)"
+	headers[record.HeaderError] = record.String(headers[record.HeaderError]) + " (the publisher's headers were dropped: the broker cannot carry them beside these)"
 }

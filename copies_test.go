@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/record"
 )
 
 // Senders of gofort/dispatcher write neither message id nor type; the body has both.
@@ -26,5 +27,24 @@ func TestACopyTakesItsIdentityFromTheTaskIfTheMessageHasNone(t *testing.T) {
 		if m.Type != "mail" {
 			t.Errorf("type %q", m.Type)
 		}
+	}
+}
+
+// Its own headers must not make a message too large to be settled.
+func TestACopyCanDoWithMostOfItsLog(t *testing.T) {
+	t.Parallel()
+	c := &call{delivery: broker.Delivery{Message: broker.Message{ID: "u", Headers: map[string]any{"user": "x"}}}}
+	m := c.forwarded(verdict{action: toDeadLetters, reason: ReasonFailed, made: record.Attempt{Number: 1}, outcome: outcome{text: strings.Repeat("x", 1000)}}, "w", time.Now())
+	slimDown(m.Headers)
+	if log := record.Log(m.Headers); len(log) != 1 || log[0].Number != 1 || log[0].Error != "" || len(m.Headers[record.HeaderError].(string)) > 300 || m.Headers["user"] != "x" || m.Headers[record.HeaderReason] != ReasonFailed {
+		t.Errorf("headers %v", m.Headers)
+	}
+}
+
+func TestALogOfSomebodyElsesIsDoneWithout(t *testing.T) {
+	t.Parallel()
+	h := map[string]any{record.HeaderLog: strings.Repeat("x", 130_000), "user": "x"}
+	if slimDown(h); h[record.HeaderLog] != nil || h["user"] != "x" {
+		t.Errorf("%d headers left", len(h))
 	}
 }

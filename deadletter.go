@@ -5,10 +5,10 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/record"
 )
 
 // Why a task became a dead letter: DeadLetter.Reason. There may be others some day.
@@ -58,14 +58,6 @@ const (
 	UserIDHeader     = broker.UserIDHeader
 )
 
-// isOwnHeader reports whether the library writes a header of that name.
-func isOwnHeader(name string) bool { return strings.HasPrefix(name, headerPrefix) }
-
-// isForPeople reports whether one of them tells a person about the message as it was published.
-func isForPeople(name string) bool {
-	return name == RawHeaders || name == ExpirationHeader || name == UserIDHeader
-}
-
 // Task decodes the body: for a person to see the arguments, or to publish a corrected task in its place. The value of each
 // argument is a json.RawMessage; [Task.DecodeArgs] converts it. The error Is [ErrMalformed].
 func (l *DeadLetter) Task() (*Task, error) {
@@ -75,7 +67,7 @@ func (l *DeadLetter) Task() (*Task, error) {
 	}
 	t.UUID, t.RoutingKey, t.Headers = l.UUID, l.RoutingKey, copyTable(l.Headers)
 	for name := range t.Headers {
-		if isOwnHeader(name) { // Publish would refuse it
+		if record.IsOwn(name) { // Publish would refuse it
 			delete(t.Headers, name)
 		}
 	}
@@ -91,7 +83,7 @@ type identity struct {
 
 // identify reads who a dead letter is. The body comes first, as it does for a worker: the uuid in its logs is that one.
 func (d *DeadLetters) identify(m *broker.Message) identity {
-	who := identity{uuid: m.ID, name: m.Type, reason: ReasonUndeliverable, queue: d.queue, routingKey: stringOf(m.Headers[headerRoutingKey]), headers: m.Headers}
+	who := identity{uuid: m.ID, name: m.Type, reason: ReasonUndeliverable, queue: d.queue, routingKey: record.String(m.Headers[record.HeaderRoutingKey]), headers: m.Headers}
 	if wire, err := decodeTask(m.Body); err == nil {
 		who.name = wire.Name
 		if wire.UUID != "" {
@@ -105,7 +97,7 @@ func (d *DeadLetters) identify(m *broker.Message) identity {
 		}
 		who.routingKey = cmp.Or(who.routingKey, m.RoutingKey)
 	} else {
-		who.reason, who.diedAt = stringOf(m.Headers[headerReason]), instant(m.Headers[headerDiedAt])
+		who.reason, who.diedAt = record.String(m.Headers[record.HeaderReason]), record.Time(m.Headers[record.HeaderDiedAt])
 		if m.Unreadable != "" {
 			who.reason = ReasonMalformed
 		}
@@ -118,20 +110,20 @@ func (d *DeadLetters) letter(m *broker.Message) DeadLetter {
 	who, h := d.identify(m), m.Headers
 	l := DeadLetter{
 		UUID: who.uuid, Name: who.name, Queue: who.queue, RoutingKey: who.routingKey, Reason: who.reason,
-		Error: stringOf(h[headerError]), Attempts: count(h[headerAttempt]), Log: attemptLog(h), DiedAt: who.diedAt,
-		Worker: stringOf(h[headerWorker]), PublishedAt: m.Timestamp, Body: bytes.Clone(m.Body),
+		Error: record.String(h[record.HeaderError]), Attempts: record.Count(h[record.HeaderAttempt]), Log: attemptsOf(record.Log(h)), DiedAt: who.diedAt,
+		Worker: record.String(h[record.HeaderWorker]), PublishedAt: m.Timestamp, Body: bytes.Clone(m.Body),
 	}
 	if m.Unreadable != "" { // RabbitMQ, or another program, has put it here
 		l.Error = fmt.Sprintf("its headers cannot be read: %s", m.Unreadable)
 	}
-	if len(l.Log) > maxLogged { // it was not written by this library
-		l.Log = slices.Clone(l.Log[:maxLogged])
+	if len(l.Log) > record.MaxLogged { // it was not written by this library
+		l.Log = slices.Clone(l.Log[:record.MaxLogged])
 	}
 	if d.undeliverable() {
 		l.Exchange = m.Exchange
 	}
 	for name, v := range m.Forward().Headers {
-		if !isOwnHeader(name) || isForPeople(name) {
+		if !record.IsOwn(name) || record.IsForPeople(name) {
 			if l.Headers == nil {
 				l.Headers = make(map[string]any)
 			}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
@@ -75,7 +76,7 @@ func (f *DeadLetterFilter) fits(who *identity) bool {
 		return false
 	}
 	for name, want := range f.Headers {
-		if v, ok := who.headers[name]; !ok || isOwnHeader(name) && !isForPeople(name) || printHeader(v) != want {
+		if v, ok := who.headers[name]; !ok || record.IsOwn(name) && !record.IsForPeople(name) || printHeader(v) != want {
 			return false
 		}
 	}
@@ -286,5 +287,5 @@ func (d *DeadLetters) wrap(verb string, err error) error {
 	if errors.Is(err, broker.ErrSessionLost) && !errors.Is(err, ErrDisconnected) && !errors.Is(err, ErrUnconfirmed) {
 		err = fmt.Errorf("%w: %w", ErrDisconnected, err)
 	}
-	return fmt.Errorf("%s dead letters of queue %q: %w", verb, text.Cut(d.queue, maxNameBytes), err)
+	return fmt.Errorf("%s dead letters of queue %q: %w", verb, text.Cut(d.queue, record.MaxName), err)
 }

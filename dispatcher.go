@@ -36,6 +36,7 @@ import (
 
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
+	"github.com/seed-416683c9/dispatcher/internal/record"
 )
 
 // Defaults of the configuration, used for fields that are zero.
@@ -48,9 +49,6 @@ const (
 )
 
 const (
-	// maxNameBytes: an AMQP short string has one byte of length (AMQP 0-9-1, §4.2.5.3), and a longer one is cut or
-	// closes the connection.
-	maxNameBytes = 255
 	// maxQueueBytes leaves room for the suffixes of the queues that belong to a worker's queue.
 	maxQueueBytes = 240
 	// maxLimit: the prefetch count of basic.qos is a 16-bit number (AMQP 0-9-1), and a worker prefetches its Limit.
@@ -251,14 +249,14 @@ func (c *ServerConfig) validate() error {
 	var p problems
 	p.addIf(c.Exchange == "", ErrExchangeRequired)
 	p.addIf(c.DefaultRoutingKey == "", ErrDefaultRoutingKeyRequired)
-	p.name("ServerConfig.Exchange", c.Exchange, maxNameBytes)
-	p.name("ServerConfig.DefaultRoutingKey", c.DefaultRoutingKey, maxNameBytes)
+	p.name("ServerConfig.Exchange", c.Exchange, record.MaxName)
+	p.name("ServerConfig.DefaultRoutingKey", c.DefaultRoutingKey, record.MaxName)
 	for i, q := range c.InitQueues {
 		p.addIf(q.Name == "", ErrEmptyQueueName)
-		p.name(fmt.Sprintf("ServerConfig.InitQueues[%d].Name", i), q.Name, maxNameBytes)
+		p.name(fmt.Sprintf("ServerConfig.InitQueues[%d].Name", i), q.Name, record.MaxName)
 		for j, key := range q.BindingKeys {
 			p.addIf(key == "", ErrEmptyBindingKey)
-			p.name(fmt.Sprintf("ServerConfig.InitQueues[%d].BindingKeys[%d]", i, j), key, maxNameBytes)
+			p.name(fmt.Sprintf("ServerConfig.InitQueues[%d].BindingKeys[%d]", i, j), key, record.MaxName)
 		}
 	}
 	p.addIf(c.ReconnectionIntervalSeconds < 0, errors.New("ServerConfig.ReconnectionIntervalSeconds is negative"))
@@ -298,7 +296,7 @@ func (c *WorkerConfig) validate() error {
 	p.addIf(c.Limit < 0, errors.New("WorkerConfig.Limit is negative"))
 	p.addIf(c.Limit > maxLimit, fmt.Errorf("WorkerConfig.Limit is %d, the most is %d", c.Limit, maxLimit))
 	p.addIf(c.Queue == "", ErrWorkerQueueRequired)
-	p.name("WorkerConfig.Name", c.Name, maxNameBytes)
+	p.name("WorkerConfig.Name", c.Name, record.MaxName)
 	p.name("WorkerConfig.Queue", c.Queue, maxQueueBytes)
 	for _, suffix := range []string{broker.DeadSuffix, broker.SuspectsSuffix} {
 		p.addIf(strings.HasSuffix(c.Queue, suffix), fmt.Errorf("WorkerConfig.Queue %q: names ending in %s belong to other queues", c.Queue, suffix))
@@ -306,7 +304,7 @@ func (c *WorkerConfig) validate() error {
 	p = p.with(c.Retry.validate("WorkerConfig.Retry"))
 	p.addIf(slices.ContainsFunc(c.Middleware, isNil), errors.New("WorkerConfig.Middleware has a nil element"))
 	for i, key := range c.BindingKeys {
-		p.name(fmt.Sprintf("WorkerConfig.BindingKeys[%d]", i), key, maxNameBytes)
+		p.name(fmt.Sprintf("WorkerConfig.BindingKeys[%d]", i), key, record.MaxName)
 	}
 	return p.err()
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/record"
 )
 
 // Every duration that a program can set, and those that will be added: as long as can be, and a sum with it does not overflow.
@@ -45,7 +46,7 @@ func TestDurationsAreClampedWhereTheyComeIn(t *testing.T) {
 		t.Errorf("page %+v", got)
 	}
 	for _, ms := range []string{"9223372036854775807", "-9223372036854775808"} {
-		log := attemptLog(map[string]any{headerLog: `[{"n":1,"at":"2026-01-02T03:04:05Z","ms":` + ms + `}]`})
+		log := record.Log(map[string]any{record.HeaderLog: `[{"n":1,"at":"2026-01-02T03:04:05Z","ms":` + ms + `}]`})
 		if len(log) != 1 || log[0].Duration < 0 || log[0].Duration > maxDuration {
 			t.Errorf("%s ms in a log: %v", ms, log)
 		}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
@@ -23,27 +24,6 @@ const (
 	// maxHeaderEntries bounds the elements of each slice or map. amqp091-go ends its connection over more than 8,192, and the
 	// library and the broker need some.
 	maxHeaderEntries = 8000
-
-	headerPrefix = "x-dispatcher-" // of the names that are ours
-)
-
-// Headers that the library writes; ADR 0007 says what they hold. A worker of gofort/dispatcher ignores them.
-const (
-	headerAttempt     = headerPrefix + "attempt" // attempts made
-	headerAsked       = headerPrefix + "asked"   // those of them that ended with RetryAfter
-	headerLog         = headerPrefix + "log"
-	headerRoutingKey  = headerPrefix + "routing-key"
-	headerExpiresAt   = headerPrefix + "expires-at"
-	headerLosses      = headerPrefix + "losses"
-	headerMisses      = headerPrefix + "misses"
-	headerMissedSince = headerPrefix + "missed-since"
-
-	// In dead letters only.
-	headerReason = headerPrefix + "reason"
-	headerError  = headerPrefix + "error"
-	headerQueue  = headerPrefix + "queue"
-	headerDiedAt = headerPrefix + "died-at"
-	headerWorker = headerPrefix + "worker"
 )
 
 // wireHeaders returns a deep copy of a task's headers, made of what every broker carries: string, bool, int64, float64,
@@ -66,8 +46,8 @@ func wireHeaders(h map[string]interface{}) (map[string]any, error) {
 		if name == "CC" || name == "BCC" {
 			return nil, fmt.Errorf("header %q: would route the task to other queues", name)
 		}
-		if len(name) >= len(headerPrefix) && strings.EqualFold(name[:len(headerPrefix)], headerPrefix) {
-			return nil, fmt.Errorf("header %q: names that begin with %s are reserved", text.Excerpt(name), headerPrefix)
+		if len(name) >= len(record.Prefix) && strings.EqualFold(name[:len(record.Prefix)], record.Prefix) {
+			return nil, fmt.Errorf("header %q: names that begin with %s are reserved", text.Excerpt(name), record.Prefix)
 		}
 		plain, err := left.value(v, 0)
 		if err != nil {

@@ -21,7 +21,7 @@ func (s *shift) maxHeld() int { return (s.w.cfg.Limit - 1) / 2 }
 // attempt, a replay, and also a task that was published twice with one uuid, since to drop that would be to lose it.
 func (s *shift) claim(c *call) (verdict, readiness) {
 	c.run.key, c.run.since = taskKey{broker.Owner(c.delivery.Queue), c.name, c.uuid}, time.Now()
-	c.run.attempts, c.run.again, c.run.delivery = c.history.attempts, c.delivery.Redelivered || c.history.losses > 0, &c.delivery
+	c.run.attempts, c.run.again, c.run.delivery = c.history.Attempts, c.delivery.Redelivered || c.history.Losses > 0, &c.delivery
 	other, heir := s.w.server.running.begin(&c.run)
 	switch {
 	case other == nil:
@@ -107,14 +107,14 @@ func (s *shift) await(c *call, other *run, patience <-chan time.Time) (v verdict
 			case taken:
 				return v, false
 			case abandoned && c.suspect(): // beside the others it would not run alone
-				return verdict{action: putOff, losses: c.history.losses, outcome: outcomeOf(errStillRunning)}, false
+				return verdict{action: putOff, losses: c.history.Losses, outcome: outcomeOf(errStillRunning)}, false
 			case abandoned:
 				return verdict{action: postpone, delay: heldDelay, outcome: outcomeOf(errStillRunning)}, false
 			}
 			<-other.ended // it follows at once
 		case <-other.ended: // without a verdict: it was not called
 		case <-patience:
-			return verdict{action: putOff, losses: c.history.losses, outcome: outcomeOf(errRuns)}, false
+			return verdict{action: putOff, losses: c.history.Losses, outcome: outcomeOf(errRuns)}, false
 		case <-s.taking.Done():
 			return verdict{action: release}, false
 		case <-c.delivery.Lost():

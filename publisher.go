@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
@@ -217,9 +218,9 @@ func (p *publisher) prepare(task *Task) (broker.Message, error) {
 		return broker.Message{}, ErrTaskName
 	}
 	var bad problems
-	bad.name("Task.Name", task.Name, maxNameBytes)
-	bad.name("Task.UUID", task.UUID, maxNameBytes)
-	bad.name("Task.RoutingKey", task.RoutingKey, maxNameBytes)
+	bad.name("Task.Name", task.Name, record.MaxName)
+	bad.name("Task.UUID", task.UUID, record.MaxName)
+	bad.name("Task.RoutingKey", task.RoutingKey, record.MaxName)
 	if err := bad.err(); err != nil {
 		return broker.Message{}, fmt.Errorf("%w: %w", ErrRejected, err)
 	}
@@ -243,7 +244,7 @@ func (p *publisher) prepare(task *Task) (broker.Message, error) {
 		if headers == nil {
 			headers = make(map[string]any, 1)
 		}
-		headers[headerExpiresAt] = writeInstant(task.ExpiresAt)
+		headers[record.HeaderExpiresAt] = record.FormatTime(task.ExpiresAt)
 	}
 	return broker.Message{
 		Exchange:    p.cfg.Exchange,

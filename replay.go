@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
@@ -165,12 +166,12 @@ func (r *replay) message(letter *broker.Message) (broker.Message, error) {
 		m.Exchange, m.RoutingKey = "", r.queue
 	}
 	for name := range m.Headers {
-		if isOwnHeader(name) && name != headerRoutingKey && !isForPeople(name) {
+		if record.IsOwn(name) && name != record.HeaderRoutingKey && !record.IsForPeople(name) {
 			delete(m.Headers, name)
 		}
 	}
 	if m.ID == "" {
-		if m.ID = r.identify(letter).uuid; m.ID == "" || len(m.ID) > maxNameBytes {
+		if m.ID = r.identify(letter).uuid; m.ID == "" || len(m.ID) > record.MaxName {
 			m.ID = uuid.NewString()
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/record"
 )
 
 // RetryPolicy says whether and when a task whose attempt failed is tried again. It is set for a task, a worker or the whole
@@ -122,11 +123,11 @@ const (
 // verdict is what becomes of a delivery after an attempt, or instead of one.
 type verdict struct {
 	action action
-	reason string        // of a dead letter
-	delay  time.Duration // of a retry or postponement
-	losses int           // what the copy's header says, of toBack, toSuspects and putOff
-	missed bool          // of postpone and putOff: no function has the task's name
-	made   Attempt       // what the log of a copy gets; Number 0 = no attempt was made
+	reason string         // of a dead letter
+	delay  time.Duration  // of a retry or postponement
+	losses int            // what the copy's header says, of toBack, toSuspects and putOff
+	missed bool           // of postpone and putOff: no function has the task's name
+	made   record.Attempt // what the log of a copy gets; Number 0 = no attempt was made
 	outcome
 }
 
@@ -237,16 +238,16 @@ const (
 //
 // A suspect goes to the end of its line, uncharged. In the queue of all others a worker that knows it would run it beside them, and if it
 // ends that one too, it would begin anew as a suspect, for ever.
-func judgeUnknown(h history, suspect bool, now time.Time, maxAge time.Duration, o outcome) verdict {
-	if maxAge < 0 || now.Sub(h.missedSince(now)) >= maxAge {
+func judgeUnknown(h record.History, suspect bool, now time.Time, maxAge time.Duration, o outcome) verdict {
+	if maxAge < 0 || now.Sub(h.MissedSince(now)) >= maxAge {
 		return deadLetter(ReasonUnknownTask, o)
 	}
 	if suspect {
-		return verdict{action: putOff, missed: true, losses: h.losses, outcome: o}
+		return verdict{action: putOff, missed: true, losses: h.Losses, outcome: o}
 	}
 	delay := maxUnknownDelay
-	if h.misses < 16 { // beyond, the shift could overflow
-		delay = min(firstUnknownDelay<<h.misses, maxUnknownDelay)
+	if h.Misses < 16 { // beyond, the shift could overflow
+		delay = min(firstUnknownDelay<<h.Misses, maxUnknownDelay)
 	}
 	return verdict{action: postpone, missed: true, delay: delay, outcome: o}
 }
@@ -258,19 +259,19 @@ const maxSuspectLosses = 3
 const suspectAfter = 2
 
 // judgeLosses is the verdict on a delivery that was lost before; run = none, go on. losses is what the broker knows.
-func judgeLosses(h history, losses int, suspect bool) (v verdict, run bool) {
+func judgeLosses(h record.History, losses int, suspect bool) (v verdict, run bool) {
 	if losses <= 0 {
 		return verdict{}, true
 	}
 	if suspect {
-		total := max(h.losses, suspectAfter) + losses
+		total := max(h.Losses, suspectAfter) + losses
 		if alone := total - suspectAfter; alone >= maxSuspectLosses {
 			return deadLetter(ReasonCrashLoop, outcomeOf(fmt.Errorf("%w: %d times while it ran alone", ErrCrashLoop, alone))), false
 		}
 		return verdict{action: toSuspects, losses: total}, false
 	}
-	if h.losses+losses < suspectAfter {
-		return verdict{action: toBack, losses: h.losses + losses}, false
+	if h.Losses+losses < suspectAfter {
+		return verdict{action: toBack, losses: h.Losses + losses}, false
 	}
 	return verdict{action: toSuspects, losses: suspectAfter}, false
 }

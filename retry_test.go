@@ -9,9 +9,9 @@ import (
 	"testing"
 	"time"
 
-	"pgregory.net/rapid"
-
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/record"
+	"pgregory.net/rapid"
 )
 
 func TestIntervalsGrowUpToTheLongest(t *testing.T) {
@@ -221,23 +221,23 @@ func TestJudgeUnknown(t *testing.T) {
 	now := time.Now()
 	o := outcomeOf(ErrUnknownTask)
 	for misses, want := range map[int]time.Duration{0: 100 * time.Millisecond, 1: 200 * time.Millisecond, 8: 25600 * time.Millisecond, 9: 30 * time.Second, 1 << 30: 30 * time.Second} {
-		if v := judgeUnknown(history{misses: misses}, false, now, time.Hour, o); v.action != postpone || v.delay != want || !v.missed {
+		if v := judgeUnknown(record.History{Misses: misses}, false, now, time.Hour, o); v.action != postpone || v.delay != want || !v.missed {
 			t.Errorf("missed %d times: %s after %v, want %v", misses, v.action, v.delay, want)
 		}
 	}
 	for name, v := range map[string]verdict{
-		"old enough": judgeUnknown(history{misses: 3, missed: now.Add(-time.Hour)}, true, now, time.Hour, o),
-		"never":      judgeUnknown(history{}, false, now, -1, o),
+		"old enough": judgeUnknown(record.History{Misses: 3, Missed: now.Add(-time.Hour)}, true, now, time.Hour, o),
+		"never":      judgeUnknown(record.History{}, false, now, -1, o),
 	} {
 		if v.action != toDeadLetters || v.reason != "unknown_task" {
 			t.Errorf("%s: %s %q", name, v.action, v.reason)
 		}
 	}
-	if v := judgeUnknown(history{losses: 4, misses: 3}, true, now, time.Hour, o); v.action != putOff || v.losses != 4 || !v.missed {
+	if v := judgeUnknown(record.History{Losses: 4, Misses: 3}, true, now, time.Hour, o); v.action != putOff || v.losses != 4 || !v.missed {
 		t.Errorf("a suspect: %s with %d losses", v.action, v.losses)
 	}
 	// A clock that is ahead, or a forged header, must not keep it for ever.
-	if v := judgeUnknown(history{missed: now.Add(100 * time.Hour)}, false, now, time.Hour, o); v.action != postpone {
+	if v := judgeUnknown(record.History{Missed: now.Add(100 * time.Hour)}, false, now, time.Hour, o); v.action != postpone {
 		t.Errorf("missed in the future: %s", v.action)
 	}
 }
@@ -263,7 +263,7 @@ func TestJudgeLosses(t *testing.T) {
 		{0, 1, true, toSuspects, 3}, // put there by somebody
 		{0, 3, true, toDeadLetters, 0},
 	} {
-		v, run := judgeLosses(history{losses: c.before}, c.now, c.suspect)
+		v, run := judgeLosses(record.History{Losses: c.before}, c.now, c.suspect)
 		if run != (c.want == "") || v.action != c.want || v.losses != c.losses {
 			t.Errorf("%+v: run %v, %s with %d", c, run, v.action, v.losses)
 		}

@@ -90,12 +90,12 @@ func (s *shift) tellForwarded(c *call, v verdict) {
 	switch v.action {
 	case postpone:
 		stats.postponed.Add(1)
-		if c.history.misses == 0 {
+		if c.history.Misses == 0 {
 			log.Warn("task put off", v.attrs(logText(v), "retry_in", rounded(v.delay))...)
 		}
 	case putOff:
 		stats.postponed.Add(1)
-		if c.history.misses == 0 {
+		if c.history.Misses == 0 {
 			log.Warn("task put off to the end of the suspects", v.attrs(logText(v))...)
 		}
 	case toDeadLetters:

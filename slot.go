@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
@@ -84,7 +85,7 @@ func (s *shift) ready(c *call) readiness {
 // outlived notes that an abandoned call has ended.
 func (s *shift) outlived(c *call, o outcome) {
 	s.w.server.running.end(&c.run)
-	s.about(c, c.history.attempts+1).Info("abandoned call ended", o.attrs(text.OneLine(o.text), "took", rounded(time.Since(c.started)))...)
+	s.about(c, c.history.Attempts+1).Info("abandoned call ended", o.attrs(text.OneLine(o.text), "took", rounded(time.Since(c.started)))...)
 }
 
 // next waits for the next delivery of a feed, one that was held, or a suspect; nil = there was none after all. more is false when the consumer is over.
@@ -202,8 +203,8 @@ func (s *shift) admit(c *call) (verdict, readiness) {
 		return v, toBeSettled
 	}
 	now := time.Now()
-	if at := c.history.expires; !at.IsZero() && !now.Before(at) {
-		return deadLetter(ReasonExpired, outcomeOf(fmt.Errorf("%w at %s", ErrExpired, writeInstant(at)))), toBeSettled
+	if at := c.history.Expires; !at.IsZero() && !now.Before(at) {
+		return deadLetter(ReasonExpired, outcomeOf(fmt.Errorf("%w at %s", ErrExpired, record.FormatTime(at)))), toBeSettled
 	}
 	plan := s.w.tasks[c.name]
 	if plan == nil {

@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
@@ -381,9 +382,9 @@ func (t *Task) due(now time.Time) (time.Time, error) {
 	if e := t.ExpiresAt; !e.IsZero() {
 		switch {
 		case !e.After(now):
-			return at, fmt.Errorf("%w: Task.ExpiresAt %s is past", ErrExpired, writeInstant(e))
+			return at, fmt.Errorf("%w: Task.ExpiresAt %s is past", ErrExpired, record.FormatTime(e))
 		case !at.IsZero() && !e.After(at):
-			return at, fmt.Errorf("Task.ExpiresAt %s is not after the time it is due, %s", writeInstant(e), writeInstant(at))
+			return at, fmt.Errorf("Task.ExpiresAt %s is not after the time it is due, %s", record.FormatTime(e), record.FormatTime(at))
 		}
 	}
 	if !at.After(now) {

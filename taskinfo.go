@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/taskcontext"
 )
 
@@ -34,7 +35,7 @@ func TaskFromContext(ctx context.Context) (TaskInfo, bool) {
 	out := *info
 	out.Headers = nil // a copy: it is the broker's own map, which it may hand out again
 	for name, v := range info.Headers {
-		if !isOwnHeader(name) {
+		if !record.IsOwn(name) {
 			if out.Headers == nil {
 				out.Headers = make(map[string]any, len(info.Headers))
 			}
@@ -65,6 +66,6 @@ func (c *call) info(worker string) *TaskInfo {
 	d := &c.delivery
 	return &TaskInfo{
 		UUID: c.uuid, Name: c.name, Queue: broker.Owner(d.Queue), RoutingKey: c.routingKey(), Worker: worker,
-		Headers: d.Headers, Attempt: c.history.attempts + 1, PublishedAt: d.Timestamp, Redelivered: d.Redelivered || c.history.losses > 0,
+		Headers: d.Headers, Attempt: c.history.Attempts + 1, PublishedAt: d.Timestamp, Redelivered: d.Redelivered || c.history.Losses > 0,
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
@@ -44,7 +45,7 @@ func (s *Server) planTasks(worker *WorkerConfig, tasks map[string]TaskConfig) (m
 	plans := make(map[string]*taskPlan, len(tasks))
 	for name, cfg := range tasks {
 		p.addIf(name == "", errors.New("a task has an empty name"))
-		p.name(fmt.Sprintf("name of task %.40q…", name), name, maxNameBytes)
+		p.name(fmt.Sprintf("name of task %.40q…", name), name, record.MaxName)
 		timeout, err := cfg.timeout()
 		p.addIf(err != nil, fmt.Errorf("task %q: %w", text.Excerpt(name), err))
 		plan, err := newCallPlan(name, cfg.Function, cfg.TaskUUIDAsFirstArg)
