@@ -40,13 +40,18 @@ func TestRootLinksOnlyTheAgreedModules(t *testing.T) {
 func TestArrowsPointDown(t *testing.T) {
 	t.Parallel()
 	const module = "github.com/seed-416683c9/dispatcher"
+	const rooms = module + "/internal/"
+	root := []string{module, module + "/broker", module + "/broker/rabbitmq", rooms + "taskcontext", rooms + "text", rooms + "record"}
 	for pkg, allowed := range map[string][]string{
-		"./broker":        {module + "/broker"},
-		"./broker/memory": {module + "/broker", module + "/broker/memory"},
+		// The rooms of the root, from the lowest.
+		"./internal/text":   {rooms + "text"},
+		"./internal/record": {rooms + "record", rooms + "text", module + "/broker"},
+		"./broker":          {module + "/broker"},
+		"./broker/memory":   {module + "/broker", module + "/broker/memory"},
 		// The default broker is the only adapter that the root knows.
-		".":                 {module, module + "/broker", module + "/broker/rabbitmq", module + "/internal/taskcontext"},
+		".":                 root,
 		"./broker/rabbitmq": {module + "/broker", module + "/broker/rabbitmq"},
-		"./outboxtest":      {module, module + "/broker", module + "/broker/rabbitmq", module + "/internal/taskcontext", module + "/outboxtest"},
+		"./outboxtest":      append([]string{module + "/outboxtest"}, root...),
 		// The suite knows no adapter either, or adapters could not use it.
 		"./broker/brokertest": {module + "/broker", module + "/broker/brokertest"},
 	} {
@@ -57,6 +62,29 @@ func TestArrowsPointDown(t *testing.T) {
 			client := pkg == "./broker/rabbitmq" && p == "github.com/rabbitmq/amqp091-go"
 			if pkg != "." && pkg != "./outboxtest" && !strings.HasPrefix(p, module) && !client {
 				t.Errorf("%s links %s, it may link the standard library only", pkg, p)
+			}
+		}
+	}
+}
+
+// Go lets a nested module import what is internal to the repository. Its users have the two in any two versions.
+func TestNoNestedModuleImportsWhatIsInternal(t *testing.T) {
+	t.Parallel()
+	mods, err := filepath.Glob("*/go.mod")
+	deeper, err2 := filepath.Glob("*/*/go.mod")
+	if mods = append(mods, deeper...); err != nil || err2 != nil || len(mods) < 2 {
+		t.Fatal(mods, err, err2)
+	}
+	for _, mod := range mods {
+		cmd := exec.Command("go", "list", "-test", "-f", `{{join .Imports "\n"}}`, "./...")
+		cmd.Dir = filepath.Dir(mod)
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("%s: %v", mod, err)
+		}
+		for _, p := range strings.Fields(string(out)) {
+			if strings.Contains(p, "dispatcher/internal/") {
+				t.Errorf("%s imports %s", mod, p)
 			}
 		}
 	}
