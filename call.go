@@ -11,7 +11,7 @@ import (
 
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/record"
-	"github.com/seed-416683c9/dispatcher/internal/text"
+	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
 // call is one delivery on its way through a slot and, if its task can be called, one attempt.
@@ -85,34 +85,22 @@ const (
 	callUnbound                  // abandoned while its arguments were being decoded
 )
 
-// outcome is how an attempt ended. Text and wish are read while the call is still watched, since they come from the user's code.
-type outcome struct {
-	err   error
-	text  string
-	wish  wish
-	stack *atomic.Pointer[string] // of a panic; it holds nil once the stack is logged
-}
-
-func outcomeOf(err error) outcome {
-	return outcome{err: err, text: text.OfError(err), wish: wishOf(err)}
-}
-
 // invoke binds the arguments, calls the function, and returns how it ended; a panic is an error with its stack. All of that may run the
 // user's code, so all of it is counted and watched. The function is not called if the arguments do not fit, or if the call was abandoned
 // or the worker was stopped before they were bound.
-func (s *shift) invoke(c *call) (o outcome) {
+func (s *shift) invoke(c *call) (o verdict.Outcome) {
 	s.callBegins(c)
 	defer func() {
 		if v := recover(); v != nil {
 			stack := userStack()
-			o = outcomeOf(&PanicError{Value: v, Stack: stack})
-			o.stack = new(atomic.Pointer[string])
-			o.stack.Store(new(string(stack)))
+			o = verdict.OutcomeOf(&PanicError{Value: v, Stack: stack})
+			o.Stack = new(atomic.Pointer[string])
+			o.Stack.Store(new(string(stack)))
 		}
 	}()
 	bound, err := c.plan.bind(c.args)
 	if err != nil || s.tasks.Err() != nil || !c.stage.CompareAndSwap(callBinding, callBegun) {
-		return outcomeOf(err)
+		return verdict.OutcomeOf(err)
 	}
 	if hook := s.w.server.cfg.Hooks.Started; hook != nil {
 		fire(s.w.log, hook, StartEvent{*c.info(s.w.cfg.Name)})
@@ -123,9 +111,9 @@ func (s *shift) invoke(c *call) (o outcome) {
 		next := func(ctx context.Context) error {
 			return c.plan.call(ctx, c.uuid, boundCall{slices.Clone(bound.in)}) // middleware may call it several times, also at once
 		}
-		return outcomeOf(wrap(c.plan.middleware, next)(ctx))
+		return verdict.OutcomeOf(wrap(c.plan.middleware, next)(ctx))
 	}
-	return outcomeOf(c.plan.call(ctx, c.uuid, bound))
+	return verdict.OutcomeOf(c.plan.call(ctx, c.uuid, bound))
 }
 
 // taskContext is made only for functions that take one, or middleware.
@@ -175,25 +163,25 @@ func (s *shift) callEnded(c *call) (abandoned bool) {
 
 // conclude judges how a call ended and settles its delivery. abandoned: it has not ended. All of it is done even if a hook ends
 // this goroutine.
-func (s *shift) conclude(c *call, o outcome, abandoned bool) {
+func (s *shift) conclude(c *call, o verdict.Outcome, abandoned bool) {
 	if c.stage.Load() != callBegun {
 		s.concludeUnbound(c, o, abandoned)
 		return
 	}
 	now := time.Now()
-	a := attempt{
-		outcome: o, timeout: c.plan.timeout, shutdown: s.tasks.Err() != nil, abandoned: abandoned,
-		number: c.history.Attempts + 1, asked: c.history.Asked, first: c.firstBegan(), expires: c.history.Expires, now: now,
+	a := verdict.Attempt{
+		Outcome: o, Timeout: c.plan.timeout, Shutdown: s.tasks.Err() != nil, Abandoned: abandoned,
+		Number: c.history.Attempts + 1, Asked: c.history.Asked, First: c.firstBegan(), Expires: c.history.Expires, Now: now,
 	}
-	if a.timeout > 0 {
-		deadline := c.started.Add(a.timeout)
-		a.late = !now.Before(deadline)
-		if a.shutdown && s.cancelledAt().Before(deadline) {
-			a.late = false // the shutdown came first and is what ended it
+	if a.Timeout > 0 {
+		deadline := c.started.Add(a.Timeout)
+		a.Late = !now.Before(deadline)
+		if a.Shutdown && s.cancelledAt().Before(deadline) {
+			a.Late = false // the shutdown came first and is what ended it
 		}
 	}
-	v := judge(a, c.plan.retry)
-	v.made = record.Attempt{Number: a.number, At: c.started, Duration: now.Sub(c.started), Worker: s.w.cfg.Name, Error: v.text}
+	v := verdict.Judge(a, c.plan.retry)
+	v.Made = record.Attempt{Number: a.Number, At: c.started, Duration: now.Sub(c.started), Worker: s.w.cfg.Name, Error: v.Text}
 	s.w.server.running.decide(&c.run, v, abandoned)
 	if !abandoned {
 		s.w.server.running.end(&c.run)
@@ -201,21 +189,21 @@ func (s *shift) conclude(c *call, o outcome, abandoned bool) {
 	c.end(oneSuspect)
 	defer s.settle(c, v)
 	if hook := s.w.server.cfg.Hooks.Finished; hook != nil {
-		fire(s.w.log, hook, FinishEvent{*c.info(s.w.cfg.Name), v.action.verdict(), o.err, now.Sub(c.started)})
+		fire(s.w.log, hook, FinishEvent{*c.info(s.w.cfg.Name), verdictOf(v.Action), o.Err, now.Sub(c.started)})
 	}
 }
 
 // concludeUnbound settles a call whose arguments were not bound, so that its function was not called. That is no attempt.
-func (s *shift) concludeUnbound(c *call, o outcome, abandoned bool) {
+func (s *shift) concludeUnbound(c *call, o verdict.Outcome, abandoned bool) {
 	switch {
-	case !abandoned && o.err == nil:
-		s.settleUncalled(c, verdict{action: release})
+	case !abandoned && o.Err == nil:
+		s.settleUncalled(c, verdict.Verdict{Action: verdict.Release})
 		return
 	case !abandoned:
-		s.settleUncalled(c, deadLetter(ReasonBadArguments, o))
+		s.settleUncalled(c, verdict.DeadLetter(ReasonBadArguments, o))
 		return
 	}
-	v := deadLetter(ReasonTimeout, outcomeOf(fmt.Errorf("%w of %v: its arguments are still being decoded", ErrTimeout, c.plan.timeout)))
+	v := verdict.DeadLetter(ReasonTimeout, verdict.OutcomeOf(fmt.Errorf("%w of %v: its arguments are still being decoded", ErrTimeout, c.plan.timeout)))
 	s.w.server.running.decide(&c.run, v, true)
 	c.end(oneSuspect)
 	s.settle(c, v)
@@ -223,13 +211,13 @@ func (s *shift) concludeUnbound(c *call, o outcome, abandoned bool) {
 
 // settleUncalled settles a delivery that is not called. The task counts as under way until that is done: a copy that came back sooner and ended this
 // process would leave the original unsettled, and there would be two. It reports whether the task stays, to be called.
-func (s *shift) settleUncalled(c *call, v verdict) (stays bool) {
+func (s *shift) settleUncalled(c *call, v verdict.Verdict) (stays bool) {
 	defer func() { // also when a hook ends this goroutine
 		if stays {
 			return
 		}
 		s.w.server.running.end(&c.run)
-		if v.action == putOff { // it would be found again at once
+		if v.Action == verdict.PutOff { // it would be found again at once
 			c.end(noSuspect)
 		} else {
 			c.end(oneSuspect)

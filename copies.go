@@ -7,6 +7,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
+	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
 // Copies: the message that stands for a task when it is published again. What is known of the task travels in its headers.
@@ -37,32 +38,32 @@ func (c *call) routingKey() string {
 }
 
 // forwarded is the copy that a verdict asks for.
-func (c *call) forwarded(v verdict, worker string, now time.Time) broker.Message {
+func (c *call) forwarded(v verdict.Verdict, worker string, now time.Time) broker.Message {
 	m := c.copy()
 	h := m.Headers
-	if v.made.Number > 0 {
-		h[record.HeaderAttempt] = int64(v.made.Number)
-		record.WriteLog(h, append(record.Log(h), v.made))
+	if v.Made.Number > 0 {
+		h[record.HeaderAttempt] = int64(v.Made.Number)
+		record.WriteLog(h, append(record.Log(h), v.Made))
 	}
-	if v.missed && v.action != toDeadLetters {
+	if v.Missed && v.Action != verdict.ToDeadLetters {
 		h[record.HeaderMisses] = int64(c.history.Misses + 1)
 		h[record.HeaderMissedSince] = record.FormatTime(c.history.MissedSince(now))
 	}
-	switch v.action {
-	case retryLater:
-		if v.wish.kind == wishRetryAfter {
+	switch v.Action {
+	case verdict.RetryLater:
+		if v.Wish.Kind == verdict.WishRetryAfter {
 			h[record.HeaderAsked] = int64(c.history.Asked + 1)
 		}
 		// It has ended an attempt, and was known.
 		delete(h, record.HeaderLosses)
 		delete(h, record.HeaderMisses)
 		delete(h, record.HeaderMissedSince)
-	case toBack, toSuspects, putOff:
-		h[record.HeaderLosses] = int64(v.losses)
-	case toDeadLetters:
-		h[record.HeaderReason] = v.reason
-		h[record.HeaderError] = v.text
-		h[record.HeaderAttempt] = int64(max(v.made.Number, c.history.Attempts))
+	case verdict.ToBack, verdict.ToSuspects, verdict.PutOff:
+		h[record.HeaderLosses] = int64(v.Losses)
+	case verdict.ToDeadLetters:
+		h[record.HeaderReason] = v.Reason
+		h[record.HeaderError] = v.Text
+		h[record.HeaderAttempt] = int64(max(v.Made.Number, c.history.Attempts))
 		h[record.HeaderQueue] = broker.Owner(c.delivery.Queue)
 		h[record.HeaderDiedAt] = record.FormatTime(now)
 		h[record.HeaderWorker] = worker

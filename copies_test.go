@@ -7,6 +7,7 @@ import (
 
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/record"
+	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
 // Senders of gofort/dispatcher write neither message id nor type; the body has both.
@@ -20,7 +21,7 @@ func TestACopyTakesItsIdentityFromTheTaskIfTheMessageHasNone(t *testing.T) {
 		{"", strings.Repeat("x", 256), ""},
 	} {
 		call := &call{delivery: broker.Delivery{Message: broker.Message{ID: c.id}}, uuid: c.uuid, name: "mail"}
-		m := call.forwarded(deadLetter(ReasonFailed, outcome{text: "no"}), "w", time.Now())
+		m := call.forwarded(verdict.DeadLetter(ReasonFailed, verdict.Outcome{Text: "no"}), "w", time.Now())
 		if c.want == "" && len(m.ID) != 36 || c.want != "" && m.ID != c.want {
 			t.Errorf("id %.20q, uuid %.20q: copy has %.50q", c.id, c.uuid, m.ID)
 		}
@@ -34,7 +35,7 @@ func TestACopyTakesItsIdentityFromTheTaskIfTheMessageHasNone(t *testing.T) {
 func TestACopyCanDoWithMostOfItsLog(t *testing.T) {
 	t.Parallel()
 	c := &call{delivery: broker.Delivery{Message: broker.Message{ID: "u", Headers: map[string]any{"user": "x"}}}}
-	m := c.forwarded(verdict{action: toDeadLetters, reason: ReasonFailed, made: record.Attempt{Number: 1}, outcome: outcome{text: strings.Repeat("x", 1000)}}, "w", time.Now())
+	m := c.forwarded(verdict.Verdict{Action: verdict.ToDeadLetters, Reason: ReasonFailed, Made: record.Attempt{Number: 1}, Outcome: verdict.Outcome{Text: strings.Repeat("x", 1000)}}, "w", time.Now())
 	slimDown(m.Headers)
 	if log := record.Log(m.Headers); len(log) != 1 || log[0].Number != 1 || log[0].Error != "" || len(m.Headers[record.HeaderError].(string)) > 300 || m.Headers["user"] != "x" || m.Headers[record.HeaderReason] != ReasonFailed {
 		t.Errorf("headers %v", m.Headers)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/record"
+	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
 // Every duration that a program can set, and those that will be added: as long as can be, and a sum with it does not overflow.
@@ -77,8 +78,8 @@ func TestImpossibleDurationsAreErrorsOrClamped(t *testing.T) {
 		}
 	}
 	for d, want := range map[time.Duration]time.Duration{least: 0, math.MaxInt64: broker.MaxDelay} {
-		if got := wishOf(RetryAfter(d, nil)); got.after != want {
-			t.Errorf("RetryAfter(%v): %v", d, got.after)
+		if got := verdict.WishOf(RetryAfter(d, nil)); got.After != want {
+			t.Errorf("RetryAfter(%v): %v", d, got.After)
 		}
 	}
 }

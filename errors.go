@@ -1,14 +1,15 @@
 package dispatcher
 
-//lint:file-ignore ST1005 The texts of gofort/dispatcher are kept to the letter: programs compare them.
-
 import (
 	"context"
 	"errors"
 	"fmt"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
+
+//lint:file-ignore ST1005 The texts of gofort/dispatcher are kept to the letter: programs compare them.
 
 // The outcome of a publish: nil = confirmed and in a queue; otherwise the error Is exactly one of these four. The answer
 // to "may I publish it again?" is: yes; not before something changes; it may run twice; no, it would run twice.
@@ -81,7 +82,7 @@ var (
 	// ErrExpired: Task.ExpiresAt had passed before the task started.
 	ErrExpired = errors.New("task has expired")
 	// ErrCrashLoop: the task was lost again and again while it ran alone: it may end the process that runs it.
-	ErrCrashLoop = errors.New("lost with its worker or connection")
+	ErrCrashLoop = verdict.ErrCrashLoop
 	// ErrUnknownTask: the worker has no function of this name.
 	ErrUnknownTask = errors.New("unknown task")
 	// ErrMalformed: the body is not a task.

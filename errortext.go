@@ -6,33 +6,34 @@ import (
 	"log/slog"
 
 	"github.com/seed-416683c9/dispatcher/internal/text"
+	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
 // logText is what the log says of an attempt's error. The values of arguments are left to the header of a dead letter.
-func logText(v verdict) string {
-	if v.reason == ReasonBadArguments { // otherwise the error is of the user's making, whose methods may panic
-		if bad, ok := errors.AsType[*ArgumentError](v.err); ok {
+func logText(v verdict.Verdict) string {
+	if v.Reason == ReasonBadArguments { // otherwise the error is of the user's making, whose methods may panic
+		if bad, ok := errors.AsType[*ArgumentError](v.Err); ok {
 			if bad.Position < 0 {
 				return "want " + bad.Want
 			}
 			return fmt.Sprintf("argument %d: want %s", bad.Position, bad.Want)
 		}
 	}
-	return text.OneLine(v.text)
+	return text.OneLine(v.Text)
 }
 
-// attrs are what a line of the log says of an outcome: its own attributes, then the error, then the stack of a panic.
-func (o outcome) attrs(text string, attrs ...any) []any {
-	if o.err != nil {
+// attrsOf are what a line of the log says of an outcome: its own attributes, then the error, then the stack of a panic.
+func attrsOf(o verdict.Outcome, text string, attrs ...any) []any {
+	if o.Err != nil {
 		attrs = append(attrs, "err", text)
 	}
-	return o.withStack(attrs)
+	return withStack(o, attrs)
 }
 
 // withStack adds the stack of a panic, once.
-func (o outcome) withStack(attrs []any) []any {
-	if o.stack != nil {
-		if stack := o.stack.Swap(nil); stack != nil {
+func withStack(o verdict.Outcome, attrs []any) []any {
+	if o.Stack != nil {
+		if stack := o.Stack.Swap(nil); stack != nil {
 			attrs = append(attrs, stackKey, *stack)
 		}
 	}

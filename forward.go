@@ -9,6 +9,7 @@ import (
 
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/text"
+	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
 // forwardTimeout bounds one try to write a copy, as PublishTimeout does, because a slot waits for the first one.
@@ -27,18 +28,18 @@ var errStays = errors.New("neither its queue nor that of its suspects takes it")
 //
 // A full queue drains only if the task at its head does not need room at its back. So a task that was lost once and cannot go to the back
 // goes to the suspects, which have their own room; if they take nothing either, it is called at once.
-func (s *shift) forward(c *call, v verdict) (verdict, error) {
+func (s *shift) forward(c *call, v verdict.Verdict) (verdict.Verdict, error) {
 	msg := c.forwarded(v, s.w.cfg.Name, time.Now())
-	pauses, log := retryPauses(), func() *slog.Logger { return s.about(c, v.made.Number) }
+	pauses, log := retryPauses(), func() *slog.Logger { return s.about(c, v.Made.Number) }
 	slim, bare, moved, waited := false, false, false, time.Duration(0)
 	for {
 		err := s.forwardOnce(c, v, msg)
 		switch {
 		case err == nil, errors.Is(err, broker.ErrDeliveryLost), errors.Is(err, broker.ErrSettled), errors.Is(err, broker.ErrSessionLost):
 			return v, err
-		case errors.Is(err, errors.ErrUnsupported) && v.action != toDeadLetters:
-			log().Warn("the broker has no delays; the task becomes a dead letter", "verdict", string(v.action))
-			v = v.withoutDelays()
+		case errors.Is(err, errors.ErrUnsupported) && v.Action != verdict.ToDeadLetters:
+			log().Warn("the broker has no delays; the task becomes a dead letter", "verdict", string(v.Action))
+			v = v.WithoutDelays()
 			msg = c.forwarded(v, s.w.cfg.Name, time.Now())
 			continue
 		case errors.Is(err, broker.ErrHeadersTooLarge) && !slim:
@@ -47,10 +48,10 @@ func (s *shift) forward(c *call, v verdict) (verdict, error) {
 			continue
 		// They came so large that there is no room for ours. Waiting would hold the delivery for ever, and Limit such messages would stop
 		// the worker. A dead letter needs less room than a delayed message.
-		case errors.Is(err, broker.ErrHeadersTooLarge) && v.action != toDeadLetters:
-			made, stack := v.made, v.stack
-			v = deadLetter(ReasonMalformed, outcomeOf(fmt.Errorf("%w: %w; %s: %s", ErrMalformed, broker.ErrHeadersTooLarge, v.action, v.text)))
-			v.made, v.stack = made, stack
+		case errors.Is(err, broker.ErrHeadersTooLarge) && v.Action != verdict.ToDeadLetters:
+			made, stack := v.Made, v.Stack
+			v = verdict.DeadLetter(ReasonMalformed, verdict.OutcomeOf(fmt.Errorf("%w: %w; %s: %s", ErrMalformed, broker.ErrHeadersTooLarge, v.Action, v.Text)))
+			v.Made, v.Stack = made, stack
 			msg, slim = c.forwarded(v, s.w.cfg.Name, time.Now()), false
 			continue
 		case errors.Is(err, broker.ErrHeadersTooLarge) && !bare:
@@ -59,24 +60,24 @@ func (s *shift) forward(c *call, v verdict) (verdict, error) {
 			continue
 		}
 		switch {
-		case v.action == toBack:
+		case v.Action == verdict.ToBack:
 			log().Warn("the back of the queue does not take the task; it goes to the suspects", "err", brief(err))
-			v.action, moved = toSuspects, true
+			v.Action, moved = verdict.ToSuspects, true
 			continue
 		case moved:
 			log().Warn("the suspects do not take the task; it is called now, and its loss is not counted", "err", brief(err))
 			return v, errStays
-		case v.action == retryLater && c.at.delays && waited >= roomDelay:
-			v.delay = max(v.delay, roomDelay)
+		case v.Action == verdict.RetryLater && c.at.delays && waited >= roomDelay:
+			v.Delay = max(v.Delay, roomDelay)
 		}
 		pause := pauses.NextBackOff()
-		log().Warn("verdict not written; trying again", "verdict", string(v.action), "retry_in", rounded(pause), "err", brief(err))
+		log().Warn("verdict not written; trying again", "verdict", string(v.Action), "retry_in", rounded(pause), "err", brief(err))
 		if waited == 0 {
 			s.stepAside(c)
 			s.stuckBy(+1, nil)
 			defer s.stuckBy(-1, nil)
 		}
-		s.stuckBy(0, fmt.Errorf("%s of task %q (%q) not written: %w", v.action, text.Excerpt(c.name), text.Excerpt(c.uuid), err))
+		s.stuckBy(0, fmt.Errorf("%s of task %q (%q) not written: %w", v.Action, text.Excerpt(c.name), text.Excerpt(c.uuid), err))
 		if errors.Is(err, broker.ErrUnroutable) {
 			s.redeclare() // somebody has deleted the queue
 		}
@@ -85,23 +86,23 @@ func (s *shift) forward(c *call, v verdict) (verdict, error) {
 		}
 		waited += pause
 		if s.settling.Err() != nil || s.tasks.Err() != nil {
-			v.action = release
+			v.Action = verdict.Release
 			return v, s.giveBack(c)
 		}
 	}
 }
 
 // forwardOnce tries to write the copy. It ends at the latest with the time for settling.
-func (s *shift) forwardOnce(c *call, v verdict, msg broker.Message) error {
+func (s *shift) forwardOnce(c *call, v verdict.Verdict, msg broker.Message) error {
 	ctx, cancel := context.WithTimeout(s.settling, min(s.w.server.cfg.PublishTimeout, forwardTimeout))
 	defer cancel()
-	switch v.action {
-	case toDeadLetters:
+	switch v.Action {
+	case verdict.ToDeadLetters:
 		return c.delivery.DeadLetter(ctx, msg)
-	case toSuspects, putOff:
+	case verdict.ToSuspects, verdict.PutOff:
 		return c.delivery.Suspect(ctx, msg)
 	default:
-		return c.delivery.Retry(ctx, msg, v.delay)
+		return c.delivery.Retry(ctx, msg, v.Delay)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
 // A task is called once at a time in a server. A delivery that comes while a call of its task runs is held aside, in a goroutine of its own.
@@ -19,28 +20,28 @@ func (s *shift) maxHeld() int { return (s.w.cfg.Limit - 1) / 2 }
 // claim makes sure that the task does not run twice at once in this server. If it runs, the delivery is held until that call ends.
 // The same attempt, delivered again since its link was lost, then takes that call's verdict. Anything else runs after it: another
 // attempt, a replay, and also a task that was published twice with one uuid, since to drop that would be to lose it.
-func (s *shift) claim(c *call) (verdict, readiness) {
+func (s *shift) claim(c *call) (verdict.Verdict, readiness) {
 	c.run.key, c.run.since = taskKey{broker.Owner(c.delivery.Queue), c.name, c.uuid}, time.Now()
 	c.run.attempts, c.run.again, c.run.delivery = c.history.Attempts, c.delivery.Redelivered || c.history.Losses > 0, &c.delivery
 	other, heir := s.w.server.running.begin(&c.run)
 	switch {
 	case other == nil:
-		return verdict{}, toBeCalled
+		return verdict.Verdict{}, toBeCalled
 	case c.suspect(): // it has the turn: other suspects must not wait for that call
-		patience := time.NewTimer(grace)
+		patience := time.NewTimer(verdict.Grace)
 		defer patience.Stop()
 		if v, ours := s.await(c, other, patience.C); !ours {
 			return v, toBeSettled
 		}
-		return verdict{}, toBeCalled
+		return verdict.Verdict{}, toBeCalled
 	case s.mayHold(heir || !c.at.delays):
 		c.aside = true
 		go s.hold(c, other)
-		return verdict{}, isHeld
+		return verdict.Verdict{}, isHeld
 	}
 	// The longer that call has run, the longer it may run still.
-	delay := min(max(c.run.since.Sub(other.since), firstUnknownDelay), heldDelay)
-	return verdict{action: postpone, delay: delay, outcome: outcomeOf(errRuns)}, toBeSettled
+	delay := min(max(c.run.since.Sub(other.since), verdict.FirstUnknownDelay), heldDelay)
+	return verdict.Verdict{Action: verdict.Postpone, Delay: delay, Outcome: verdict.OutcomeOf(errRuns)}, toBeSettled
 }
 
 // mayHold counts one more held delivery and reports true, unless there are maxHeld.
@@ -74,9 +75,9 @@ func (s *shift) hold(c *call, other *run) {
 		case <-s.taking.Done():
 		case <-c.delivery.Lost():
 		}
-		c.aside, v = true, verdict{action: release}
+		c.aside, v = true, verdict.Verdict{Action: verdict.Release}
 	}
-	if v.action == release { // not to a consumer that is still there: see accept
+	if v.Action == verdict.Release { // not to a consumer that is still there: see accept
 		select {
 		case <-c.at.consumer.Done():
 		case <-c.delivery.Lost():
@@ -92,13 +93,13 @@ func (s *shift) takeHeld(c *call) *call {
 	if s.taking.Err() == nil {
 		return c
 	}
-	s.settleUncalled(c, verdict{action: release})
+	s.settleUncalled(c, verdict.Verdict{Action: verdict.Release})
 	return nil
 }
 
 // await waits for other, a run of the same task, and for those that follow it. It returns the verdict, or ours: the task is to be called
 // now. patience, if not nil, ends the wait.
-func (s *shift) await(c *call, other *run, patience <-chan time.Time) (v verdict, ours bool) {
+func (s *shift) await(c *call, other *run, patience <-chan time.Time) (v verdict.Verdict, ours bool) {
 	for ; other != nil; other, _ = s.w.server.running.begin(&c.run) {
 		select {
 		case <-other.decided:
@@ -107,19 +108,19 @@ func (s *shift) await(c *call, other *run, patience <-chan time.Time) (v verdict
 			case taken:
 				return v, false
 			case abandoned && c.suspect(): // beside the others it would not run alone
-				return verdict{action: putOff, losses: c.history.Losses, outcome: outcomeOf(errStillRunning)}, false
+				return verdict.Verdict{Action: verdict.PutOff, Losses: c.history.Losses, Outcome: verdict.OutcomeOf(errStillRunning)}, false
 			case abandoned:
-				return verdict{action: postpone, delay: heldDelay, outcome: outcomeOf(errStillRunning)}, false
+				return verdict.Verdict{Action: verdict.Postpone, Delay: heldDelay, Outcome: verdict.OutcomeOf(errStillRunning)}, false
 			}
 			<-other.ended // it follows at once
 		case <-other.ended: // without a verdict: it was not called
 		case <-patience:
-			return verdict{action: putOff, losses: c.history.Losses, outcome: outcomeOf(errRuns)}, false
+			return verdict.Verdict{Action: verdict.PutOff, Losses: c.history.Losses, Outcome: verdict.OutcomeOf(errRuns)}, false
 		case <-s.taking.Done():
-			return verdict{action: release}, false
+			return verdict.Verdict{Action: verdict.Release}, false
 		case <-c.delivery.Lost():
-			return verdict{action: release}, false // the attempt to do so counts it
+			return verdict.Verdict{Action: verdict.Release}, false // the attempt to do so counts it
 		}
 	}
-	return verdict{}, true
+	return verdict.Verdict{}, true
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/internal/text"
+	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
 // Hooks are called when something has happened: for metrics, logs and tests. Every field may be nil, and costs nothing then.
@@ -151,4 +152,19 @@ func fireApart[E any](log *slog.Logger, hook func(E), e E) {
 		fire(log, hook, e)
 	}()
 	<-done
+}
+
+// verdictOf is what the hooks are told.
+func verdictOf(a verdict.Action) Verdict {
+	switch a {
+	case verdict.Ack:
+		return VerdictDone
+	case verdict.Discard:
+		return VerdictDiscard
+	case verdict.RetryLater:
+		return VerdictRetry
+	case verdict.Release:
+		return VerdictRelease
+	}
+	return VerdictDeadLetter
 }

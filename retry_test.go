@@ -11,6 +11,7 @@ import (
 
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/record"
+	"github.com/seed-416683c9/dispatcher/internal/verdict"
 	"pgregory.net/rapid"
 )
 
@@ -18,11 +19,11 @@ func TestIntervalsGrowUpToTheLongest(t *testing.T) {
 	t.Parallel()
 	p := (&RetryPolicy{InitialInterval: time.Second, MaxInterval: time.Minute, Multiplier: 3, Jitter: -1}).withDefaults()
 	for n, want := range []time.Duration{0, 1, 3, 9, 27, 60, 60} {
-		if n > 0 && p.interval(n) != want*time.Second {
-			t.Errorf("after attempt %d: %v, want %v", n, p.interval(n), want*time.Second)
+		if n > 0 && p.Interval(n) != want*time.Second {
+			t.Errorf("after attempt %d: %v, want %v", n, p.Interval(n), want*time.Second)
 		}
 	}
-	if d := p.interval(math.MaxInt); d != time.Minute {
+	if d := p.Interval(math.MaxInt); d != time.Minute {
 		t.Errorf("after the last attempt of all: %v", d)
 	}
 }
@@ -42,7 +43,7 @@ func TestIntervalsStayWithinTheirBounds(t *testing.T) {
 		}
 		d := p.withDefaults()
 		n := rapid.IntRange(1, math.MaxInt).Draw(t, "attempt")
-		got := d.interval(n)
+		got := d.Interval(n)
 		least := time.Duration(float64(d.InitialInterval) * (1 - d.Jitter) * 0.999)
 		most := time.Duration(float64(d.MaxInterval)*(1+d.Jitter)*1.001) + 1
 		if got < least || got > most || got > broker.MaxDelay {
@@ -53,7 +54,7 @@ func TestIntervalsStayWithinTheirBounds(t *testing.T) {
 
 func TestPolicyDefaults(t *testing.T) {
 	t.Parallel()
-	want := RetryPolicy{MaxAttempts: 5, InitialInterval: time.Second, MaxInterval: time.Hour, Multiplier: 2, Jitter: 0.2}
+	want := verdict.Policy{MaxAttempts: 5, InitialInterval: time.Second, MaxInterval: time.Hour, Multiplier: 2, Jitter: 0.2}
 	if got := (&RetryPolicy{}).withDefaults(); *got != want {
 		t.Errorf("got %+v, want %+v", *got, want)
 	}
@@ -126,52 +127,52 @@ func TestJudge(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	three := (&RetryPolicy{MaxAttempts: 3, InitialInterval: time.Minute, Jitter: -1}).withDefaults()
 	endless := (&RetryPolicy{MaxAttempts: -1, InitialInterval: time.Minute, Multiplier: 1, Jitter: -1, MaxAge: time.Hour}).withDefaults()
-	no := outcomeOf(errors.New("no"))
+	no := verdict.OutcomeOf(errors.New("no"))
 	for name, c := range map[string]struct {
-		a      attempt
-		p      *RetryPolicy
-		want   action
+		a      verdict.Attempt
+		p      *verdict.Policy
+		want   verdict.Action
 		reason string
 		delay  time.Duration
 	}{
-		"done":                        {attempt{outcome: outcomeOf(nil)}, three, ack, "", 0},
-		"done late":                   {attempt{outcome: outcomeOf(nil), late: true}, three, ack, "", 0},
-		"done while stopping":         {attempt{outcome: outcomeOf(nil), shutdown: true}, three, ack, "", 0},
-		"no policy":                   {attempt{outcome: no, number: 1}, nil, toDeadLetters, "failed", 0},
-		"no policy, late":             {attempt{outcome: no, number: 1, late: true}, nil, toDeadLetters, "timeout", 0},
-		"first":                       {attempt{outcome: no, number: 1}, three, retryLater, "", time.Minute},
-		"second":                      {attempt{outcome: no, number: 2}, three, retryLater, "", 2 * time.Minute},
-		"last":                        {attempt{outcome: no, number: 3}, three, toDeadLetters, "failed", 0},
-		"beyond the last":             {attempt{outcome: no, number: 1 << 30}, three, toDeadLetters, "failed", 0},
-		"late":                        {attempt{outcome: no, number: 1, late: true}, three, retryLater, "", time.Minute},
-		"late, last":                  {attempt{outcome: no, number: 3, late: true}, three, toDeadLetters, "timeout", 0},
-		"abandoned":                   {attempt{outcome: outcomeOf(errAbandoned), number: 1, late: true, abandoned: true}, three, toDeadLetters, "timeout", 0},
-		"while stopping":              {attempt{outcome: no, number: 1, shutdown: true}, three, release, "", 0},
-		"late while stopping":         {attempt{outcome: no, number: 1, shutdown: true, late: true}, three, retryLater, "", time.Minute},
-		"permanent":                   {attempt{outcome: outcomeOf(Permanent(no.err)), number: 1}, three, toDeadLetters, "permanent", 0},
-		"discard":                     {attempt{outcome: outcomeOf(Discard(no.err)), number: 1}, nil, discard, "", 0},
-		"discard, late":               {attempt{outcome: outcomeOf(Discard(no.err)), number: 1, late: true}, three, discard, "", 0},
-		"after":                       {attempt{outcome: outcomeOf(RetryAfter(time.Hour, no.err)), number: 1}, three, retryLater, "", time.Hour},
-		"after, no policy":            {attempt{outcome: outcomeOf(RetryAfter(time.Hour, nil)), number: 99}, nil, retryLater, "", time.Hour},
-		"after, last":                 {attempt{outcome: outcomeOf(RetryAfter(time.Hour, no.err)), number: 3}, three, toDeadLetters, "failed", 0},
-		"first after one that asked":  {attempt{outcome: no, number: 2, asked: 1}, three, retryLater, "", time.Minute},
-		"last after one that asked":   {attempt{outcome: no, number: 3, asked: 1}, three, toDeadLetters, "failed", 0},
-		"after, absurd":               {attempt{outcome: outcomeOf(RetryAfter(math.MaxInt64, no.err)), number: 1}, three, retryLater, "", broker.MaxDelay},
-		"after, negative":             {attempt{outcome: outcomeOf(RetryAfter(math.MinInt64, no.err)), number: 1}, three, retryLater, "", 0},
-		"endless":                     {attempt{outcome: no, number: 1000, first: now.Add(-59 * time.Minute)}, endless, retryLater, "", time.Minute},
-		"too old":                     {attempt{outcome: no, number: 2, first: now.Add(-60 * time.Minute)}, endless, toDeadLetters, "failed", 0},
-		"would expire":                {attempt{outcome: no, number: 1, expires: now.Add(time.Minute)}, three, toDeadLetters, "expired", 0},
-		"would not expire":            {attempt{outcome: no, number: 1, expires: now.Add(time.Minute + 1)}, three, retryLater, "", time.Minute},
-		"a panic of a permanent kind": {attempt{outcome: outcomeOf(&PanicError{Value: Permanent(no.err)}), number: 1}, three, toDeadLetters, "permanent", 0},
+		"done":                        {verdict.Attempt{Outcome: verdict.OutcomeOf(nil)}, three, verdict.Ack, "", 0},
+		"done late":                   {verdict.Attempt{Outcome: verdict.OutcomeOf(nil), Late: true}, three, verdict.Ack, "", 0},
+		"done while stopping":         {verdict.Attempt{Outcome: verdict.OutcomeOf(nil), Shutdown: true}, three, verdict.Ack, "", 0},
+		"no policy":                   {verdict.Attempt{Outcome: no, Number: 1}, nil, verdict.ToDeadLetters, "failed", 0},
+		"no policy, late":             {verdict.Attempt{Outcome: no, Number: 1, Late: true}, nil, verdict.ToDeadLetters, "timeout", 0},
+		"first":                       {verdict.Attempt{Outcome: no, Number: 1}, three, verdict.RetryLater, "", time.Minute},
+		"second":                      {verdict.Attempt{Outcome: no, Number: 2}, three, verdict.RetryLater, "", 2 * time.Minute},
+		"last":                        {verdict.Attempt{Outcome: no, Number: 3}, three, verdict.ToDeadLetters, "failed", 0},
+		"beyond the last":             {verdict.Attempt{Outcome: no, Number: 1 << 30}, three, verdict.ToDeadLetters, "failed", 0},
+		"late":                        {verdict.Attempt{Outcome: no, Number: 1, Late: true}, three, verdict.RetryLater, "", time.Minute},
+		"late, last":                  {verdict.Attempt{Outcome: no, Number: 3, Late: true}, three, verdict.ToDeadLetters, "timeout", 0},
+		"abandoned":                   {verdict.Attempt{Outcome: verdict.OutcomeOf(errAbandoned), Number: 1, Late: true, Abandoned: true}, three, verdict.ToDeadLetters, "timeout", 0},
+		"while stopping":              {verdict.Attempt{Outcome: no, Number: 1, Shutdown: true}, three, verdict.Release, "", 0},
+		"late while stopping":         {verdict.Attempt{Outcome: no, Number: 1, Shutdown: true, Late: true}, three, verdict.RetryLater, "", time.Minute},
+		"permanent":                   {verdict.Attempt{Outcome: verdict.OutcomeOf(Permanent(no.Err)), Number: 1}, three, verdict.ToDeadLetters, "permanent", 0},
+		"discard":                     {verdict.Attempt{Outcome: verdict.OutcomeOf(Discard(no.Err)), Number: 1}, nil, verdict.Discard, "", 0},
+		"discard, late":               {verdict.Attempt{Outcome: verdict.OutcomeOf(Discard(no.Err)), Number: 1, Late: true}, three, verdict.Discard, "", 0},
+		"after":                       {verdict.Attempt{Outcome: verdict.OutcomeOf(RetryAfter(time.Hour, no.Err)), Number: 1}, three, verdict.RetryLater, "", time.Hour},
+		"after, no policy":            {verdict.Attempt{Outcome: verdict.OutcomeOf(RetryAfter(time.Hour, nil)), Number: 99}, nil, verdict.RetryLater, "", time.Hour},
+		"after, last":                 {verdict.Attempt{Outcome: verdict.OutcomeOf(RetryAfter(time.Hour, no.Err)), Number: 3}, three, verdict.ToDeadLetters, "failed", 0},
+		"first after one that asked":  {verdict.Attempt{Outcome: no, Number: 2, Asked: 1}, three, verdict.RetryLater, "", time.Minute},
+		"last after one that asked":   {verdict.Attempt{Outcome: no, Number: 3, Asked: 1}, three, verdict.ToDeadLetters, "failed", 0},
+		"after, absurd":               {verdict.Attempt{Outcome: verdict.OutcomeOf(RetryAfter(math.MaxInt64, no.Err)), Number: 1}, three, verdict.RetryLater, "", broker.MaxDelay},
+		"after, negative":             {verdict.Attempt{Outcome: verdict.OutcomeOf(RetryAfter(math.MinInt64, no.Err)), Number: 1}, three, verdict.RetryLater, "", 0},
+		"endless":                     {verdict.Attempt{Outcome: no, Number: 1000, First: now.Add(-59 * time.Minute)}, endless, verdict.RetryLater, "", time.Minute},
+		"too old":                     {verdict.Attempt{Outcome: no, Number: 2, First: now.Add(-60 * time.Minute)}, endless, verdict.ToDeadLetters, "failed", 0},
+		"would expire":                {verdict.Attempt{Outcome: no, Number: 1, Expires: now.Add(time.Minute)}, three, verdict.ToDeadLetters, "expired", 0},
+		"would not expire":            {verdict.Attempt{Outcome: no, Number: 1, Expires: now.Add(time.Minute + 1)}, three, verdict.RetryLater, "", time.Minute},
+		"a panic of a permanent kind": {verdict.Attempt{Outcome: verdict.OutcomeOf(&PanicError{Value: Permanent(no.Err)}), Number: 1}, three, verdict.ToDeadLetters, "permanent", 0},
 	} {
-		if c.a.now = now; c.a.first.IsZero() {
-			c.a.first = now
+		if c.a.Now = now; c.a.First.IsZero() {
+			c.a.First = now
 		}
-		v := judge(c.a, c.p)
-		if v.action != c.want || v.reason != c.reason || v.delay != c.delay {
-			t.Errorf("%s: %s %q after %v, want %s %q after %v", name, v.action, v.reason, v.delay, c.want, c.reason, c.delay)
+		v := verdict.Judge(c.a, c.p)
+		if v.Action != c.want || v.Reason != c.reason || v.Delay != c.delay {
+			t.Errorf("%s: %s %q after %v, want %s %q after %v", name, v.Action, v.Reason, v.Delay, c.want, c.reason, c.delay)
 		}
-		if v.text == "" {
+		if v.Text == "" {
 			t.Errorf("%s: no text", name)
 		}
 	}
@@ -186,7 +187,7 @@ func (hostileError) Unwrap() error { panic("unwrap") }
 
 func TestAnErrorThatPanicsAsksForNothing(t *testing.T) {
 	t.Parallel()
-	if o := outcomeOf(hostileError{}); o.wish != (wish{}) || o.text == "" {
+	if o := verdict.OutcomeOf(hostileError{}); o.Wish != (verdict.Wish{}) || o.Text == "" {
 		t.Errorf("got %+v", o)
 	}
 }
@@ -194,17 +195,17 @@ func TestAnErrorThatPanicsAsksForNothing(t *testing.T) {
 func TestWishesSurviveWrapping(t *testing.T) {
 	t.Parallel()
 	boom := errors.New("boom")
-	for want, err := range map[wish]error{
-		{}:                                boom,
-		{kind: wishPermanent}:             fmt.Errorf("a: %w", errors.Join(Discard(boom), RetryAfter(1, boom), Permanent(boom))),
-		{wishRetryAfter, time.Second}:     fmt.Errorf("b: %w", errors.Join(boom, RetryAfter(time.Second, boom))),
-		{kind: wishDiscard}:               fmt.Errorf("c: %w", RetryAfter(time.Hour, fmt.Errorf("d: %w", Discard(boom)))),
-		{wishRetryAfter, 2 * time.Second}: RetryAfter(2*time.Second, nil),
+	for want, err := range map[verdict.Wish]error{
+		{}:                            boom,
+		{Kind: verdict.WishPermanent}: fmt.Errorf("a: %w", errors.Join(Discard(boom), RetryAfter(1, boom), Permanent(boom))),
+		{Kind: verdict.WishRetryAfter, After: time.Second}:     fmt.Errorf("b: %w", errors.Join(boom, RetryAfter(time.Second, boom))),
+		{Kind: verdict.WishDiscard}:                            fmt.Errorf("c: %w", RetryAfter(time.Hour, fmt.Errorf("d: %w", Discard(boom)))),
+		{Kind: verdict.WishRetryAfter, After: 2 * time.Second}: RetryAfter(2*time.Second, nil),
 	} {
-		if got := wishOf(err); got != want {
+		if got := verdict.WishOf(err); got != want {
 			t.Errorf("%v: got %+v, want %+v", err, got, want)
 		}
-		if want.after != 2*time.Second && !errors.Is(err, boom) {
+		if want.After != 2*time.Second && !errors.Is(err, boom) {
 			t.Errorf("%v hides its cause", err)
 		}
 	}
@@ -219,26 +220,26 @@ func TestWishesSurviveWrapping(t *testing.T) {
 func TestJudgeUnknown(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
-	o := outcomeOf(ErrUnknownTask)
+	o := verdict.OutcomeOf(ErrUnknownTask)
 	for misses, want := range map[int]time.Duration{0: 100 * time.Millisecond, 1: 200 * time.Millisecond, 8: 25600 * time.Millisecond, 9: 30 * time.Second, 1 << 30: 30 * time.Second} {
-		if v := judgeUnknown(record.History{Misses: misses}, false, now, time.Hour, o); v.action != postpone || v.delay != want || !v.missed {
-			t.Errorf("missed %d times: %s after %v, want %v", misses, v.action, v.delay, want)
+		if v := verdict.Unknown(record.History{Misses: misses}, false, now, time.Hour, o); v.Action != verdict.Postpone || v.Delay != want || !v.Missed {
+			t.Errorf("missed %d times: %s after %v, want %v", misses, v.Action, v.Delay, want)
 		}
 	}
-	for name, v := range map[string]verdict{
-		"old enough": judgeUnknown(record.History{Misses: 3, Missed: now.Add(-time.Hour)}, true, now, time.Hour, o),
-		"never":      judgeUnknown(record.History{}, false, now, -1, o),
+	for name, v := range map[string]verdict.Verdict{
+		"old enough": verdict.Unknown(record.History{Misses: 3, Missed: now.Add(-time.Hour)}, true, now, time.Hour, o),
+		"never":      verdict.Unknown(record.History{}, false, now, -1, o),
 	} {
-		if v.action != toDeadLetters || v.reason != "unknown_task" {
-			t.Errorf("%s: %s %q", name, v.action, v.reason)
+		if v.Action != verdict.ToDeadLetters || v.Reason != "unknown_task" {
+			t.Errorf("%s: %s %q", name, v.Action, v.Reason)
 		}
 	}
-	if v := judgeUnknown(record.History{Losses: 4, Misses: 3}, true, now, time.Hour, o); v.action != putOff || v.losses != 4 || !v.missed {
-		t.Errorf("a suspect: %s with %d losses", v.action, v.losses)
+	if v := verdict.Unknown(record.History{Losses: 4, Misses: 3}, true, now, time.Hour, o); v.Action != verdict.PutOff || v.Losses != 4 || !v.Missed {
+		t.Errorf("a suspect: %s with %d losses", v.Action, v.Losses)
 	}
 	// A clock that is ahead, or a forged header, must not keep it for ever.
-	if v := judgeUnknown(record.History{Missed: now.Add(100 * time.Hour)}, false, now, time.Hour, o); v.action != postpone {
-		t.Errorf("missed in the future: %s", v.action)
+	if v := verdict.Unknown(record.History{Missed: now.Add(100 * time.Hour)}, false, now, time.Hour, o); v.Action != verdict.Postpone {
+		t.Errorf("missed in the future: %s", v.Action)
 	}
 }
 
@@ -247,25 +248,25 @@ func TestJudgeLosses(t *testing.T) {
 	for _, c := range []struct {
 		before, now int
 		suspect     bool
-		want        action // "" = run
+		want        verdict.Action // "" = run
 		losses      int
 	}{
 		{0, 0, false, "", 0},
 		{1, 0, false, "", 0},
-		{0, 1, false, toBack, 1},
-		{0, 2, false, toSuspects, 2},
-		{1, 1, false, toSuspects, 2},
-		{99, 1, false, toSuspects, 2}, // only what was lost alone counts for the last word
+		{0, 1, false, verdict.ToBack, 1},
+		{0, 2, false, verdict.ToSuspects, 2},
+		{1, 1, false, verdict.ToSuspects, 2},
+		{99, 1, false, verdict.ToSuspects, 2}, // only what was lost alone counts for the last word
 		{2, 0, true, "", 0},
-		{2, 1, true, toSuspects, 3},
-		{3, 1, true, toSuspects, 4},
-		{4, 1, true, toDeadLetters, 0},
-		{0, 1, true, toSuspects, 3}, // put there by somebody
-		{0, 3, true, toDeadLetters, 0},
+		{2, 1, true, verdict.ToSuspects, 3},
+		{3, 1, true, verdict.ToSuspects, 4},
+		{4, 1, true, verdict.ToDeadLetters, 0},
+		{0, 1, true, verdict.ToSuspects, 3}, // put there by somebody
+		{0, 3, true, verdict.ToDeadLetters, 0},
 	} {
-		v, run := judgeLosses(record.History{Losses: c.before}, c.now, c.suspect)
-		if run != (c.want == "") || v.action != c.want || v.losses != c.losses {
-			t.Errorf("%+v: run %v, %s with %d", c, run, v.action, v.losses)
+		v, run := verdict.Losses(record.History{Losses: c.before}, c.now, c.suspect)
+		if run != (c.want == "") || v.Action != c.want || v.Losses != c.losses {
+			t.Errorf("%+v: run %v, %s with %d", c, run, v.Action, v.Losses)
 		}
 	}
 }
@@ -281,16 +282,29 @@ func TestTheTextOfALateAttempt(t *testing.T) {
 		"task timeout of 2s: connection reset":             errors.New("connection reset"),
 		"task timeout of 2s: context deadline exceeded: z": fmt.Errorf("%w: z", context.DeadlineExceeded),
 	} {
-		v := judge(attempt{outcome: outcomeOf(err), number: 1, late: true, timeout: 2 * time.Second}, nil)
-		if v.text != want {
-			t.Errorf("%v: %q, want %q", err, v.text, want)
+		v := verdict.Judge(verdict.Attempt{Outcome: verdict.OutcomeOf(err), Number: 1, Late: true, Timeout: 2 * time.Second}, nil)
+		if v.Text != want {
+			t.Errorf("%v: %q, want %q", err, v.Text, want)
 		}
 	}
-	v := judge(attempt{outcome: outcomeOf(errAbandoned), number: 1, late: true, abandoned: true, timeout: 2 * time.Second}, nil)
-	if want := "task timeout of 2s: still running 1s later; abandoned"; v.text != want {
-		t.Errorf("%q, want %q", v.text, want)
+	v := verdict.Judge(verdict.Attempt{Outcome: verdict.OutcomeOf(errAbandoned), Number: 1, Late: true, Abandoned: true, Timeout: 2 * time.Second}, nil)
+	if want := "task timeout of 2s: still running 1s later; abandoned"; v.Text != want {
+		t.Errorf("%q, want %q", v.Text, want)
 	}
-	if v := judge(attempt{outcome: outcomeOf(ErrTimeout), number: 1, late: true, timeout: 2 * time.Second}, nil); v.text != "task timeout of 2s" {
-		t.Errorf("%q", v.text)
+	if v := verdict.Judge(verdict.Attempt{Outcome: verdict.OutcomeOf(ErrTimeout), Number: 1, Late: true, Timeout: 2 * time.Second}, nil); v.Text != "task timeout of 2s" {
+		t.Errorf("%q", v.Text)
+	}
+}
+
+// The root has the same words, with what they mean to a user.
+func TestVerdictsUseTheRootsWords(t *testing.T) {
+	t.Parallel()
+	for want, got := range map[string]string{
+		ReasonFailed: verdict.ReasonFailed, ReasonPermanent: verdict.ReasonPermanent, ReasonTimeout: verdict.ReasonTimeout, ReasonExpired: verdict.ReasonExpired,
+		ReasonUnknownTask: verdict.ReasonUnknownTask, ReasonCrashLoop: verdict.ReasonCrashLoop, ErrTimeout.Error(): verdict.TimeoutWords,
+	} {
+		if got != want {
+			t.Errorf("%q, and the root has %q", got, want)
+		}
 	}
 }

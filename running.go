@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
 // running knows the tasks whose functions run in this server, so that none runs twice in parallel here: a task is delivered
@@ -29,7 +30,7 @@ type run struct {
 
 	delivery  *broker.Delivery // the latest of the message; nil = it is settled. Read only.
 	isDecided bool
-	decision  verdict
+	decision  verdict.Verdict
 	abandoned bool          // decided while the function runs on
 	decided   chan struct{} // made by the first who waits; closed with isDecided
 	ended     chan struct{} // likewise; closed when the function has returned
@@ -69,7 +70,7 @@ func (r *run) looksLike(other *run) bool {
 }
 
 // decide notes the verdict, which those who wait for it may take. abandoned: the function runs on.
-func (t *running) decide(r *run, v verdict, abandoned bool) {
+func (t *running) decide(r *run, v verdict.Verdict, abandoned bool) {
 	if r.key.uuid == "" {
 		return
 	}
@@ -87,14 +88,14 @@ func (t *running) decide(r *run, v verdict, abandoned bool) {
 // take has r take the verdict on other, which is decided, if its message is that of other, delivered again: then other's delivery is
 // lost, and r is what holds the message now. What looks the same beside it is another message; to acknowledge that too would lose a
 // task of a program that publishes one task again and again, with one uuid. Otherwise it tells whether other was abandoned.
-func (t *running) take(r, other *run) (v verdict, taken, abandoned bool) {
+func (t *running) take(r, other *run) (v verdict.Verdict, taken, abandoned bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if r.looksLike(other) && isLost(other.delivery) {
 		other.delivery = r.delivery
 		return other.decision, true, other.abandoned
 	}
-	return verdict{}, false, other.abandoned
+	return verdict.Verdict{}, false, other.abandoned
 }
 
 // settled notes that the message of r is settled: nothing that comes is it.

@@ -5,26 +5,27 @@ import (
 	"errors"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
 // Carrying out verdicts.
 
 // settle ends a delivery as the verdict says. What cannot be settled because its connection is gone is delivered again by
 // the broker. It reports whether the delivery stays instead, to be called: see errStays.
-func (s *shift) settle(c *call, v verdict) (stays bool) {
+func (s *shift) settle(c *call, v verdict.Verdict) (stays bool) {
 	stats := &s.w.server.stats
 	var err error
-	switch v.action {
-	case ack:
+	switch v.Action {
+	case verdict.Ack:
 		if err = c.delivery.Ack(); err == nil {
 			stats.succeeded.Add(1)
 		}
-	case discard:
+	case verdict.Discard:
 		if err = c.delivery.Ack(); err == nil {
 			stats.discarded.Add(1)
-			s.about(c, v.made.Number).Info("task discarded", v.attrs(logText(v))...)
+			s.about(c, v.Made.Number).Info("task discarded", attrsOf(v.Outcome, logText(v))...)
 		}
-	case release:
+	case verdict.Release:
 		err = s.giveBack(c)
 	default:
 		v, err = s.forward(c, v)
@@ -47,11 +48,11 @@ func (s *shift) settle(c *call, v verdict) (stays bool) {
 	default:
 		stats.lost.Add(1)
 	}
-	attrs := []any{"verdict", string(v.action), "err", brief(err)}
-	if v.err != nil { // nobody else may report it
+	attrs := []any{"verdict", string(v.Action), "err", brief(err)}
+	if v.Err != nil { // nobody else may report it
 		attrs = append(attrs, "outcome", logText(v))
 	}
-	s.about(c, v.made.Number).Warn(what, v.withStack(attrs)...)
+	s.about(c, v.Made.Number).Warn(what, withStack(v.Outcome, attrs)...)
 	return false
 }
 
@@ -80,42 +81,42 @@ func (s *shift) giveBack(c *call) (err error) {
 }
 
 // tellForwarded counts and tells what became of a delivery that was forwarded.
-func (s *shift) tellForwarded(c *call, v verdict) {
-	switch v.action {
-	case ack, discard, release:
+func (s *shift) tellForwarded(c *call, v verdict.Verdict) {
+	switch v.Action {
+	case verdict.Ack, verdict.Discard, verdict.Release:
 		return
 	}
 	stats, hooks, worker := &s.w.server.stats, &s.w.server.cfg.Hooks, s.w.cfg.Name
-	log := s.about(c, v.made.Number)
-	switch v.action {
-	case postpone:
+	log := s.about(c, v.Made.Number)
+	switch v.Action {
+	case verdict.Postpone:
 		stats.postponed.Add(1)
 		if c.history.Misses == 0 {
-			log.Warn("task put off", v.attrs(logText(v), "retry_in", rounded(v.delay))...)
+			log.Warn("task put off", attrsOf(v.Outcome, logText(v), "retry_in", rounded(v.Delay))...)
 		}
-	case putOff:
+	case verdict.PutOff:
 		stats.postponed.Add(1)
 		if c.history.Misses == 0 {
-			log.Warn("task put off to the end of the suspects", v.attrs(logText(v))...)
+			log.Warn("task put off to the end of the suspects", attrsOf(v.Outcome, logText(v))...)
 		}
-	case toDeadLetters:
+	case verdict.ToDeadLetters:
 		stats.deadLettered.Add(1)
-		log.Error("task is a dead letter", v.attrs(logText(v), "reason", v.reason)...)
+		log.Error("task is a dead letter", attrsOf(v.Outcome, logText(v), "reason", v.Reason)...)
 		if hooks.DeadLettered != nil {
-			fire(s.w.log, hooks.DeadLettered, DeadLetterEvent{*c.info(worker), v.reason, v.err})
+			fire(s.w.log, hooks.DeadLettered, DeadLetterEvent{*c.info(worker), v.Reason, v.Err})
 		}
-	case retryLater:
+	case verdict.RetryLater:
 		stats.retried.Add(1)
-		log.Warn("attempt failed", v.attrs(logText(v), "retry_in", rounded(v.delay))...)
+		log.Warn("attempt failed", attrsOf(v.Outcome, logText(v), "retry_in", rounded(v.Delay))...)
 		if hooks.Retried != nil {
-			fire(s.w.log, hooks.Retried, RetryEvent{*c.info(worker), v.delay, v.err})
+			fire(s.w.log, hooks.Retried, RetryEvent{*c.info(worker), v.Delay, v.Err})
 		}
-	case toBack:
+	case verdict.ToBack:
 		stats.postponed.Add(1)
-		log.Warn("task was lost with its worker or connection; moved to the back of the queue", "losses", v.losses)
-	case toSuspects:
+		log.Warn("task was lost with its worker or connection; moved to the back of the queue", "losses", v.Losses)
+	case verdict.ToSuspects:
 		stats.suspected.Add(1)
-		log.Warn("task was lost with its worker or connection; it runs alone now", "losses", v.losses)
+		log.Warn("task was lost with its worker or connection; it runs alone now", "losses", v.Losses)
 		s.suspectMade()
 	}
 }

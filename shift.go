@@ -12,6 +12,7 @@ import (
 
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/text"
+	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
 // shift is one run of a worker: from Start, through any number of consumers, until its last call has ended. It owns the
@@ -126,7 +127,7 @@ func (s *shift) warnOfConsumerTimeout(most time.Duration) {
 	}
 	var names []string
 	for name, plan := range s.w.tasks {
-		if plan.timeout > 0 && plan.timeout+grace >= most {
+		if plan.timeout > 0 && plan.timeout+verdict.Grace >= most {
 			names = append(names, name)
 		}
 	}
@@ -217,7 +218,7 @@ func (s *shift) finish(consumer broker.Consumer) {
 	most := closeTimeout
 	if err := consumer.Stop(ctx); err != nil && !errors.Is(err, broker.ErrSessionLost) {
 		s.w.log.Warn("the consumer did not stop", "err", brief(err))
-		most = grace // it will not answer Close either
+		most = verdict.Grace // it will not answer Close either
 	}
 	cancel()
 	close(s.stopped)
@@ -246,7 +247,7 @@ func (s *shift) stop(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	s.cancelTasks()
-	timer := time.NewTimer(grace)
+	timer := time.NewTimer(verdict.Grace)
 	defer timer.Stop()
 	select {
 	case <-s.over:
@@ -277,7 +278,7 @@ func (s *shift) cancelledAt() time.Time {
 // leaveBehind waits for what ends by itself after the hard stop, and counts what does not.
 func (s *shift) leaveBehind() error {
 	// Start's own I/O ends with taking, and run within closeTimeout; only a broker that does not heed its contexts takes longer.
-	late := time.NewTimer(closeTimeout + grace)
+	late := time.NewTimer(closeTimeout + verdict.Grace)
 	defer late.Stop()
 	for _, ended := range []chan struct{}{s.began, s.ended} {
 		select {

@@ -7,6 +7,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
+	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
 // slot is the goroutine that runs tasks, one after the other: WorkerConfig.Limit of them read from the same consumer. The
@@ -83,9 +84,9 @@ func (s *shift) ready(c *call) readiness {
 }
 
 // outlived notes that an abandoned call has ended.
-func (s *shift) outlived(c *call, o outcome) {
+func (s *shift) outlived(c *call, o verdict.Outcome) {
 	s.w.server.running.end(&c.run)
-	s.about(c, c.history.Attempts+1).Info("abandoned call ended", o.attrs(text.OneLine(o.text), "took", rounded(time.Since(c.started)))...)
+	s.about(c, c.history.Attempts+1).Info("abandoned call ended", attrsOf(o, text.OneLine(o.Text), "took", rounded(time.Since(c.started)))...)
 }
 
 // next waits for the next delivery of a feed, one that was held, or a suspect; nil = there was none after all. more is false when the consumer is over.
@@ -119,7 +120,7 @@ func (s *shift) goexit(c *call) {
 		s.w.server.running.end(&c.run)
 		return // abandoned before: its delivery is settled and its slot replaced
 	}
-	s.startSlot(c, func() { s.conclude(c, outcomeOf(ErrGoexit), false) })
+	s.startSlot(c, func() { s.conclude(c, verdict.OutcomeOf(ErrGoexit), false) })
 }
 
 // startSlot starts a slot in place of one that has ended, or is about to.
@@ -164,31 +165,31 @@ func (s *shift) accept(d *broker.Delivery, at *feed) bool {
 	select { // both may be closed, and what is left to Close is charged
 	case <-at.consumer.Done():
 		stats.received.Add(1)
-		s.settle(newCall(*d, at), verdict{action: release})
+		s.settle(newCall(*d, at), verdict.Verdict{Action: verdict.Release})
 	default:
 	}
 	return false
 }
 
 // prepare decodes the body and finds the function. It runs none of the user's code. A delivery that is not called gets its verdict here.
-func (s *shift) prepare(c *call) (verdict, readiness) {
+func (s *shift) prepare(c *call) (verdict.Verdict, readiness) {
 	if c.claimed { // it was held
 		return s.admit(c)
 	}
 	d := &c.delivery
 	if limit := s.w.server.cfg.MaxBodyBytes; limit > 0 && len(d.Body) > limit {
-		return deadLetter(ReasonMalformed, outcomeOf(fmt.Errorf("%w: body of %d bytes, the most is %d", ErrMalformed, len(d.Body), limit))), toBeSettled
+		return verdict.DeadLetter(ReasonMalformed, verdict.OutcomeOf(fmt.Errorf("%w: body of %d bytes, the most is %d", ErrMalformed, len(d.Body), limit))), toBeSettled
 	}
 	task, err := decodeTask(d.Body)
 	if err != nil {
-		return deadLetter(ReasonMalformed, outcomeOf(err)), toBeSettled
+		return verdict.DeadLetter(ReasonMalformed, verdict.OutcomeOf(err)), toBeSettled
 	}
 	c.name, c.args = task.Name, task.Args
 	if task.UUID != "" {
 		c.uuid = task.UUID
 	}
 	if d.Unreadable != "" { // its attempts and its expiry are not known
-		return deadLetter(ReasonMalformed, outcomeOf(fmt.Errorf("%w: its headers cannot be read: %s", ErrMalformed, d.Unreadable))), toBeSettled
+		return verdict.DeadLetter(ReasonMalformed, verdict.OutcomeOf(fmt.Errorf("%w: its headers cannot be read: %s", ErrMalformed, d.Unreadable))), toBeSettled
 	}
 	// First of all: what runs here has not ended its worker, and has not expired either.
 	if v, r := s.claim(c); r != toBeCalled {
@@ -198,28 +199,28 @@ func (s *shift) prepare(c *call) (verdict, readiness) {
 }
 
 // admit decides whether a task that is ours is to be called.
-func (s *shift) admit(c *call) (verdict, readiness) {
-	if v, run := judgeLosses(c.history, c.losses, c.suspect()); !run {
+func (s *shift) admit(c *call) (verdict.Verdict, readiness) {
+	if v, run := verdict.Losses(c.history, c.losses, c.suspect()); !run {
 		return v, toBeSettled
 	}
 	now := time.Now()
 	if at := c.history.Expires; !at.IsZero() && !now.Before(at) {
-		return deadLetter(ReasonExpired, outcomeOf(fmt.Errorf("%w at %s", ErrExpired, record.FormatTime(at)))), toBeSettled
+		return verdict.DeadLetter(ReasonExpired, verdict.OutcomeOf(fmt.Errorf("%w at %s", ErrExpired, record.FormatTime(at)))), toBeSettled
 	}
 	plan := s.w.tasks[c.name]
 	if plan == nil {
-		return judgeUnknown(c.history, c.suspect(), now, s.w.cfg.UnknownTaskMaxAge,
-			outcomeOf(fmt.Errorf("%w: the worker has no function %q", ErrUnknownTask, text.Excerpt(c.name)))), toBeSettled
+		return verdict.Unknown(c.history, c.suspect(), now, s.w.cfg.UnknownTaskMaxAge,
+			verdict.OutcomeOf(fmt.Errorf("%w: the worker has no function %q", ErrUnknownTask, text.Excerpt(c.name)))), toBeSettled
 	}
 	c.plan, c.started = plan, now
 	if plan.timeout > 0 {
-		c.due = now.Add(plan.timeout).Add(grace)
+		c.due = now.Add(plan.timeout).Add(verdict.Grace)
 	}
-	return verdict{}, toBeCalled
+	return verdict.Verdict{}, toBeCalled
 }
 
 // replace starts the slot that takes over from that of an abandoned call, and has the dead letter written by it.
 // abandonOverdue has counted it.
 func (s *shift) replace(c *call) {
-	go s.slot(c, func() { s.conclude(c, outcomeOf(errAbandoned), true) })
+	go s.slot(c, func() { s.conclude(c, verdict.OutcomeOf(errAbandoned), true) })
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
 // Suspects: tasks whose worker was lost more than once while it held them, waiting in <queue>.suspects. Each runs alone: one at a
@@ -113,7 +114,7 @@ func (s *shift) takeSuspect(at *feed, o offer) *call {
 	s.w.server.stats.received.Add(1)
 	c := newCall(*d, at)
 	if s.taking.Err() != nil { // stopped meanwhile
-		s.settle(c, verdict{action: release})
+		s.settle(c, verdict.Verdict{Action: verdict.Release})
 		over(noSuspect)
 		return nil
 	}
@@ -138,7 +139,7 @@ func (s *shift) fetchSuspect(at *feed) *broker.Delivery {
 		case <-late:
 			if d != nil {
 				s.w.server.stats.received.Add(1)
-				s.settle(newCall(*d, at), verdict{action: release})
+				s.settle(newCall(*d, at), verdict.Verdict{Action: verdict.Release})
 			}
 		}
 	}()

@@ -1,13 +1,11 @@
 package dispatcher
 
 import (
-	"errors"
-	"fmt"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
-
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
 // What a task function can say about its failure. All are found in wrapped and joined errors, too. If an error says several
@@ -24,7 +22,7 @@ func Discard(err error) error {
 	if err == nil {
 		return nil
 	}
-	return &discardError{err}
+	return &verdict.DiscardError{Err: err}
 }
 
 // RetryAfter asks for the next attempt after d, in place of the policy's pause: for instance what a Retry-After header said.
@@ -32,66 +30,5 @@ func Discard(err error) error {
 // policy nothing does, and the function decides by TaskInfo.Attempt. err may be nil: the attempt has failed all the same. If err
 // says [Permanent] or [Discard], that counts.
 func RetryAfter(d time.Duration, err error) error {
-	return &retryAfterError{min(max(d, 0), broker.MaxDelay), err}
-}
-
-type discardError struct{ err error }
-
-func (e *discardError) Error() string { return e.err.Error() }
-func (e *discardError) Unwrap() error { return e.err }
-
-type retryAfterError struct {
-	after time.Duration
-	err   error
-}
-
-func (e *retryAfterError) Error() string {
-	if e.err == nil {
-		return fmt.Sprintf("asks to be tried again after %v", e.after)
-	}
-	return e.err.Error()
-}
-func (e *retryAfterError) Unwrap() error { return e.err }
-
-// wish is what an error asks for.
-type wish struct {
-	kind  wishKind
-	after time.Duration
-}
-
-type wishKind int
-
-const (
-	wishNothing wishKind = iota
-	wishPermanent
-	wishRetryAfter
-	wishDiscard
-)
-
-// wishOf reads it from an error of the user's.
-func wishOf(err error) wish {
-	if err == nil {
-		return wish{}
-	}
-	if _, ok := find[*backoff.PermanentError](err); ok {
-		return wish{kind: wishPermanent}
-	}
-	if _, ok := find[*discardError](err); ok {
-		return wish{kind: wishDiscard}
-	}
-	if e, ok := find[*retryAfterError](err); ok {
-		return wish{wishRetryAfter, e.after}
-	}
-	return wish{}
-}
-
-// find is errors.AsType for an error of the user's: it contains the panics of the error's own As and Unwrap. Each search by itself,
-// since what is wrapped in a wish may be broken, and only the search for that wish ends before it.
-func find[E error](err error) (e E, found bool) {
-	defer func() {
-		if recover() != nil {
-			found = false
-		}
-	}()
-	return errors.AsType[E](err)
+	return &verdict.RetryAfterError{After: min(max(d, 0), broker.MaxDelay), Err: err}
 }

@@ -13,10 +13,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
+	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
-
-// grace is what a task has left to return after its context was cancelled, by its timeout or by a shutdown.
-const grace = time.Second
 
 // Worker runs the tasks of one queue, at most WorkerConfig.Limit at once. Make it with [Server.NewWorker]; all methods may
 // be called by many goroutines at once.
@@ -34,8 +32,8 @@ type Worker struct {
 // taskPlan is a registered task: how to call it, for how long, and how often.
 type taskPlan struct {
 	*callPlan
-	timeout    time.Duration // 0 = none
-	retry      *RetryPolicy  // nil = one attempt
+	timeout    time.Duration   // 0 = none
+	retry      *verdict.Policy // nil = one attempt
 	middleware []Middleware
 }
 

@@ -1,0 +1,90 @@
+package verdict
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/seed-416683c9/dispatcher/internal/text"
+)
+
+// Outcome is how an attempt ended. OutcomeOf reads Text and Wish while the call is still watched, since they come from the user's code.
+type Outcome struct {
+	Err   error
+	Text  string
+	Wish  Wish
+	Stack *atomic.Pointer[string] // of a panic; it holds nil once the stack is logged
+}
+
+// OutcomeOf runs the error's own methods, and contains their panics.
+func OutcomeOf(err error) Outcome {
+	return Outcome{Err: err, Text: text.OfError(err), Wish: WishOf(err)}
+}
+
+// DiscardError is an error that the root's Discard has marked.
+type DiscardError struct{ Err error }
+
+func (e *DiscardError) Error() string { return e.Err.Error() }
+
+func (e *DiscardError) Unwrap() error { return e.Err }
+
+// RetryAfterError is an error that the root's RetryAfter has marked. Err may be nil.
+type RetryAfterError struct {
+	After time.Duration
+	Err   error
+}
+
+func (e *RetryAfterError) Error() string {
+	if e.Err == nil {
+		return fmt.Sprintf("asks to be tried again after %v", e.After)
+	}
+	return e.Err.Error()
+}
+
+func (e *RetryAfterError) Unwrap() error { return e.Err }
+
+// Wish is what an error asks for.
+type Wish struct {
+	Kind  WishKind
+	After time.Duration
+}
+
+// WishKind is one of the marks of an error.
+type WishKind int
+
+const (
+	WishNothing WishKind = iota
+	WishPermanent
+	WishRetryAfter
+	WishDiscard
+)
+
+// WishOf returns what an error of the user's asks for.
+func WishOf(err error) Wish {
+	if err == nil {
+		return Wish{}
+	}
+	if _, ok := find[*backoff.PermanentError](err); ok {
+		return Wish{Kind: WishPermanent}
+	}
+	if _, ok := find[*DiscardError](err); ok {
+		return Wish{Kind: WishDiscard}
+	}
+	if e, ok := find[*RetryAfterError](err); ok {
+		return Wish{WishRetryAfter, e.After}
+	}
+	return Wish{}
+}
+
+// find is errors.AsType for an error of the user's: it contains the panics of the error's own As and Unwrap. Each search by itself,
+// since what is wrapped in a wish may be broken, and only the search for that wish ends before it.
+func find[E error](err error) (e E, found bool) {
+	defer func() {
+		if recover() != nil {
+			found = false
+		}
+	}()
+	return errors.AsType[E](err)
+}

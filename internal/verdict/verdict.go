@@ -1,0 +1,57 @@
+package verdict
+
+import (
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/internal/record"
+)
+
+// Action is what is done with a delivery.
+type Action string
+
+const (
+	Ack           Action = "ack"
+	Discard       Action = "discard"
+	Release       Action = "release"
+	RetryLater    Action = "retry"
+	Postpone      Action = "postponement"           // like a retry, but no attempt was made
+	PutOff        Action = "return to the suspects" // as a postponement, of a suspect
+	ToBack        Action = "move to the back of the queue"
+	ToSuspects    Action = "move to the suspects"
+	ToDeadLetters Action = "dead letter"
+)
+
+// Verdict is what becomes of a delivery after an attempt, or instead of one.
+type Verdict struct {
+	Action Action
+	Reason string         // of a dead letter
+	Delay  time.Duration  // of a retry or postponement
+	Losses int            // what the copy's header says, of ToBack, ToSuspects and PutOff
+	Missed bool           // of Postpone and PutOff: no function has the task's name
+	Made   record.Attempt // what the log of a copy gets; Number 0 = no attempt was made
+	Outcome
+}
+
+// WithoutDelays returns the verdict for a broker that has no delays.
+func (v Verdict) WithoutDelays() Verdict {
+	v.Action, v.Reason = ToDeadLetters, ReasonFailed
+	if v.Missed {
+		v.Reason = ReasonUnknownTask
+	}
+	return v
+}
+
+// Why a task is a dead letter. The root has them as well, with what they mean.
+const (
+	ReasonFailed      = "failed"
+	ReasonPermanent   = "permanent"
+	ReasonTimeout     = "timeout"
+	ReasonExpired     = "expired"
+	ReasonUnknownTask = "unknown_task"
+	ReasonCrashLoop   = "crash_loop"
+)
+
+// DeadLetter returns the verdict that a task is given up.
+func DeadLetter(reason string, o Outcome) Verdict {
+	return Verdict{Action: ToDeadLetters, Reason: reason, Outcome: o}
+}
