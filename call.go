@@ -12,6 +12,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
+	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
 // call is one delivery on its way through a slot and, if its task can be called, one attempt.
@@ -22,7 +23,7 @@ type call struct {
 	at       *feed  // where its delivery came from, or, of a suspect, whose session fetched it
 	name     string // of the task; what the message says until the body is decoded
 	uuid     string
-	args     []wireArgument
+	args     []wire.Value
 	plan     *taskPlan // nil = not to be called
 	run      run
 	started  time.Time

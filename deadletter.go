@@ -9,6 +9,7 @@ import (
 
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/record"
+	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
 // Why a task became a dead letter: DeadLetter.Reason. There may be others some day.
@@ -84,10 +85,10 @@ type identity struct {
 // identify reads who a dead letter is. The body comes first, as it does for a worker: the uuid in its logs is that one.
 func (d *DeadLetters) identify(m *broker.Message) identity {
 	who := identity{uuid: m.ID, name: m.Type, reason: ReasonUndeliverable, queue: d.queue, routingKey: record.String(m.Headers[record.HeaderRoutingKey]), headers: m.Headers}
-	if wire, err := decodeTask(m.Body); err == nil {
-		who.name = wire.Name
-		if wire.UUID != "" {
-			who.uuid = wire.UUID
+	if decoded, err := wire.Decode(m.Body); err == nil {
+		who.name = decoded.Name
+		if decoded.UUID != "" {
+			who.uuid = decoded.UUID
 		}
 	}
 	if d.undeliverable() {

@@ -4,18 +4,20 @@ import (
 	"bytes"
 	"encoding/json"
 	"strconv"
+
+	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
 // DecodeTask reads the body of a message as a worker does, and returns its UUID, Name and Args. The value of each argument is a
 // [json.RawMessage], a copy; [Task.DecodeArgs] converts them. What travels beside the body is not set. UUID may be "", since old senders
 // write none. The error Is [ErrMalformed].
 func DecodeTask(body []byte) (*Task, error) {
-	wire, err := decodeTask(body)
+	decoded, err := wire.Decode(body)
 	if err != nil {
 		return nil, err
 	}
-	t := &Task{UUID: wire.UUID, Name: wire.Name}
-	for _, a := range wire.Args {
+	t := &Task{UUID: decoded.UUID, Name: decoded.Name}
+	for _, a := range decoded.Args {
 		t.Args = append(t.Args, TaskArgument{Type: a.Type, Value: json.RawMessage(bytes.Clone(a.Value))})
 	}
 	return t, nil
@@ -31,18 +33,17 @@ func DecodeTask(body []byte) (*Task, error) {
 //
 // The error is an *ArgumentError if the arguments do not fit, and then no variable is changed. It reads t only.
 func (t *Task) DecodeArgs(params ...any) error {
-	args := make([]wireArgument, len(t.Args))
+	args := make([]wire.Value, len(t.Args))
 	for i, arg := range t.Args {
-		raw, bad := appendArgument(nil, arg)
+		raw, bad := wire.AppendArgument(nil, wire.Argument(arg))
 		if bad != nil {
-			bad.Task, bad.Position = t.Name, i
-			return bad
+			return &ArgumentError{t.Name, i, bad.Want, bad.Got}
 		}
-		wire, err := decodeArgument(raw)
+		decoded, err := wire.DecodeArgument(raw)
 		if err != nil {
 			return &ArgumentError{t.Name, i, strconv.Quote(arg.Type), err.Error()}
 		}
-		args[i] = wire
+		args[i] = decoded
 	}
 	return store(t.Name, args, params)
 }

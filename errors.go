@@ -7,6 +7,7 @@ import (
 
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
+	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
 //lint:file-ignore ST1005 The texts of gofort/dispatcher are kept to the letter: programs compare them.
@@ -86,7 +87,7 @@ var (
 	// ErrUnknownTask: the worker has no function of this name.
 	ErrUnknownTask = errors.New("unknown task")
 	// ErrMalformed: the body is not a task.
-	ErrMalformed = errors.New("malformed task")
+	ErrMalformed = wire.ErrMalformed
 )
 
 // From the methods of DeadLetters.

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
 // What decodes, encoded again with its values as they were, decodes to the same task.
@@ -27,9 +29,9 @@ func FuzzDecodeTask(f *testing.F) {
 		f.Add(body)
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		task, err := decodeTask(body)
+		task, err := wire.Decode(body)
 		if err != nil {
-			if !errors.Is(err, ErrMalformed) || len(err.Error()) > 400 || !reflect.DeepEqual(task, wireTask{}) {
+			if !errors.Is(err, ErrMalformed) || len(err.Error()) > 400 || !reflect.DeepEqual(task, wire.Task{}) {
 				t.Fatalf("%+v, %v", task, err)
 			}
 			return
@@ -37,18 +39,18 @@ func FuzzDecodeTask(f *testing.F) {
 		if task.Name == "" || !json.Valid(body) {
 			t.Fatalf("decoded %q to %+v", body, task)
 		}
-		again := appendString([]byte(`{"uuid":`), task.UUID)
-		again = appendString(append(again, `,"name":`...), task.Name)
+		again := wire.AppendString([]byte(`{"uuid":`), task.UUID)
+		again = wire.AppendString(append(again, `,"name":`...), task.Name)
 		again = append(again, `,"args":[`...)
 		for i, arg := range task.Args {
 			if i > 0 {
 				again = append(again, ',')
 			}
-			again = appendString(append(again, `{"type":`...), arg.Type)
+			again = wire.AppendString(append(again, `{"type":`...), arg.Type)
 			again = append(append(again, `,"value":`...), arg.Value...)
 			again = append(again, '}')
 		}
-		second, err := decodeTask(append(again, "]}"...))
+		second, err := wire.Decode(append(again, "]}"...))
 		if err != nil || !reflect.DeepEqual(second, task) {
 			t.Fatalf("%+v became %+v, %v", task, second, err)
 		}
@@ -73,7 +75,7 @@ var fuzzParams = []func(typ, raw string) (any, error){
 
 // Nothing panics, every error is an *ArgumentError, and an integer that arrives is the one in the text.
 func FuzzBindArgument(f *testing.F) {
-	for _, name := range scalarNames {
+	for _, name := range wire.ScalarNames {
 		f.Add(name, []byte("1"))
 	}
 	for _, g := range golden {
@@ -89,7 +91,7 @@ func FuzzBindArgument(f *testing.F) {
 		if !json.Valid(raw) || len(raw) > 1<<16 {
 			return // decodeTask gives no others
 		}
-		raw = trimSpace(raw)
+		raw = wire.TrimSpace(raw)
 		for i, bind := range fuzzParams {
 			got, err := bind(typ, string(raw))
 			if err != nil {
@@ -98,7 +100,7 @@ func FuzzBindArgument(f *testing.F) {
 				}
 				continue
 			}
-			if parseType(typ).shape == shapeUnknown {
+			if wire.ParseType(typ).Shape == wire.ShapeUnknown {
 				t.Fatalf("unknown type %q gave %#v", typ, got)
 			}
 			switch got.(type) {
@@ -108,7 +110,7 @@ func FuzzBindArgument(f *testing.F) {
 				}
 			}
 		}
-		if parseType(typ).shape != shapeUnknown && json.Valid(raw) && badText(raw) < 0 {
+		if wire.ParseType(typ).Shape != wire.ShapeUnknown && json.Valid(raw) && wire.BadText(raw) < 0 {
 			// What encodes under a declared type also binds to any.
 			if _, err := encodeTask(&Task{Name: "n", Args: []TaskArgument{{typ, json.RawMessage(raw)}}}); err == nil {
 				if _, err := anyOf[any](typ, string(raw)); err != nil {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/internal/text"
+	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
 type (
@@ -59,12 +60,12 @@ func TestHeadersAreNormalised(t *testing.T) {
 		"sixteen":       {nest(16), nest(16)},
 		"empty strings": {map[string]string{}, map[string]any{}},
 	} {
-		got, err := wireHeaders(map[string]any{name: c.in})
+		got, err := wire.Headers(map[string]any{name: c.in})
 		if err != nil || !reflect.DeepEqual(got, map[string]any{name: c.want}) {
 			t.Errorf("%s: got %#v, %v", name, got, err)
 		}
 	}
-	if got, err := wireHeaders(nil); got != nil || err != nil {
+	if got, err := wire.Headers(nil); got != nil || err != nil {
 		t.Errorf("nil headers: %v, %v", got, err)
 	}
 }
@@ -94,24 +95,24 @@ func TestHeadersAreCountedAsTheyTravel(t *testing.T) {
 		"map":     {map[string]any{"k": nil}, 8},
 	} {
 		// Each list is a name of two bytes and a list of 7,000; what is left is one text.
-		headers, left := map[string]any{}, maxHeaderBytes
+		headers, left := map[string]any{}, wire.MaxHeaderBytes
 		for i := 0; left > (3+5+7000*c.size)+9; i++ {
 			headers[string(rune('a'+i))+"."] = list(7000, c.v)
 			left -= 3 + 5 + 7000*c.size
 		}
 		headers["t"] = strings.Repeat("x", left-7)
-		if _, err := wireHeaders(headers); err != nil {
+		if _, err := wire.Headers(headers); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		headers["t"] = strings.Repeat("x", left-6)
-		if _, err := wireHeaders(headers); !errors.Is(err, ErrTooLarge) {
+		if _, err := wire.Headers(headers); !errors.Is(err, ErrTooLarge) {
 			t.Errorf("%s: one byte more: %v", name, err)
 		}
 	}
-	if _, err := wireHeaders(entries(8001)); !errors.Is(err, ErrTooLarge) {
+	if _, err := wire.Headers(entries(8001)); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("8,001 headers: %v", err)
 	}
-	if _, err := wireHeaders(entries(8000)); err != nil {
+	if _, err := wire.Headers(entries(8000)); err != nil {
 		t.Errorf("8,000 headers: %v", err)
 	}
 }
@@ -137,7 +138,7 @@ func TestHeadersAreADeepCopy(t *testing.T) {
 	bytes, list, table := []byte("a"), []any{"a"}, map[string]any{"k": "a"}
 	named := namedBytes("a")
 	in := map[string]any{"bytes": bytes, "list": list, "table": table, "named": named, "deep": []any{bytes}}
-	got, err := wireHeaders(in)
+	got, err := wire.Headers(in)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,7 +197,7 @@ func TestHeadersThatCannotTravelAreRefusedByName(t *testing.T) {
 		{"x-death", "text", "x-death"},
 		{"x-death", []any{map[string]any{}, "text"}, "x-death"},
 	} {
-		got, err := wireHeaders(map[string]any{"fine": 1, c.name: c.v})
+		got, err := wire.Headers(map[string]any{"fine": 1, c.name: c.v})
 		if got != nil || err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), text.Excerpt(c.name)) || len(err.Error()) > 300 {
 			t.Errorf("%s: got %v, %v; want %q", text.Excerpt(c.name), got, err, c.want)
 		}

@@ -41,11 +41,12 @@ func TestArrowsPointDown(t *testing.T) {
 	t.Parallel()
 	const module = "github.com/seed-416683c9/dispatcher"
 	const rooms = module + "/internal/"
-	root := []string{module, module + "/broker", module + "/broker/rabbitmq", rooms + "taskcontext", rooms + "text", rooms + "record", rooms + "verdict"}
+	root := []string{module, module + "/broker", module + "/broker/rabbitmq", rooms + "taskcontext", rooms + "text", rooms + "record", rooms + "wire", rooms + "verdict"}
 	for pkg, allowed := range map[string][]string{
 		// The rooms of the root, from the lowest.
 		"./internal/text":    {rooms + "text"},
 		"./internal/record":  {rooms + "record", rooms + "text", module + "/broker"},
+		"./internal/wire":    {rooms + "wire", rooms + "record", rooms + "text", module + "/broker"},
 		"./internal/verdict": {rooms + "verdict", rooms + "record", rooms + "text", module + "/broker"},
 		"./broker":           {module + "/broker"},
 		"./broker/memory":    {module + "/broker", module + "/broker/memory"},

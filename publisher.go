@@ -11,6 +11,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
+	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
 // Publish sends task and waits until the broker has confirmed it. A nil error means: confirmed, and in at least one
@@ -224,7 +225,7 @@ func (p *publisher) prepare(task *Task) (broker.Message, error) {
 	if err := bad.err(); err != nil {
 		return broker.Message{}, fmt.Errorf("%w: %w", ErrRejected, err)
 	}
-	headers, err := wireHeaders(task.Headers)
+	headers, err := wire.Headers(task.Headers)
 	if err != nil {
 		return broker.Message{}, fmt.Errorf("%w: %w", ErrRejected, err)
 	}

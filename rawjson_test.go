@@ -3,6 +3,8 @@ package dispatcher
 import (
 	"encoding/json"
 	"testing"
+
+	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
 // A signature is made over bytes.
@@ -18,7 +20,7 @@ func TestARawMessageKeepsItsBytes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		task, err := decodeTask(body)
+		task, err := wire.Decode(body)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -26,7 +28,7 @@ func TestARawMessageKeepsItsBytes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, want := string(bound.in[0].Bytes()), string(trimSpace([]byte(raw))); got != want {
+		if got, want := string(bound.in[0].Bytes()), string(wire.TrimSpace([]byte(raw))); got != want {
 			t.Errorf("%q arrived as %q", want, got)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"unsafe"
 
 	"github.com/seed-416683c9/dispatcher/internal/text"
+	"github.com/seed-416683c9/dispatcher/internal/wire"
 	"pgregory.net/rapid"
 )
 
@@ -41,7 +42,7 @@ func bindOne[P any](typ, raw string) (got P, err error) {
 	if err != nil {
 		return got, err
 	}
-	bound, err := plan.bind([]wireArgument{{typ, json.RawMessage(raw)}})
+	bound, err := plan.bind([]wire.Value{{Type: typ, Value: json.RawMessage(raw)}})
 	if err != nil {
 		return got, err
 	}
@@ -221,12 +222,12 @@ func TestCallPassesContextUUIDAndArguments(t *testing.T) {
 }
 
 // wireArgs takes arguments over the wire.
-func wireArgs(t interface{ Fatal(...any) }, args []TaskArgument) []wireArgument {
+func wireArgs(t interface{ Fatal(...any) }, args []TaskArgument) []wire.Value {
 	body, err := encodeTask(&Task{Name: "n", Args: args})
 	if err != nil {
 		t.Fatal(err)
 	}
-	task, err := decodeTask(body)
+	task, err := wire.Decode(body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -249,7 +250,7 @@ func TestPlanIsSafeForConcurrentUse(t *testing.T) {
 		wg.Go(func() {
 			for i := range 200 {
 				n := g*1000 + i
-				bound, err := plan.bind([]wireArgument{{"string", fmt.Appendf(nil, `"%d"`, n)}, {"int", fmt.Append(nil, n)}})
+				bound, err := plan.bind([]wire.Value{{Type: "string", Value: fmt.Appendf(nil, `"%d"`, n)}, {Type: "int", Value: fmt.Append(nil, n)}})
 				if err == nil {
 					err = plan.call(context.Background(), fmt.Sprint(n), bound)
 				}
@@ -278,22 +279,22 @@ func TestD1UnknownTypesAreErrorsAndNeverPanics(t *testing.T) {
 
 func TestD2WrongArityOrTypeIsAnErrorBeforeTheCall(t *testing.T) {
 	t.Parallel()
-	one, two := wireArgument{"int", json.RawMessage("1")}, []wireArgument{{"int", json.RawMessage("1")}, {"int", json.RawMessage("1")}}
+	one, two := wire.Value{Type: "int", Value: json.RawMessage("1")}, []wire.Value{{Type: "int", Value: json.RawMessage("1")}, {Type: "int", Value: json.RawMessage("1")}}
 	none := func() { t.Error("called") }
 	for _, c := range []struct {
 		fn   any
 		uuid bool
-		args []wireArgument
+		args []wire.Value
 		want ArgumentError
 	}{
 		{none, false, two, ArgumentError{"n", -1, "0 arguments", "2"}},
 		{func(int) { none() }, false, nil, ArgumentError{"n", -1, "1 argument", "0"}},
 		{func(int) { none() }, false, two, ArgumentError{"n", -1, "1 argument", "2"}},
 		{func(context.Context, string, int) { none() }, true, two, ArgumentError{"n", -1, "1 argument", "2"}},
-		{func(int, int, ...int) { none() }, false, []wireArgument{one}, ArgumentError{"n", -1, "at least 2 arguments", "1"}},
-		{func(string) { none() }, false, []wireArgument{one}, ArgumentError{"n", 0, "string", "int 1"}},
+		{func(int, int, ...int) { none() }, false, []wire.Value{one}, ArgumentError{"n", -1, "at least 2 arguments", "1"}},
+		{func(string) { none() }, false, []wire.Value{one}, ArgumentError{"n", 0, "string", "int 1"}},
 		{func(int, bool) { none() }, false, two, ArgumentError{"n", 1, "bool", "int 1"}},
-		{func(...string) { none() }, false, []wireArgument{{"string", json.RawMessage(`"a"`)}, one}, ArgumentError{"n", 1, "string", "int 1"}},
+		{func(...string) { none() }, false, []wire.Value{{Type: "string", Value: json.RawMessage(`"a"`)}, one}, ArgumentError{"n", 1, "string", "int 1"}},
 	} {
 		plan, err := newCallPlan("n", c.fn, c.uuid)
 		if err != nil {
@@ -554,17 +555,17 @@ func roundTrip[T any](values *rapid.Generator[T]) func(*rapid.T) {
 	return func(t *rapid.T) {
 		v := values.Draw(t, "v")
 		args := Args(v)
-		wire := wireArgs(t, args)
-		got, err := bindOne[T](wire[0].Type, string(wire[0].Value))
+		sent := wireArgs(t, args)
+		got, err := bindOne[T](sent[0].Type, string(sent[0].Value))
 		if err != nil || !equalValues([]any{got}, []any{v}) {
-			t.Fatalf("%s %s: got %#v, %v, want %#v", wire[0].Type, wire[0].Value, got, err, v)
+			t.Fatalf("%s %s: got %#v, %v, want %#v", sent[0].Type, sent[0].Value, got, err, v)
 		}
-		if wire[0].Type == "json" {
+		if sent[0].Type == "json" {
 			return
 		}
-		boxed, err := bindOne[any](wire[0].Type, string(wire[0].Value))
+		boxed, err := bindOne[any](sent[0].Type, string(sent[0].Value))
 		if err != nil || !equalValues([]any{boxed}, []any{args[0].Value}) {
-			t.Fatalf("%s %s into any: got %#v, %v, want %#v", wire[0].Type, wire[0].Value, boxed, err, args[0].Value)
+			t.Fatalf("%s %s into any: got %#v, %v, want %#v", sent[0].Type, sent[0].Value, boxed, err, args[0].Value)
 		}
 	}
 }
@@ -581,7 +582,7 @@ func BenchmarkDecodeBindCall(b *testing.B) {
 	ctx := context.Background()
 	b.ReportAllocs()
 	for b.Loop() {
-		task, err := decodeTask(benchBody)
+		task, err := wire.Decode(benchBody)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -598,7 +599,7 @@ func BenchmarkDecodeBindCall(b *testing.B) {
 func BenchmarkDecode(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := decodeTask(benchBody); err != nil {
+		if _, err := wire.Decode(benchBody); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
+	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
 // slot is the goroutine that runs tasks, one after the other: WorkerConfig.Limit of them read from the same consumer. The
@@ -180,7 +181,7 @@ func (s *shift) prepare(c *call) (verdict.Verdict, readiness) {
 	if limit := s.w.server.cfg.MaxBodyBytes; limit > 0 && len(d.Body) > limit {
 		return verdict.DeadLetter(ReasonMalformed, verdict.OutcomeOf(fmt.Errorf("%w: body of %d bytes, the most is %d", ErrMalformed, len(d.Body), limit))), toBeSettled
 	}
-	task, err := decodeTask(d.Body)
+	task, err := wire.Decode(d.Body)
 	if err != nil {
 		return verdict.DeadLetter(ReasonMalformed, verdict.OutcomeOf(err)), toBeSettled
 	}

@@ -1,7 +1,6 @@
 package dispatcher
 
 import (
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
+	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
 // Task is a request to call the function that a worker has registered under Name.
@@ -128,7 +128,7 @@ func Args(values ...any) []TaskArgument {
 		case time.Time:
 			args[i] = TaskArgument{"time.Time", v}
 		default:
-			args[i] = inferArgument(v)
+			args[i] = TaskArgument(wire.Infer(v))
 		}
 	}
 	return args
@@ -145,8 +145,8 @@ func encodeTask(t *Task) ([]byte, error) {
 		return nil, &ArgumentError{t.Name, -1, "a name in valid UTF-8", strconv.Quote(text.Excerpt(t.Name))}
 	}
 	buf := make([]byte, 0, 48+len(t.UUID)+len(t.Name)+64*len(t.Args))
-	buf = appendString(append(buf, `{"uuid":`...), t.UUID)
-	buf = appendString(append(buf, `,"name":`...), t.Name)
+	buf = wire.AppendString(append(buf, `{"uuid":`...), t.UUID)
+	buf = wire.AppendString(append(buf, `,"name":`...), t.Name)
 	buf = append(buf, `,"args":`...)
 	if t.Args == nil {
 		return append(buf, "null}"...), nil
@@ -156,213 +156,12 @@ func encodeTask(t *Task) ([]byte, error) {
 		if i > 0 {
 			buf = append(buf, ',')
 		}
-		var bad *ArgumentError
-		if buf, bad = appendArgument(buf, arg); bad != nil {
-			bad.Task, bad.Position = t.Name, i
-			return nil, bad
+		var bad *wire.Mismatch
+		if buf, bad = wire.AppendArgument(buf, wire.Argument(arg)); bad != nil {
+			return nil, &ArgumentError{t.Name, i, bad.Want, bad.Got}
 		}
 	}
 	return append(buf, "]}"...), nil
-}
-
-// appendArgument appends one element of args. Task and Position of its error are the caller's to fill.
-func appendArgument(buf []byte, arg TaskArgument) ([]byte, *ArgumentError) {
-	typ := parseType(arg.Type)
-	if typ.shape == shapeUnknown {
-		return nil, &ArgumentError{Want: "a known type", Got: fmt.Sprintf("type %q of a Go value of type %T", text.Excerpt(arg.Type), arg.Value)}
-	}
-	buf = appendString(append(buf, `{"type":`...), arg.Type)
-	buf = append(buf, `,"value":`...)
-	buf, bad := appendValue(buf, typ, arg)
-	return append(buf, '}'), bad
-}
-
-func appendValue(buf []byte, typ argType, arg TaskArgument) ([]byte, *ArgumentError) {
-	switch v := arg.Value.(type) { // without json.Marshal and without decoding what it wrote
-	case string:
-		if typ.is(kindString) && utf8.ValidString(v) {
-			return appendString(buf, v), nil
-		}
-	case bool:
-		if typ.is(kindBool) {
-			return strconv.AppendBool(buf, v), nil
-		}
-	case int:
-		if typ.is(kindInt) {
-			return strconv.AppendInt(buf, int64(v), 10), nil
-		}
-	case int64:
-		if typ.is(kindInt64) {
-			return strconv.AppendInt(buf, v, 10), nil
-		}
-	case uint64:
-		if typ.is(kindUint64) {
-			return strconv.AppendUint(buf, v, 10), nil
-		}
-	case []byte:
-		if typ.shape == shapeBytes && v != nil {
-			buf = base64.StdEncoding.AppendEncode(append(buf, '"'), v)
-			return append(buf, '"'), nil
-		}
-	case json.RawMessage: // json.Marshal would change its white space and its escapes, and with them a signature over it
-		if raw := trimSpace(v); typ.shape == shapeJSON && json.Valid(raw) {
-			if err := checkText(arg.Value, raw); err != nil {
-				return nil, &ArgumentError{Want: arg.Type, Got: text.Reason(err)}
-			}
-			return append(buf, raw...), nil
-		}
-	}
-	raw, err := marshal(arg.Value)
-	if err == nil {
-		err = checkText(arg.Value, raw)
-	}
-	if err != nil {
-		return nil, &ArgumentError{Want: arg.Type, Got: text.Reason(err)}
-	}
-	if !exactly(arg.Value, typ) {
-		if bad := checkValue(typ, raw, leafOf(arg.Value)); bad != nil {
-			bad.Want = arg.Type
-			return nil, bad
-		}
-	}
-	return append(buf, raw...), nil
-}
-
-// marshal is json.Marshal with the panics of the value's own methods made into errors.
-func marshal(v any) (raw []byte, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("a value whose encoding panicked: %v", p)
-		}
-	}()
-	return json.Marshal(v)
-}
-
-// checkText refuses what json.Marshal lets pass although a worker would get something else, or refuse it.
-func checkText(v any, raw []byte) error {
-	if badText(raw) >= 0 || isFlawed(replacedText, v, raw) {
-		return errors.New("text that is not valid UTF-8")
-	}
-	if isFlawed(shiftedTime, v, raw) {
-		return errors.New("a time with seconds in its zone offset; use UTC")
-	}
-	if tooDeep(raw) {
-		return errors.New("a value that is nested too deep")
-	}
-	return nil
-}
-
-// appendString appends s as json.Marshal writes it.
-func appendString(buf []byte, s string) []byte {
-	for i := range len(s) {
-		if c := s[i]; c < ' ' || c >= 0x7f || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
-			quoted, _ := json.Marshal(s) // a string cannot fail
-			return append(buf, quoted...)
-		}
-	}
-	buf = append(buf, '"')
-	buf = append(buf, s...)
-	return append(buf, '"')
-}
-
-// wireTask is a decoded body. Its values are parts of the body, not copies.
-type wireTask struct {
-	UUID, Name string
-	Args       []wireArgument
-}
-
-// wireArgument is one argument as it came: a type name that may be unknown, and the text of one valid JSON value.
-type wireArgument struct {
-	Type  string
-	Value json.RawMessage
-}
-
-// decodeTask reads a body. Every error Is ErrMalformed.
-//
-// It is stricter than json.Unmarshal, which takes the last of two equal keys and "NAME" for "name", and replaces text that is
-// not Unicode: two readers of one body must not see two tasks. Keys it does not know are ignored, since a newer sender may
-// write them. uuid may be absent or "", args absent or null.
-func decodeTask(body []byte) (wireTask, error) {
-	if len(body) == 0 {
-		return wireTask{}, malformed("the body is empty")
-	}
-	if !json.Valid(body) { // also when it is nested deeper than 10,000
-		return wireTask{}, notJSON(body)
-	}
-	if at := badText(body); at >= 0 {
-		return wireTask{}, malformed("text that is not Unicode at byte %d", at)
-	}
-	body = trimSpace(body)
-	if body[0] != '{' {
-		return wireTask{}, malformed("want an object, got %s", jsonKind(body))
-	}
-	f, err := splitObject(body, "uuid", "name", "args")
-	if err != nil {
-		return wireTask{}, malformed("%v", err)
-	}
-	var t wireTask
-	if f[0] != nil {
-		if t.UUID, err = stringField("uuid", f[0]); err != nil {
-			return wireTask{}, malformed("%v", err)
-		}
-	}
-	if t.Name, err = stringField("name", f[1]); err != nil {
-		return wireTask{}, malformed("%v", err)
-	}
-	if t.Name == "" {
-		return wireTask{}, malformed("name is empty")
-	}
-	if f[2] == nil || f[2][0] == 'n' {
-		return t, nil
-	}
-	if f[2][0] != '[' {
-		return wireTask{}, malformed("args: want an array, got %s", jsonKind(f[2]))
-	}
-	for value := range elements(f[2]) {
-		arg, err := decodeArgument(value)
-		if err != nil {
-			return wireTask{}, malformed("argument %d: %v", len(t.Args), err)
-		}
-		if t.Args == nil {
-			t.Args = make([]wireArgument, 0, 4)
-		}
-		t.Args = append(t.Args, arg)
-	}
-	return t, nil
-}
-
-func decodeArgument(raw []byte) (wireArgument, error) {
-	if raw[0] != '{' {
-		return wireArgument{}, fmt.Errorf("want an object, got %s", jsonKind(raw))
-	}
-	f, err := splitObject(raw, "type", "value", "")
-	if err != nil {
-		return wireArgument{}, err
-	}
-	inner, _ := unquoteBytes(f[0])
-	name := scalarNames[parseScalarName(string(inner))] // "" also for the other types; saves a copy of each name
-	if name == "" {
-		if name, err = stringField("type", f[0]); err != nil {
-			return wireArgument{}, err
-		}
-	}
-	if f[1] == nil {
-		return wireArgument{}, errors.New("value is missing")
-	}
-	return wireArgument{name, f[1]}, nil
-}
-
-// notJSON says what json.Valid has found, and where.
-func notJSON(body []byte) error {
-	err := json.Unmarshal(body, new(json.RawMessage))
-	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
-		return malformed("%v at byte %d", err, syntax.Offset)
-	}
-	return malformed("%v", err)
-}
-
-func malformed(format string, args ...any) error {
-	return fmt.Errorf("%w: %s", ErrMalformed, fmt.Sprintf(format, args...))
 }
 
 // due is when the task may be delivered, zero = at once, from what its three times say.

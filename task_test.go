@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/internal/text"
+	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
 var updateWire = flag.Bool("update-wire", false, "write the golden files of testdata/wire; a change in them breaks running workers")
@@ -90,7 +91,7 @@ func TestGoldenWireBytes(t *testing.T) {
 // receive decodes a body and calls a func(...any) with its arguments.
 func receive(t testing.TB, body []byte) (got []any) {
 	t.Helper()
-	task, err := decodeTask(body)
+	task, err := wire.Decode(body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -391,7 +392,7 @@ func TestDecodeRefusesHostileBodies(t *testing.T) {
 		{`{"name":"n","args":` + deep, "depth"},
 		{`{"name":"n","args":[{"type":"json","value":` + strings.Repeat(`{"a":`, 100_000) + "1" + strings.Repeat("}", 100_000) + "}]}", "depth"},
 	} {
-		_, err := decodeTask([]byte(c.body))
+		_, err := wire.Decode([]byte(c.body))
 		if !errors.Is(err, ErrMalformed) {
 			t.Errorf("%s: %v", text.Excerpt(c.body), err)
 		} else if said := err.Error(); !strings.Contains(said, c.want) || len(said) > 200 {
@@ -402,21 +403,21 @@ func TestDecodeRefusesHostileBodies(t *testing.T) {
 
 func TestDecodeTakesWhatOtherSendersWrite(t *testing.T) {
 	t.Parallel()
-	arg := wireArgument{"int", json.RawMessage("1")}
+	arg := wire.Value{Type: "int", Value: json.RawMessage("1")}
 	for _, c := range []struct {
 		body string
-		want wireTask
+		want wire.Task
 	}{
-		{`{"name":"n"}`, wireTask{Name: "n"}},
-		{`{"name":"n","uuid":"","args":null}`, wireTask{Name: "n"}},
-		{`{"name":"n","args":[]}`, wireTask{Name: "n"}},
-		{"\r\n\t {\"args\" : [ { \"value\" :\t1 , \"type\" : \"int\" } ] , \"name\":\"n\" }\n ", wireTask{Name: "n", Args: []wireArgument{arg}}},
-		{`{"NAME":"x","Uuid":5,"uuid":"u","name":"n","version":2,"meta":{"name":"m","a":[1,{"}":"]"}]}}`, wireTask{UUID: "u", Name: "n"}},
-		{`{"name":"\u006e\ud83d\ude42","args":[{"type":"int","value":1,"Value":2,"note":"\\"}]}`, wireTask{Name: "n🙂", Args: []wireArgument{arg}}},
+		{`{"name":"n"}`, wire.Task{Name: "n"}},
+		{`{"name":"n","uuid":"","args":null}`, wire.Task{Name: "n"}},
+		{`{"name":"n","args":[]}`, wire.Task{Name: "n"}},
+		{"\r\n\t {\"args\" : [ { \"value\" :\t1 , \"type\" : \"int\" } ] , \"name\":\"n\" }\n ", wire.Task{Name: "n", Args: []wire.Value{arg}}},
+		{`{"NAME":"x","Uuid":5,"uuid":"u","name":"n","version":2,"meta":{"name":"m","a":[1,{"}":"]"}]}}`, wire.Task{UUID: "u", Name: "n"}},
+		{`{"name":"\u006e\ud83d\ude42","args":[{"type":"int","value":1,"Value":2,"note":"\\"}]}`, wire.Task{Name: "n🙂", Args: []wire.Value{arg}}},
 		{`{"name":"n","args":[{"type":"","value":null},{"type":"no such","value":{"a":[1, "]}\""]}}]}`,
-			wireTask{Name: "n", Args: []wireArgument{{"", json.RawMessage("null")}, {"no such", json.RawMessage(`{"a":[1, "]}\""]}`)}}}},
+			wire.Task{Name: "n", Args: []wire.Value{{Type: "", Value: json.RawMessage("null")}, {Type: "no such", Value: json.RawMessage(`{"a":[1, "]}\""]}`)}}}},
 	} {
-		got, err := decodeTask([]byte(c.body))
+		got, err := wire.Decode([]byte(c.body))
 		if err != nil || !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%s:\ngot  %+v, %v\nwant %+v", c.body, got, err, c.want)
 		}
@@ -427,7 +428,7 @@ func TestDecodeTakesAsManyArgumentsAsABodyHolds(t *testing.T) {
 	t.Parallel()
 	const n = 40_000 // about 1 MiB
 	body := `{"name":"n","args":[{"type":"int","value":0}` + strings.Repeat(`,{"type":"int","value":7}`, n-1) + `]}`
-	task, err := decodeTask([]byte(body))
+	task, err := wire.Decode([]byte(body))
 	if err != nil || len(task.Args) != n {
 		t.Fatalf("%d arguments, %v", len(task.Args), err)
 	}
@@ -435,11 +436,13 @@ func TestDecodeTakesAsManyArgumentsAsABodyHolds(t *testing.T) {
 
 func TestReflectStaysInItsFiles(t *testing.T) {
 	t.Parallel()
-	files, err := filepath.Glob("*.go")
-	if err != nil {
-		t.Fatal(err)
+	allowed := []string{"reflect_args.go", "internal/wire/bind.go", "internal/wire/infer.go", "internal/wire/exact.go"}
+	root, err := filepath.Glob("*.go")
+	rooms, err2 := filepath.Glob("internal/*/*.go")
+	if err != nil || err2 != nil || len(rooms) == 0 {
+		t.Fatal(err, err2)
 	}
-	for _, file := range files {
+	for _, file := range append(root, rooms...) {
 		if strings.HasSuffix(file, "_test.go") {
 			continue
 		}
@@ -448,8 +451,8 @@ func TestReflectStaysInItsFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, imp := range f.Imports {
-			if path, _ := strconv.Unquote(imp.Path.Value); path == "reflect" && !strings.HasPrefix(file, "reflect_") {
-				t.Errorf("%s imports reflect: everything that needs it belongs into a file reflect_*.go", file)
+			if path, _ := strconv.Unquote(imp.Path.Value); path == "reflect" && !slices.Contains(allowed, filepath.ToSlash(file)) {
+				t.Errorf("%s imports reflect: everything that needs it belongs into one of %q", file, allowed)
 			}
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/taskcontext"
+	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
 // TaskInfo tells a task function about the task it runs. Everything but Worker and Queue came over the wire and was written
@@ -52,7 +53,7 @@ func init() {
 		if !ok {
 			return nil, fmt.Errorf("want a TaskInfo, got %T", v)
 		}
-		headers, err := wireHeaders(info.Headers)
+		headers, err := wire.Headers(info.Headers)
 		if err != nil {
 			return nil, err
 		}

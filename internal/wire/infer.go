@@ -1,4 +1,4 @@
-package dispatcher
+package wire
 
 import (
 	"reflect"
@@ -7,31 +7,31 @@ import (
 
 // The sender's side: from Go values to declared types and plain headers (docs/adr/0005-reflect-in-few-files.md).
 
-// inferArgument declares the type of a value of any type; see Args.
-func inferArgument(v any) TaskArgument {
+// Infer declares the type of a value of any type; see Args.
+func Infer(v any) Argument {
 	rv := reflect.ValueOf(v)
 	t := rv.Type()
 	if k := scalarOf(t.Kind()); k != kindNone {
-		return TaskArgument{scalarNames[k], rv.Convert(scalarTypes[k]).Interface()}
+		return Argument{ScalarNames[k], rv.Convert(scalarTypes[k]).Interface()}
 	}
 	switch t.Kind() {
 	case reflect.Slice:
 		k := scalarOf(t.Elem().Kind())
 		if k == kindUint8 {
-			return TaskArgument{"[]byte", rv.Bytes()}
+			return Argument{"[]byte", rv.Bytes()}
 		}
 		if k != kindNone {
-			return TaskArgument{"[]" + scalarNames[k], basicElements(rv, argType{shapeSlice, k})}
+			return Argument{"[]" + ScalarNames[k], basicElements(rv, argType{shapeSlice, k})}
 		}
 	case reflect.Map:
 		if k := scalarOf(t.Elem().Kind()); k != kindNone && t.Key().Kind() == reflect.String {
-			return TaskArgument{"map[string]" + scalarNames[k], basicElements(rv, argType{shapeMap, k})}
+			return Argument{"map[string]" + ScalarNames[k], basicElements(rv, argType{shapeMap, k})}
 		}
 	}
-	if !carries(t, false, nil) {
-		return TaskArgument{"", v}
+	if !Carries(t, false, nil) {
+		return Argument{"", v}
 	}
-	return TaskArgument{"json", v}
+	return Argument{"json", v}
 }
 
 // basicElements converts a slice or map to the one its declared type names; nil stays nil, and nothing is copied if only
@@ -44,7 +44,7 @@ func basicElements(rv reflect.Value, typ argType) any {
 	if rv.IsNil() {
 		return reflect.Zero(t).Interface()
 	}
-	if typ.shape == shapeSlice {
+	if typ.Shape == shapeSlice {
 		s := reflect.MakeSlice(t, rv.Len(), rv.Len())
 		for i := range rv.Len() {
 			s.Index(i).Set(rv.Index(i).Convert(t.Elem()))
@@ -60,10 +60,10 @@ func basicElements(rv reflect.Value, typ argType) any {
 
 // exactly reports whether a value has the very type that is declared, so that its JSON need not be checked.
 func exactly(v any, typ argType) bool {
-	if typ.shape == shapeSlice && typ.elem == kindUint8 {
+	if typ.Shape == shapeSlice && typ.elem == kindUint8 {
 		return false // it is a []byte to Go and becomes base64, but an array is declared
 	}
-	return typ.shape == shapeJSON || v != nil && reflect.TypeOf(v) == typ.goType()
+	return typ.Shape == shapeJSON || v != nil && reflect.TypeOf(v) == typ.goType()
 }
 
 // leafOf looks through slices, maps and pointers. A type with its own encoding tells nothing.

@@ -1,4 +1,4 @@
-package dispatcher
+package wire
 
 import (
 	"errors"
@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
@@ -19,17 +20,17 @@ const (
 	// maxHeaderBytes bounds all headers of a task, as they travel: see Task.Headers. They share one frame with the properties of
 	// the message, with what the library adds (the attempt log and the error of a dead letter) and with what RabbitMQ adds to a
 	// message that waits (x-death, 10 KiB at most). RabbitMQ limits a frame to 128 KiB (frame_max).
-	maxHeaderBytes = 64 << 10
+	MaxHeaderBytes = 64 << 10
 
 	// maxHeaderEntries bounds the elements of each slice or map. amqp091-go ends its connection over more than 8,192, and the
 	// library and the broker need some.
 	maxHeaderEntries = 8000
 )
 
-// wireHeaders returns a deep copy of a task's headers, made of what every broker carries: string, bool, int64, float64,
+// Headers returns a deep copy of a task's headers, made of what every broker carries: string, bool, int64, float64,
 // []byte, time.Time, nil, []any and map[string]any. nil stays nil. The error names the header; it does not say that the
 // task is rejected. The caller must not write h meanwhile.
-func wireHeaders(h map[string]interface{}) (map[string]any, error) {
+func Headers(h map[string]interface{}) (map[string]any, error) {
 	if h == nil {
 		return nil, nil
 	}
@@ -37,7 +38,7 @@ func wireHeaders(h map[string]interface{}) (map[string]any, error) {
 		return nil, err
 	}
 	out := make(map[string]any, len(h))
-	left := headerBudget(maxHeaderBytes)
+	left := headerBudget(MaxHeaderBytes)
 	for name, v := range h {
 		if err := left.checkName(name); err != nil {
 			return nil, fmt.Errorf("header %q: %w", text.Excerpt(name), err)
@@ -73,7 +74,7 @@ type headerBudget int
 
 func (left *headerBudget) spend(n int) error {
 	if *left -= headerBudget(n); *left < 0 {
-		return fmt.Errorf("%w: the headers take more than %d bytes", ErrTooLarge, maxHeaderBytes)
+		return fmt.Errorf("%w: the headers take more than %d bytes", broker.ErrTooLarge, MaxHeaderBytes)
 	}
 	return nil
 }
@@ -90,7 +91,7 @@ func (left *headerBudget) checkName(name string) error {
 
 func checkEntries(n int) error {
 	if n > maxHeaderEntries {
-		return fmt.Errorf("%w: %d entries, at most %d", ErrTooLarge, n, maxHeaderEntries)
+		return fmt.Errorf("%w: %d entries, at most %d", broker.ErrTooLarge, n, maxHeaderEntries)
 	}
 	return nil
 }

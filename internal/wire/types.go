@@ -1,4 +1,4 @@
-package dispatcher
+package wire
 
 import (
 	"bytes"
@@ -18,7 +18,7 @@ import (
 type shape uint8
 
 const (
-	shapeUnknown shape = iota
+	ShapeUnknown shape = iota
 	shapeScalar
 	shapeSlice // of scalars
 	shapeMap   // from string to scalars
@@ -49,7 +49,7 @@ const (
 	kindDuration
 )
 
-var scalarNames = [...]string{"", "bool", "string", "int", "int8", "int16", "int32", "int64",
+var ScalarNames = [...]string{"", "bool", "string", "int", "int8", "int16", "int32", "int64",
 	"uint", "uint8", "uint16", "uint32", "uint64", "float32", "float64", "time.Time", "time.Duration"}
 
 func (k scalar) signed() bool   { return k >= kindInt && k <= kindInt64 || k == kindDuration }
@@ -72,22 +72,22 @@ func (k scalar) bits() int {
 
 // argType is a declared type; its zero value is an unknown one.
 type argType struct {
-	shape shape
+	Shape shape
 	elem  scalar // of a scalar, slice or map
 }
 
-func (t argType) is(k scalar) bool { return t.shape == shapeScalar && t.elem == k }
+func (t argType) is(k scalar) bool { return t.Shape == shapeScalar && t.elem == k }
 
 // parseType reads a type name as it stands in a task.
-func parseType(name string) argType {
+func ParseType(name string) argType {
 	if k := parseScalarName(name); k != kindNone {
 		return argType{shapeScalar, k}
 	}
 	switch name {
 	case "json":
-		return argType{shape: shapeJSON}
+		return argType{Shape: shapeJSON}
 	case "[]byte":
-		return argType{shape: shapeBytes}
+		return argType{Shape: shapeBytes}
 	case "time.Time":
 		return argType{shapeScalar, kindTime}
 	case "time.Duration":
@@ -321,44 +321,44 @@ const (
 )
 
 // checkValue reports what in raw is not of the declared type; nil = all is. Only Got of the error is filled.
-func checkValue(typ argType, raw []byte, from leaf) *ArgumentError {
-	if from == leafBytes && typ.shape != shapeBytes { // its base64 would pass for a string
-		return &ArgumentError{Got: "a []byte; its type is []byte"}
+func checkValue(typ argType, raw []byte, from leaf) *Mismatch {
+	if from == leafBytes && typ.Shape != shapeBytes { // its base64 would pass for a string
+		return &Mismatch{Got: "a []byte; its type is []byte"}
 	}
 	isNull := string(raw) == "null"
 	switch {
-	case typ.shape == shapeJSON || isNull && typ.shape != shapeScalar:
+	case typ.Shape == shapeJSON || isNull && typ.Shape != shapeScalar:
 		return nil
-	case typ.shape == shapeScalar && checkScalar(typ.elem, raw, from):
+	case typ.Shape == shapeScalar && checkScalar(typ.elem, raw, from):
 		return nil
-	case typ.shape == shapeBytes:
+	case typ.Shape == shapeBytes:
 		if _, ok := parseBytes(raw); ok {
 			return nil
 		}
-	case typ.shape == shapeSlice && raw[0] == '[':
+	case typ.Shape == shapeSlice && raw[0] == '[':
 		i := 0
 		for value := range elements(raw) {
 			if !checkScalar(typ.elem, value, from) {
-				return &ArgumentError{Got: atIndex(value, i)}
+				return &Mismatch{Got: atIndex(value, i)}
 			}
 			i++
 		}
 		return nil
-	case typ.shape == shapeMap && raw[0] == '{':
+	case typ.Shape == shapeMap && raw[0] == '{':
 		seen := make(map[string]struct{})
 		for quoted, value := range members(raw) {
 			if !checkScalar(typ.elem, value, from) {
-				return &ArgumentError{Got: atKey(value, quoted)}
+				return &Mismatch{Got: atKey(value, quoted)}
 			}
 			key, _ := unquote(quoted)
 			if _, twice := seen[key]; twice { // only a json.RawMessage or a MarshalJSON can do that
-				return &ArgumentError{Got: "the key " + text.Excerpt(quoted) + " twice"}
+				return &Mismatch{Got: "the key " + text.Excerpt(quoted) + " twice"}
 			}
 			seen[key] = struct{}{}
 		}
 		return nil
 	}
-	return &ArgumentError{Got: text.Excerpt(raw)}
+	return &Mismatch{Got: text.Excerpt(raw)}
 }
 
 // checkScalar also refuses numbers whose text is not the value that was given: an integer as a float that cannot hold it,
@@ -391,3 +391,6 @@ func atIndex(value []byte, i int) string {
 	return text.Excerpt(value) + " at [" + strconv.Itoa(i) + "]"
 }
 func atKey(value, key []byte) string { return text.Excerpt(value) + " at [" + text.Excerpt(key) + "]" }
+
+// mismatch says why a value does not fit its declared type, or a parameter.
+type Mismatch struct{ Want, Got string }

@@ -1,4 +1,4 @@
-package dispatcher
+package wire
 
 import (
 	"bytes"
@@ -147,7 +147,7 @@ func skipSpace(b []byte, i int) int {
 }
 
 // trimSpace removes the space that JSON allows around a value.
-func trimSpace(b []byte) []byte { return bytes.Trim(b, " \t\r\n") }
+func TrimSpace(b []byte) []byte { return bytes.Trim(b, " \t\r\n") }
 
 // unquote returns the text of a JSON string; false = it is not a string.
 func unquote(raw []byte) (string, bool) {
@@ -187,7 +187,7 @@ func jsonKind(raw []byte) string {
 
 // badText returns the position of the first text that is not Unicode, -1 if there is none: bytes that are not UTF-8, and an
 // escaped half of a surrogate pair. encoding/json would put U+FFFD in their place.
-func badText(raw []byte) int {
+func BadText(raw []byte) int {
 	if !utf8.Valid(raw) {
 		for i := 0; i < len(raw); {
 			r, size := utf8.DecodeRune(raw[i:])

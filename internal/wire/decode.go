@@ -1,0 +1,110 @@
+package wire
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+)
+
+// Task is a decoded body. Its values are parts of the body, not copies.
+type Task struct {
+	UUID, Name string
+	Args       []Value
+}
+
+// Value is one argument as it came: a type name that may be unknown, and the text of one valid JSON value.
+type Value struct {
+	Type  string
+	Value json.RawMessage
+}
+
+// ErrMalformed: the body is not a task.
+var ErrMalformed = errors.New("malformed task")
+
+// Decode reads a body. Every error Is errMalformed.
+//
+// It is stricter than json.Unmarshal, which takes the last of two equal keys and "NAME" for "name", and replaces text that is
+// not Unicode: two readers of one body must not see two tasks. Keys it does not know are ignored, since a newer sender may
+// write them. uuid may be absent or "", args absent or null.
+func Decode(body []byte) (Task, error) {
+	if len(body) == 0 {
+		return Task{}, malformed("the body is empty")
+	}
+	if !json.Valid(body) { // also when it is nested deeper than 10,000
+		return Task{}, notJSON(body)
+	}
+	if at := BadText(body); at >= 0 {
+		return Task{}, malformed("text that is not Unicode at byte %d", at)
+	}
+	body = TrimSpace(body)
+	if body[0] != '{' {
+		return Task{}, malformed("want an object, got %s", jsonKind(body))
+	}
+	f, err := splitObject(body, "uuid", "name", "args")
+	if err != nil {
+		return Task{}, malformed("%v", err)
+	}
+	var t Task
+	if f[0] != nil {
+		if t.UUID, err = stringField("uuid", f[0]); err != nil {
+			return Task{}, malformed("%v", err)
+		}
+	}
+	if t.Name, err = stringField("name", f[1]); err != nil {
+		return Task{}, malformed("%v", err)
+	}
+	if t.Name == "" {
+		return Task{}, malformed("name is empty")
+	}
+	if f[2] == nil || f[2][0] == 'n' {
+		return t, nil
+	}
+	if f[2][0] != '[' {
+		return Task{}, malformed("args: want an array, got %s", jsonKind(f[2]))
+	}
+	for value := range elements(f[2]) {
+		arg, err := DecodeArgument(value)
+		if err != nil {
+			return Task{}, malformed("argument %d: %v", len(t.Args), err)
+		}
+		if t.Args == nil {
+			t.Args = make([]Value, 0, 4)
+		}
+		t.Args = append(t.Args, arg)
+	}
+	return t, nil
+}
+
+func DecodeArgument(raw []byte) (Value, error) {
+	if raw[0] != '{' {
+		return Value{}, fmt.Errorf("want an object, got %s", jsonKind(raw))
+	}
+	f, err := splitObject(raw, "type", "value", "")
+	if err != nil {
+		return Value{}, err
+	}
+	inner, _ := unquoteBytes(f[0])
+	name := ScalarNames[parseScalarName(string(inner))] // "" also for the other types; saves a copy of each name
+	if name == "" {
+		if name, err = stringField("type", f[0]); err != nil {
+			return Value{}, err
+		}
+	}
+	if f[1] == nil {
+		return Value{}, errors.New("value is missing")
+	}
+	return Value{name, f[1]}, nil
+}
+
+// notJSON says what json.Valid has found, and where.
+func notJSON(body []byte) error {
+	err := json.Unmarshal(body, new(json.RawMessage))
+	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
+		return malformed("%v at byte %d", err, syntax.Offset)
+	}
+	return malformed("%v", err)
+}
+
+func malformed(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrMalformed, fmt.Sprintf(format, args...))
+}

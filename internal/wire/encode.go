@@ -1,0 +1,118 @@
+package wire
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"unicode/utf8"
+
+	"github.com/seed-416683c9/dispatcher/internal/text"
+)
+
+// Argument is an argument as the sender declares it: the root's TaskArgument.
+type Argument struct {
+	Type  string
+	Value any
+}
+
+// AppendArgument appends one element of args.
+func AppendArgument(buf []byte, arg Argument) ([]byte, *Mismatch) {
+	typ := ParseType(arg.Type)
+	if typ.Shape == ShapeUnknown {
+		return nil, &Mismatch{Want: "a known type", Got: fmt.Sprintf("type %q of a Go value of type %T", text.Excerpt(arg.Type), arg.Value)}
+	}
+	buf = AppendString(append(buf, `{"type":`...), arg.Type)
+	buf = append(buf, `,"value":`...)
+	buf, bad := appendValue(buf, typ, arg)
+	return append(buf, '}'), bad
+}
+
+func appendValue(buf []byte, typ argType, arg Argument) ([]byte, *Mismatch) {
+	switch v := arg.Value.(type) { // without json.Marshal and without decoding what it wrote
+	case string:
+		if typ.is(kindString) && utf8.ValidString(v) {
+			return AppendString(buf, v), nil
+		}
+	case bool:
+		if typ.is(kindBool) {
+			return strconv.AppendBool(buf, v), nil
+		}
+	case int:
+		if typ.is(kindInt) {
+			return strconv.AppendInt(buf, int64(v), 10), nil
+		}
+	case int64:
+		if typ.is(kindInt64) {
+			return strconv.AppendInt(buf, v, 10), nil
+		}
+	case uint64:
+		if typ.is(kindUint64) {
+			return strconv.AppendUint(buf, v, 10), nil
+		}
+	case []byte:
+		if typ.Shape == shapeBytes && v != nil {
+			buf = base64.StdEncoding.AppendEncode(append(buf, '"'), v)
+			return append(buf, '"'), nil
+		}
+	case json.RawMessage: // json.Marshal would change its white space and its escapes, and with them a signature over it
+		if raw := TrimSpace(v); typ.Shape == shapeJSON && json.Valid(raw) {
+			if err := checkText(arg.Value, raw); err != nil {
+				return nil, &Mismatch{Want: arg.Type, Got: text.Reason(err)}
+			}
+			return append(buf, raw...), nil
+		}
+	}
+	raw, err := marshal(arg.Value)
+	if err == nil {
+		err = checkText(arg.Value, raw)
+	}
+	if err != nil {
+		return nil, &Mismatch{Want: arg.Type, Got: text.Reason(err)}
+	}
+	if !exactly(arg.Value, typ) {
+		if bad := checkValue(typ, raw, leafOf(arg.Value)); bad != nil {
+			bad.Want = arg.Type
+			return nil, bad
+		}
+	}
+	return append(buf, raw...), nil
+}
+
+// marshal is json.Marshal with the panics of the value's own methods made into errors.
+func marshal(v any) (raw []byte, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("a value whose encoding panicked: %v", p)
+		}
+	}()
+	return json.Marshal(v)
+}
+
+// checkText refuses what json.Marshal lets pass although a worker would get something else, or refuse it.
+func checkText(v any, raw []byte) error {
+	if BadText(raw) >= 0 || isFlawed(replacedText, v, raw) {
+		return errors.New("text that is not valid UTF-8")
+	}
+	if isFlawed(shiftedTime, v, raw) {
+		return errors.New("a time with seconds in its zone offset; use UTC")
+	}
+	if tooDeep(raw) {
+		return errors.New("a value that is nested too deep")
+	}
+	return nil
+}
+
+// AppendString appends s as json.Marshal writes it.
+func AppendString(buf []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c >= 0x7f || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			quoted, _ := json.Marshal(s) // a string cannot fail
+			return append(buf, quoted...)
+		}
+	}
+	buf = append(buf, '"')
+	buf = append(buf, s...)
+	return append(buf, '"')
+}
