@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
+
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
