@@ -149,33 +149,38 @@ func Fill(dst reflect.Value, typ argType, arg Value) *Mismatch {
 		}
 		return bad
 	}
-	isNull, notDeclared := string(arg.Value) == "null", &Mismatch{Want: arg.Type, Got: text.Excerpt(arg.Value)}
+	isNull := string(arg.Value) == "null"
 	switch {
 	case typ.Shape == shapeBytes && dst.Kind() == reflect.Slice && dst.Type().Elem().Kind() == reflect.Uint8:
 		b, ok := parseBytes(arg.Value)
 		if !ok {
-			return notDeclared
+			return arg.notDeclared()
 		}
 		dst.SetBytes(b)
 		return nil
 	case typ.Shape == shapeSlice && dst.Kind() == reflect.Slice && holds(dst.Type().Elem(), typ.elem):
-		if isNull {
+		switch {
+		case isNull:
 			return nil
-		}
-		if arg.Value[0] != '[' {
-			return notDeclared
+		case arg.Value[0] != '[':
+			return arg.notDeclared()
 		}
 		return fillSlice(dst, typ.elem, arg.Value)
 	case typ.Shape == shapeMap && dst.Kind() == reflect.Map && dst.Type().Key().Kind() == reflect.String && holds(dst.Type().Elem(), typ.elem):
-		if isNull {
+		switch {
+		case isNull:
 			return nil
-		}
-		if arg.Value[0] != '{' {
-			return notDeclared
+		case arg.Value[0] != '{':
+			return arg.notDeclared()
 		}
 		return fillMap(dst, typ.elem, arg.Value)
 	}
 	return &Mismatch{Want: dst.Type().String(), Got: arg.Type + " " + text.Excerpt(arg.Value)}
+}
+
+// notDeclared reports that a value is not of the type that it is declared to have.
+func (v Value) notDeclared() *Mismatch {
+	return &Mismatch{Want: v.Type, Got: text.Excerpt(v.Value)}
 }
 
 func fillScalar(dst reflect.Value, k scalar, raw []byte) *Mismatch {
