@@ -7,16 +7,16 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
-// defaultAMQP is where RabbitMQ listens out of the box; its user guest may come from the same machine only.
+// defaultAMQP is RabbitMQ's default address. Its user guest may connect from the same machine only.
 const defaultAMQP = "amqp://guest:guest@localhost:5672/"
 
-// newRabbitMQ makes the default broker of the AMQP fields. Its errors show no credentials.
+// newRabbitMQ returns the default broker, made from the AMQP fields. Its errors show no credentials.
 func newRabbitMQ(c *ServerConfig) (broker.Broker, error) {
 	urls := splitURLs(c.AMQPConnectionString)
 	if c.SecureConnection || c.TLSConfig != nil {
 		for i, u := range urls {
-			// gofort/dispatcher turned the scheme too, and skipped the verification of certificates; here only the user's own
-			// tls.Config can do that.
+			// gofort/dispatcher changed the scheme too, and skipped the verification of certificates. Here only the
+			// user's own tls.Config can skip it.
 			if rest, ok := strings.CutPrefix(u, "amqp://"); ok {
 				urls[i] = "amqps://" + rest
 			}
@@ -25,7 +25,7 @@ func newRabbitMQ(c *ServerConfig) (broker.Broker, error) {
 	return rabbitmq.New(rabbitmq.Config{URLs: urls, TLS: c.TLSConfig, ConnectionName: c.ConnectionName, QueueType: c.QueueType})
 }
 
-// splitURLs splits a list of URLs at the commas that begin a new one: a password may hold a comma.
+// splitURLs splits a list of URLs at the commas that begin a new one, since a password may hold a comma.
 func splitURLs(list string) []string {
 	if list == "" {
 		return []string{defaultAMQP}

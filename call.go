@@ -20,17 +20,17 @@ type call struct {
 	delivery broker.Delivery
 	history  record.History
 	losses   int    // since the history was written
-	at       *feed  // where its delivery came from, or, of a suspect, whose session fetched it
-	name     string // of the task; what the message says until the body is decoded
+	at       *feed  // the source of the delivery; for a suspect, the feed whose session fetched it
+	name     string // of the task; the message's type until the body is decoded
 	uuid     string
 	args     []wire.Value
 	plan     *taskPlan // nil = not to be called
 	run      run
 	started  time.Time
 	due      time.Time         // started + timeout + grace; zero without a timeout
-	over     func(offerAnswer) // of a suspect: lets the next one run; otherwise nil
+	over     func(offerAnswer) // lets the next suspect run; nil unless this is a suspect
 	stage    atomic.Int32      // callStage
-	aside    bool              // it does not hold a slot any more; its goroutine ends with it
+	aside    bool              // it no longer holds a slot; its goroutine ends with it
 	claimed  bool              // it was held, and is to be called now
 
 	// Guarded by shift.mu.
@@ -47,10 +47,10 @@ func newCall(d broker.Delivery, at *feed) *call {
 	return c
 }
 
-// suspect reports whether the task is one that may end its worker.
+// suspect reports whether the task is suspected of ending its worker.
 func (c *call) suspect() bool { return strings.HasSuffix(c.delivery.Queue, broker.SuspectsSuffix) }
 
-// end lets the next suspect run, if it was one. The first answer counts.
+// end lets the next suspect run if c is a suspect. Only the first answer counts.
 func (c *call) end(a offerAnswer) {
 	if over := c.over; over != nil {
 		c.over = nil
@@ -58,7 +58,7 @@ func (c *call) end(a offerAnswer) {
 	}
 }
 
-// firstBegan is when the first attempt of the task began.
+// firstBegan returns when the first attempt of the task began.
 func (c *call) firstBegan() time.Time {
 	if c.history.Attempts > 0 {
 		if log := record.Log(c.delivery.Headers); len(log) > 0 && !log[0].At.IsZero() && log[0].At.Before(c.started) {
@@ -76,8 +76,8 @@ const (
 	callFinished
 )
 
-// callStage says how far an attempt has come. Its slot and the timer agree on it, so that no function is called whose dead letter is
-// already written.
+// callStage is the progress of an attempt. The slot and the timer agree on it, so that no function is called after its
+// dead letter was written.
 type callStage = int32
 
 const (
@@ -86,9 +86,9 @@ const (
 	callUnbound                  // abandoned while its arguments were being decoded
 )
 
-// invoke binds the arguments, calls the function, and returns how it ended; a panic is an error with its stack. All of that may run the
-// user's code, so all of it is counted and watched. The function is not called if the arguments do not fit, or if the call was abandoned
-// or the worker was stopped before they were bound.
+// invoke binds the arguments, calls the function, and returns how it ended. A panic becomes an error with its stack.
+// Each of these steps may run user code, so all of them are counted and watched. The function is not called if the
+// arguments do not fit, or if the call was abandoned or the worker was stopped before they were bound.
 func (s *shift) invoke(c *call) (o verdict.Outcome) {
 	s.callBegins(c)
 	defer func() {
@@ -110,14 +110,15 @@ func (s *shift) invoke(c *call) (o verdict.Outcome) {
 	defer cancel()
 	if len(c.plan.middleware) > 0 {
 		next := func(ctx context.Context) error {
-			return c.plan.call(ctx, c.uuid, boundCall{slices.Clone(bound.in)}) // middleware may call it several times, also at once
+			return c.plan.call(ctx, c.uuid, boundCall{slices.Clone(bound.in)}) // middleware may call it several times, even concurrently
 		}
 		return verdict.OutcomeOf(wrap(c.plan.middleware, next)(ctx))
 	}
 	return verdict.OutcomeOf(c.plan.call(ctx, c.uuid, bound))
 }
 
-// taskContext is made only for functions that take one, or middleware.
+// taskContext returns the context of a call. It makes a new one only for functions that take a context, and for
+// middleware.
 func (s *shift) taskContext(c *call) (context.Context, context.CancelFunc) {
 	if !c.plan.takesContext && len(c.plan.middleware) == 0 {
 		return s.tasks, func() {}
@@ -129,7 +130,7 @@ func (s *shift) taskContext(c *call) (context.Context, context.CancelFunc) {
 	return context.WithDeadlineCause(ctx, c.started.Add(c.plan.timeout), ErrTimeout)
 }
 
-// callBegins counts the call and, if it has a timeout, puts it under watch.
+// callBegins counts the call and, if it has a timeout, starts watching it.
 func (s *shift) callBegins(c *call) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -139,8 +140,8 @@ func (s *shift) callBegins(c *call) {
 	}
 }
 
-// callEnded ends the watch and reports whether the call had been abandoned. An abandoned call that ends makes room for the
-// next overdue one.
+// callEnded stops watching the call and reports whether it had been abandoned. When an abandoned call ends, the next
+// overdue one may be abandoned.
 func (s *shift) callEnded(c *call) (abandoned bool) {
 	s.mu.Lock()
 	s.calls--
@@ -162,8 +163,8 @@ func (s *shift) callEnded(c *call) (abandoned bool) {
 	return abandoned
 }
 
-// conclude judges how a call ended and settles its delivery. abandoned: it has not ended. All of it is done even if a hook ends
-// this goroutine.
+// conclude judges how a call ended and settles its delivery. If abandoned is true, the call has not ended. conclude
+// finishes even if a hook ends this goroutine.
 func (s *shift) conclude(c *call, o verdict.Outcome, abandoned bool) {
 	if c.stage.Load() != callBegun {
 		s.concludeUnbound(c, o, abandoned)
@@ -178,7 +179,7 @@ func (s *shift) conclude(c *call, o verdict.Outcome, abandoned bool) {
 		deadline := c.started.Add(a.Timeout)
 		a.Late = !now.Before(deadline)
 		if a.Shutdown && s.cancelledAt().Before(deadline) {
-			a.Late = false // the shutdown came first and is what ended it
+			a.Late = false // the shutdown came first and ended it
 		}
 	}
 	v := verdict.Judge(a, c.plan.retry)
@@ -194,7 +195,7 @@ func (s *shift) conclude(c *call, o verdict.Outcome, abandoned bool) {
 	}
 }
 
-// concludeUnbound settles a call whose arguments were not bound, so that its function was not called. That is no attempt.
+// concludeUnbound settles a call whose arguments were not bound. Its function was not called, so it is no attempt.
 func (s *shift) concludeUnbound(c *call, o verdict.Outcome, abandoned bool) {
 	switch {
 	case !abandoned && o.Err == nil:
@@ -210,10 +211,11 @@ func (s *shift) concludeUnbound(c *call, o verdict.Outcome, abandoned bool) {
 	s.settle(c, v)
 }
 
-// settleUncalled settles a delivery that is not called. The task counts as under way until that is done: a copy that came back sooner and ended this
-// process would leave the original unsettled, and there would be two. It reports whether the task stays, to be called.
+// settleUncalled settles a delivery that is not called, and reports whether the task stays, to be called. The task
+// counts as under way until it is settled. Otherwise its copy could come back sooner and end this process, and the
+// unsettled original would be a second one.
 func (s *shift) settleUncalled(c *call, v verdict.Verdict) (stays bool) {
-	defer func() { // also when a hook ends this goroutine
+	defer func() { // even when a hook ends this goroutine
 		if stays {
 			return
 		}

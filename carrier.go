@@ -13,16 +13,18 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
-// maxCarriers bounds how many routing keys are served side by side, each with one entry in flight. A carrier that has waited for an
-// answer for PublishTimeout does not count, because queues that do not answer must not hold up others.
+// maxCarriers bounds how many routing keys are sent side by side, each with one entry in flight. A carrier that has
+// waited PublishTimeout for an answer does not count, because queues that do not answer must not hold up others.
 const maxCarriers = 64
 
-// maxOffenses is how often the broker may end a connection or channel over something that was sent while an entry was under way,
-// before the entry is buried. From the second time on only one such entry, an offender, is under way at a time, so the innocent ones are
-// confirmed. A lost link or a broker that stops does not count: an entry must not be buried because of the network.
+// maxOffenses is how often the broker may end a connection or channel over something that was sent while an entry was
+// in flight, before the entry is buried. From the second time on, only one such entry, an offender, is in flight at a
+// time, so that innocent entries are confirmed. A lost link or a broker that stops does not count: no entry is buried
+// because of the network.
 const maxOffenses = 5
 
-// carry is a carrier: it sends one entry of one key, then one of the next in turn, so that no busy key holds up the others.
+// carry runs a carrier. It sends one entry of one key, then one of the next key in turn, so that a busy key does not
+// hold up the others.
 func (c *courier) carry() {
 	for {
 		c.mu.Lock()
@@ -34,7 +36,7 @@ func (c *courier) carry() {
 		}
 		k := c.ready[0]
 		c.ready[0], c.ready = nil, c.ready[1:]
-		k.more = false // before the outbox is asked: what is added from now on may not be seen
+		k.more = false // before reading the outbox, which may miss entries added from now on
 		c.mu.Unlock()
 
 		moved, empty := c.next(k.name)
@@ -47,7 +49,7 @@ func (c *courier) carry() {
 		if moved {
 			c.moved++
 		}
-		if !moved && !empty { // nothing may be sent any more; or carriers would go round and round
+		if !moved && !empty { // sending has ended; carriers would loop otherwise
 			c.stopped = true
 		}
 		c.wake(k)
@@ -57,7 +59,7 @@ func (c *courier) carry() {
 	}
 }
 
-// next sends the oldest entry of a key, until it is confirmed or refused or nothing may be sent any more.
+// next sends the oldest entry of a key until it is confirmed or refused, or sending ends.
 func (c *courier) next(key string) (moved, empty bool) {
 	var e OutboxEntry
 	found := false
@@ -78,7 +80,7 @@ func (c *courier) next(key string) (moved, empty bool) {
 	settled := false
 	if err == nil {
 		c.stats.count(nil)
-		// Once it is confirmed it is not sent again, however long the outbox takes to forget it.
+		// A confirmed entry is never sent again, however long the outbox takes to remove it.
 		settled = c.insist(c.hard, "remove an entry", key, func(ctx context.Context) error { return c.cfg.Outbox.Remove(ctx, e) })
 	} else {
 		err = advised(err)
@@ -98,8 +100,8 @@ func (c *courier) next(key string) (moved, empty bool) {
 	return settled, false
 }
 
-// send sends one entry, through as many sessions as it takes to know what became of it. Not known: nothing may be sent any
-// more.
+// send sends one entry, through as many sessions as it takes to learn the outcome. known is false if sending ended
+// first.
 func (c *courier) send(e OutboxEntry) (err error, known bool) {
 	var dead broker.Session
 	pauses := retryPauses()
@@ -115,12 +117,13 @@ func (c *courier) send(e OutboxEntry) (err error, known bool) {
 		}
 		err = c.sendOnce(session, e)
 		done()
-		// The server declares its own exchange again. It knows nothing of the bindings of another, so an entry for that is refused.
+		// The server declares its own exchange again. It does not know the bindings of another exchange, so an entry
+		// for that one is refused.
 		gone := errors.Is(err, broker.ErrExchangeGone) && (e.Exchange == "" || e.Exchange == c.cfg.Exchange)
 		if gone {
 			c.sup.exchangeGone()
 		}
-		// What the broker cannot do, a delay for instance, it will not be able to do the next time.
+		// A feature that the broker lacks, such as delays, will be missing the next time too.
 		if err == nil || !gone && errors.Is(err, ErrRejected) || errors.Is(err, errors.ErrUnsupported) {
 			return err, true
 		}
@@ -141,7 +144,7 @@ func (c *courier) send(e OutboxEntry) (err error, known bool) {
 		if lost {
 			dead = session
 		}
-		// An entry during which two sessions died may be the cause. The others need time in between.
+		// If two sessions died during one entry, the entry may be the cause. The other entries need time in between.
 		if !lost || unconfirmed > 1 {
 			if !sleep(c.sending, pauseAfter(err, pauses)) {
 				return err, false
@@ -150,13 +153,14 @@ func (c *courier) send(e OutboxEntry) (err error, known bool) {
 	}
 }
 
-// about is the logger of what happens to an entry.
+// about returns the logger for events of an entry.
 func (c *courier) about(e OutboxEntry) *slog.Logger {
 	return c.sup.log.With("key", text.Excerpt(e.RoutingKey), "task", text.Excerpt(e.Name), "uuid", text.Excerpt(e.UUID))
 }
 
-// alone waits, for an offender, until no other one is under way. A broker that ends a link over an entry does so at once, so the next
-// offender may go after PublishTimeout. Otherwise one queue that does not answer would hold up all of them.
+// alone makes an offender wait until no other one is in flight. A broker that ends a link over an entry does so at
+// once, so the next offender may go after PublishTimeout. Otherwise one queue that does not answer would hold up all
+// offenders.
 func (c *courier) alone(offender bool) (done func(), err error) {
 	if !offender {
 		return func() {}, nil
@@ -174,14 +178,14 @@ func (c *courier) alone(offender bool) (done func(), err error) {
 	}, nil
 }
 
-// sendOnce publishes through one session and waits for the outcome as long as the session lives: asking it again sooner
-// would only make a second copy.
+// sendOnce publishes an entry through one session and waits for the outcome as long as the session lives. Sending it
+// again sooner would only make a second copy.
 func (c *courier) sendOnce(session broker.Session, e OutboxEntry) error {
 	outcome := make(chan error, 1)
 	session.Publish(c.sending, []broker.Message{e.message(c.cfg.Exchange)}, func(_ int, err error) {
 		select {
 		case outcome <- err:
-		default: // a second call, against the seam's rule
+		default: // a second call, which package broker forbids
 		}
 	})
 	late := time.NewTimer(c.cfg.PublishTimeout)
@@ -207,7 +211,7 @@ func (c *courier) sendOnce(session broker.Session, e OutboxEntry) error {
 	}
 }
 
-// stall counts carriers that have waited too long for an answer. Others may start in their place.
+// stall adds n to the number of carriers that have waited too long for an answer. Others may start in their place.
 func (c *courier) stall(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -215,7 +219,8 @@ func (c *courier) stall(n int) {
 	c.hire()
 }
 
-// insist calls the outbox until it succeeds or ctx ends, with growing pauses. False: it did not succeed.
+// insist calls the outbox until it succeeds or ctx ends, with growing pauses. It returns false if the call did not
+// succeed.
 func (c *courier) insist(ctx context.Context, what, key string, call func(context.Context) error) bool {
 	err := call(ctx)
 	if err == nil {
@@ -245,7 +250,7 @@ func (c *courier) insist(ctx context.Context, what, key string, call func(contex
 	return true
 }
 
-// entryOf is what the outbox keeps of a message.
+// entryOf returns the outbox entry for a message.
 func entryOf(m *broker.Message) OutboxEntry {
 	return OutboxEntry{
 		Exchange: m.Exchange, RoutingKey: m.RoutingKey, UUID: m.ID, Name: m.Type, ContentType: m.ContentType,
@@ -253,7 +258,7 @@ func entryOf(m *broker.Message) OutboxEntry {
 	}
 }
 
-// message is the same again. exchange is for an entry that does not have one.
+// message returns the message of an entry. An entry without an exchange gets the given one.
 func (e *OutboxEntry) message(exchange string) broker.Message {
 	return broker.Message{
 		Exchange: cmp.Or(e.Exchange, exchange), RoutingKey: e.RoutingKey, ID: e.UUID, Type: e.Name, ContentType: cmp.Or(e.ContentType, contentType),

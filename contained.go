@@ -9,20 +9,21 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
-// The user's Log and Outbox are called on the library's goroutines, where a panic would end the process. Panics of hooks are contained
-// by fire, those of task functions by shift.invoke. What follows runtime.Goexit in a hook is in hooks.go.
+// The user's Log and Outbox are called on the library's goroutines, where a panic would end the process. fire contains
+// the panics of hooks, and shift.invoke those of task functions. hooks.go describes the effects of runtime.Goexit in a
+// hook.
 
-// contain wraps the user's Log and Outbox in c, and returns the logger that the library uses.
+// contain wraps the user's Log and Outbox in c and returns the library's logger.
 func (c *ServerConfig) contain() *slog.Logger {
 	log := slog.New(containedHandler{handlerOf(c.Logger)})
-	c.Logger = SlogLogger(log) // so that nobody calls the user's own
+	c.Logger = SlogLogger(log) // so that nothing calls the user's Logger directly
 	if _, ours := c.Outbox.(*MemoryOutbox); c.Outbox != nil && !ours {
 		c.Outbox = containedOutbox{c.Outbox, log}
 	}
 	return log
 }
 
-// containedHandler drops a message whose handler or Log panics.
+// containedHandler drops a message if the handler or Log panics.
 type containedHandler struct{ h slog.Handler }
 
 func swallow() { _ = recover() }
@@ -49,8 +50,8 @@ func (c containedHandler) WithGroup(name string) (with slog.Handler) {
 	return containedHandler{c.h.WithGroup(name)}
 }
 
-// containedOutbox returns an error for a method that panics or ends its goroutine. Each call has a goroutine of its own, because a
-// carrier, or the caller of Publish, could not go on after runtime.Goexit.
+// containedOutbox returns an error if a method panics or ends its goroutine. Each call runs on its own goroutine,
+// because a carrier, or the caller of Publish, could not go on after runtime.Goexit.
 type containedOutbox struct {
 	outbox Outbox
 	log    *slog.Logger
@@ -78,10 +79,10 @@ func contained[T any](log *slog.Logger, f func() (T, error)) (v T, err error) {
 	return v, err
 }
 
-// errProbe matches no error: errors.Is with it runs the methods of a whole chain.
+// errProbe matches no error. Calling errors.Is with it runs the methods of a whole chain.
 var errProbe = errors.New("probe")
 
-// printed is the text of a panic's value, whose own methods may panic again.
+// printed returns the text of a panic's value, whose own methods may panic again.
 func printed(p any) (s string) {
 	defer func() {
 		if recover() != nil {
@@ -91,14 +92,14 @@ func printed(p any) (s string) {
 	return text.OneLine(fmt.Sprint(p))
 }
 
-// Notify implements [OutboxNotifier], also for an outbox that does not: then nobody is notified.
+// Notify implements [OutboxNotifier]. If the outbox does not implement it, nobody is notified.
 func (o containedOutbox) Notify(added func(string)) {
 	if n, ok := o.outbox.(OutboxNotifier); ok {
 		_, _ = contained(o.log, func() (struct{}, error) { n.Notify(added); return struct{}{}, nil })
 	}
 }
 
-// Durable implements [DurableOutbox]. One that does not say is not durable.
+// Durable implements [DurableOutbox]. An outbox that does not implement it is not durable.
 func (o containedOutbox) Durable() bool {
 	d, ok := o.outbox.(DurableOutbox)
 	if !ok {

@@ -11,10 +11,11 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
-// Copies: the message that stands for a task when it is published again. What is known of the task travels in its headers.
+// A copy is the message that stands for a task when it is published again. The history of the task travels in its
+// headers.
 
-// copy is the task's message as it came, fit to be published again: every message in flight needs an identity, and senders of
-// gofort/dispatcher write none.
+// copy returns the task's message as it came, ready to be published again. Every message in flight needs an identity,
+// and programs that use gofort/dispatcher write none.
 func (c *call) copy() broker.Message {
 	m := c.delivery.Forward()
 	if m.ID == "" {
@@ -26,11 +27,11 @@ func (c *call) copy() broker.Message {
 	if m.Type == "" && len(c.name) <= record.MaxName {
 		m.Type = c.name
 	}
-	m.Headers[record.HeaderRoutingKey] = c.routingKey() // the copy itself travels by its queue
+	m.Headers[record.HeaderRoutingKey] = c.routingKey() // the copy itself is routed by its queue's name
 	return m
 }
 
-// routingKey is the key that the task was published with.
+// routingKey returns the key that the task was published with.
 func (c *call) routingKey() string {
 	if c.history.RoutingKey != "" {
 		return c.history.RoutingKey
@@ -38,7 +39,7 @@ func (c *call) routingKey() string {
 	return c.delivery.RoutingKey
 }
 
-// forwarded is the copy that a verdict asks for.
+// forwarded returns the copy that a verdict asks for.
 func (c *call) forwarded(v verdict.Verdict, worker string, now time.Time) broker.Message {
 	m := c.copy()
 	h := m.Headers
@@ -55,7 +56,7 @@ func (c *call) forwarded(v verdict.Verdict, worker string, now time.Time) broker
 		if v.Wish.Kind == verdict.WishRetryAfter {
 			h[record.HeaderAsked] = int64(c.history.Asked + 1)
 		}
-		// It has ended an attempt, and was known.
+		// The task has ended an attempt, and its name was known. So its losses and misses no longer count.
 		delete(h, record.HeaderLosses)
 		delete(h, record.HeaderMisses)
 		delete(h, record.HeaderMissedSince)
@@ -72,20 +73,21 @@ func (c *call) forwarded(v verdict.Verdict, worker string, now time.Time) broker
 	return m
 }
 
-// slimDown takes out of the headers of a copy what can be done without.
+// slimDown shortens or removes headers that a copy can do without.
 func slimDown(headers map[string]any) {
-	if log := record.Log(headers); len(log) > 0 { // when it began must stay known: MaxAge counts from there
+	if log := record.Log(headers); len(log) > 0 { // keep the time of the first attempt: MaxAge counts from it
 		log[0].Error = ""
 		record.WriteLog(headers, log[:1])
 	} else {
-		delete(headers, record.HeaderLog) // somebody else's, of whatever size
+		delete(headers, record.HeaderLog) // another program's, of any size
 	}
 	if said, ok := headers[record.HeaderError].(string); ok {
 		headers[record.HeaderError] = text.Cut(said, record.MaxLoggedError)
 	}
 }
 
-// bareHeaders leaves only what forwarded writes into a dead letter, and says so. A name that begins like ours proves nothing.
+// bareHeaders removes all headers except those that forwarded writes into a dead letter, and says so in the error. A
+// name that begins like ours proves nothing.
 func bareHeaders(headers map[string]any) {
 	slimDown(headers)
 	for name := range headers {

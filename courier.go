@@ -8,55 +8,55 @@ import (
 	"time"
 )
 
-// courier stands between the publisher and the outbox. It keeps tasks that cannot be sent now, knows which routing keys have
+// courier connects the publisher with the outbox. It keeps tasks that cannot be sent now, knows which routing keys have
 // entries, and sends the entries: those of one key one after the other, different keys side by side.
 //
-// Its goroutines, the carriers, are started by what gives them work, and end when there is none: an empty outbox costs
-// nothing. A nil *courier is that of a server without an outbox.
+// Its goroutines, the carriers, start when there is work and end when there is none, so an empty outbox costs nothing.
+// A nil *courier belongs to a server without an outbox.
 type courier struct {
 	cfg     *ServerConfig
 	sup     *supervisor
 	stats   *publishCounters // of the publisher
-	durable bool             // what is left is for the next process
+	durable bool             // entries that remain are for the next process
 
-	// sending ends first: no entry is sent any more. hard ends when outcomes are not waited for any more either.
+	// sending ends first: no more entries are sent. When hard ends, nothing waits for outcomes any more.
 	sending     context.Context
 	stopSending context.CancelFunc
 	hard        context.Context
 	stopHard    context.CancelFunc
 
 	farewell  sync.Once
-	telling   chan struct{} // taken by whoever logs the state
-	offenders chan struct{} // taken by the carrier of an entry over which the broker may end links
+	telling   chan struct{} // held by the goroutine that logs the state
+	offenders chan struct{} // held by the carrier of an entry that may make the broker end links
 
-	mu       sync.Mutex // guards what follows; never held while the outbox or the broker is asked
+	mu       sync.Mutex // guards the fields below; never held during a call of the outbox or the broker
 	keys     map[string]*heldKey
-	ready    []*heldKey    // those that no carrier has and that have work, in turn
-	carriers int           // goroutines
-	stalled  int           // carriers that have waited for an answer for PublishTimeout
-	adding   int           // calls of Outbox.Add under way
-	moved    int64         // entries that have left, for flush to see
-	holding  bool          // there are entries, as far as is known
-	told     bool          // holding, as it was logged last
-	toldAt   int64         // moved at that time
+	ready    []*heldKey    // keys that have work and no carrier, in turn
+	carriers int           // number of carrier goroutines
+	stalled  int           // carriers that have waited PublishTimeout for an answer
+	adding   int           // running calls of Outbox.Add
+	moved    int64         // entries that have left; flush watches it
+	holding  bool          // there are entries, as far as known
+	told     bool          // holding when it was last logged
+	toldAt   int64         // moved when holding was last logged
 	failing  int           // carriers that cannot go on because the outbox fails
-	lastErr  error         // of the outbox
-	failedAt time.Time     // when that was
-	closed   bool          // nothing is taken any more
-	stopped  bool          // no carrier is started, before start and after stop
-	changed  chan struct{} // closed at the next change; nil while nobody waits for one
+	lastErr  error         // latest error of the outbox
+	failedAt time.Time     // time of lastErr
+	closed   bool          // no more entries are taken
+	stopped  bool          // no carrier is started: before start and after stop
+	changed  chan struct{} // closed at the next change; nil while nobody waits
 }
 
-// heldKey is a routing key that has entries in the outbox, or is about to get one: every publish of it goes through the
-// outbox.
+// heldKey is a routing key that has entries in the outbox or is about to get one. All its tasks are published through
+// the outbox.
 type heldKey struct {
 	name   string
-	adding int  // calls of Outbox.Add under way
+	adding int  // running calls of Outbox.Add
 	more   bool // an Add has ended since a carrier last looked
-	busy   bool // in ready, or with a carrier
+	busy   bool // in ready, or held by a carrier
 }
 
-// newCourier asks the outbox what an earlier program left there. It starts nothing.
+// newCourier creates the courier and asks the outbox for entries that an earlier program left. It starts no goroutine.
 func newCourier(ctx context.Context, cfg *ServerConfig, sup *supervisor, stats *publishCounters) (*courier, error) {
 	if cfg.Outbox == nil {
 		return nil, nil
@@ -69,7 +69,7 @@ func newCourier(ctx context.Context, cfg *ServerConfig, sup *supervisor, stats *
 	if d, ok := cfg.Outbox.(DurableOutbox); ok {
 		c.durable = d.Durable()
 	}
-	if n, ok := cfg.Outbox.(OutboxNotifier); ok { // before Keys, or an entry could come in between
+	if n, ok := cfg.Outbox.(OutboxNotifier); ok { // before Keys, so that no entry is missed in between
 		n.Notify(c.found)
 	}
 	names, err := cfg.Outbox.Keys(ctx)
@@ -83,13 +83,14 @@ func newCourier(ctx context.Context, cfg *ServerConfig, sup *supervisor, stats *
 		c.mu.Lock()
 		c.told = true
 		c.mu.Unlock()
-		n := c.health(ctx) // -1 = not known
+		n := c.health(ctx) // -1 means unknown
 		sup.log.Info("tasks are in the outbox since an earlier start", "entries", n.Entries, "dead", n.Dead)
 	}
 	return c, nil
 }
 
-// tell logs that tasks go to the outbox, or that it is empty again. Whoever tells looks again afterwards, so the others need not wait.
+// tell logs that tasks go to the outbox, or that it is empty again. The goroutine that logs checks again afterwards, so
+// the others need not wait.
 func (c *courier) tell() {
 	for c.hasNews() {
 		select {
@@ -118,7 +119,7 @@ func (c *courier) hasNews() bool {
 	return c.holding != c.told
 }
 
-// start begins with what an earlier program left.
+// start begins to send the entries that an earlier program left.
 func (c *courier) start() {
 	if c == nil {
 		return
@@ -129,12 +130,13 @@ func (c *courier) start() {
 	for _, k := range c.keys {
 		c.wake(k)
 	}
-	for range c.ready { // of found
+	for range c.ready { // queued by found
 		c.hire()
 	}
 }
 
-// found has an entry sent that the outbox got otherwise than from add. A server that sends nothing any more leaves it there.
+// found schedules the sending of an entry that did not come from add. A server that no longer sends leaves the entry in
+// the outbox.
 func (c *courier) found(key string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -149,8 +151,9 @@ func (c *courier) found(key string) {
 	c.signal()
 }
 
-// divert takes those messages out of out that go to the outbox: all of them, or those whose key has entries. A key is decided
-// for the whole batch at once, or a batch could overtake itself. What is returned must be given to keep.
+// divert removes from out the messages that go to the outbox, and returns them: all messages, or those whose key has
+// entries. Each key is decided once for the whole batch, so that a batch cannot overtake itself. The caller must pass
+// the result to keep.
 func (c *courier) divert(out *outbound, all bool) (kept outbound) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -185,7 +188,7 @@ func (c *courier) divert(out *outbound, all bool) (kept outbound) {
 	return kept
 }
 
-// keep puts messages into the outbox, in their order, and notes the outcomes.
+// keep adds messages to the outbox in order and records their outcomes.
 func (c *courier) keep(ctx context.Context, kept outbound) {
 	if len(kept.msgs) == 0 {
 		return
@@ -193,14 +196,14 @@ func (c *courier) keep(ctx context.Context, kept outbound) {
 	for i := range kept.msgs {
 		err := c.add(ctx, entryOf(&kept.msgs[i]))
 		kept.errs[kept.index[i]] = err
-		// Of what may be there a carrier has to look.
+		// The entry may be stored even though Add failed, so a carrier must check.
 		in := errors.Is(err, ErrInOutbox)
 		c.added(kept.msgs[i].RoutingKey, in, in || errors.Is(err, ErrUnconfirmed))
 	}
 	c.tell()
 }
 
-// add returns the outcome of one publish.
+// add adds one entry to the outbox and returns the outcome of its publish.
 func (c *courier) add(ctx context.Context, e OutboxEntry) error {
 	if c.over() {
 		l, _ := c.sup.now()
@@ -219,7 +222,7 @@ func (c *courier) add(ctx context.Context, e OutboxEntry) error {
 	}
 }
 
-// over reports whether nothing may be kept any more.
+// over reports whether no more entries may be kept.
 func (c *courier) over() bool {
 	l, _ := c.sup.now()
 	c.mu.Lock()
@@ -227,7 +230,7 @@ func (c *courier) over() bool {
 	return c.closed || l.state == StateClosed || l.state == StateGivenUp
 }
 
-// added ends what divert began for one message: it is in the outbox, or a carrier has to look.
+// added ends what divert began for one message. in: the outbox has it. look: a carrier must check.
 func (c *courier) added(key string, in, look bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -244,7 +247,7 @@ func (c *courier) added(key string, in, look bool) {
 	c.wake(k)
 }
 
-// wake is called with mu locked. It finds a carrier for a key that has work, and forgets a key that has none.
+// wake queues a key for a carrier if it has work, and forgets it if it has none. It is called with mu locked.
 func (c *courier) wake(k *heldKey) {
 	switch {
 	case k.busy:
@@ -259,7 +262,7 @@ func (c *courier) wake(k *heldKey) {
 	}
 }
 
-// hire is called with mu locked. It starts a carrier if a key waits for one and there may be another.
+// hire starts a carrier if a key waits for one and another is allowed. It is called with mu locked.
 func (c *courier) hire() {
 	if len(c.ready) > 0 && c.carriers-c.stalled < maxCarriers && !c.stopped {
 		c.carriers++
@@ -267,15 +270,16 @@ func (c *courier) hire() {
 	}
 }
 
-// close takes no more entries: from now on a publish of a key that has entries is not sent.
+// close stops accepting entries. From then on, a publish whose key has entries is not sent.
 func (c *courier) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true
 }
 
-// flush waits until there are no entries, ctx ends, or the connection is given up. If ctx has no deadline it also ends when no entry
-// has left for PublishTimeout, or a broker would decide when a program ends.
+// flush waits until there are no entries, ctx ends, or the connection is given up. If ctx has no deadline, flush also
+// returns when no entry has left for PublishTimeout. Otherwise a broker would decide when the program ends.
+// For a durable outbox it also ends as soon as the broker takes no tasks.
 func (c *courier) flush(ctx context.Context) {
 	if c == nil {
 		return
@@ -287,7 +291,7 @@ func (c *courier) flush(ctx context.Context) {
 	if _, bounded := ctx.Deadline(); bounded {
 		late = nil
 	}
-	blocks := make(<-chan time.Time) // a broker that begins to block changes nothing else here
+	blocks := make(<-chan time.Time) // a broker that begins to block sends no signal here
 	if c.durable {
 		t := time.NewTicker(time.Second)
 		defer t.Stop()
@@ -304,7 +308,7 @@ func (c *courier) flush(ctx context.Context) {
 			return
 		case c.durable && !takes(l):
 			return
-		case l.state == StateConnecting && !hurried: // once: a broker that accepts and drops must not be dialled without pauses
+		case l.state == StateConnecting && !hurried: // once, or a broker that accepts and drops would be dialled without pauses
 			c.sup.hurry()
 			hurried = true
 		}
@@ -324,7 +328,7 @@ func (c *courier) flush(ctx context.Context) {
 	}
 }
 
-// takes reports whether a broker is there and does not block publishers.
+// takes reports whether there is a session whose broker does not block publishers.
 func takes(l link) bool {
 	if l.session == nil {
 		return false
@@ -333,8 +337,8 @@ func takes(l link) bool {
 	return !blocked
 }
 
-// stop ends the courier: nothing is sent any more; outcomes are waited for until ctx ends. The error says what is left. Called
-// twice, each call waits.
+// stop ends the courier. It sends nothing more and waits for outcomes until ctx ends. The error describes the entries
+// that remain. If stop is called twice, each call waits.
 func (c *courier) stop(ctx context.Context) error {
 	if c == nil {
 		return nil
@@ -354,7 +358,7 @@ func (c *courier) stop(ctx context.Context) error {
 	return c.left(late)
 }
 
-// idle waits until no carrier and no Add is under way. False: ctx ended first.
+// idle waits until no carrier and no Add is running. It returns false if ctx ends first.
 func (c *courier) idle(ctx context.Context) bool {
 	for {
 		c.mu.Lock()
@@ -371,7 +375,7 @@ func (c *courier) idle(ctx context.Context) bool {
 	}
 }
 
-// left is nil if no entries are left.
+// left returns nil if no entries are left. It logs those that are left in a durable outbox, and returns nil.
 func (c *courier) left(ctx context.Context) error {
 	c.mu.Lock()
 	keys := len(c.keys)
@@ -395,7 +399,7 @@ func (c *courier) left(ctx context.Context) error {
 	}
 }
 
-// watch is called with mu locked. The channel is closed at the next change.
+// watch returns a channel that is closed at the next change. It is called with mu locked.
 func (c *courier) watch() <-chan struct{} {
 	if c.changed == nil {
 		c.changed = make(chan struct{})
@@ -403,7 +407,7 @@ func (c *courier) watch() <-chan struct{} {
 	return c.changed
 }
 
-// signal is called with mu locked, after a change.
+// signal reports a change to those who watch. It is called with mu locked.
 func (c *courier) signal() {
 	if c.changed != nil {
 		close(c.changed)
@@ -411,7 +415,7 @@ func (c *courier) signal() {
 	}
 }
 
-// health asks the outbox how much it holds.
+// health reports how much the outbox holds.
 func (c *courier) health(ctx context.Context) OutboxHealth {
 	if c == nil {
 		return OutboxHealth{}

@@ -12,54 +12,54 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
-// Why a task became a dead letter: DeadLetter.Reason. There may be others some day.
+// Reasons why a task became a dead letter: DeadLetter.Reason. There may be others in the future.
 const (
 	ReasonFailed        = "failed"        // its function returned an error or panicked, and no attempt was left
-	ReasonPermanent     = "permanent"     // its function said Permanent
-	ReasonTimeout       = "timeout"       // its function was late, or never returned
+	ReasonPermanent     = "permanent"     // its function returned a Permanent error
+	ReasonTimeout       = "timeout"       // its function returned late or never
 	ReasonExpired       = "expired"       // it was too old when a worker could have run it
 	ReasonUnknownTask   = "unknown_task"  // no function of its name was registered
 	ReasonBadArguments  = "bad_arguments" // its arguments do not fit its function
 	ReasonMalformed     = "malformed"     // its body is not a task, or its headers cannot be read
-	ReasonCrashLoop     = "crash_loop"    // workers were lost again and again while they ran it
+	ReasonCrashLoop     = "crash_loop"    // workers were lost again and again while running it
 	ReasonUndeliverable = "undeliverable" // no queue took it when it was due; see Undeliverable
 )
 
-// DeadLetter is a task that will not run unless it is replayed. Everything in it came over the wire: it is what some program
-// has written, and what does not parse is left out.
+// DeadLetter is a task that will not run unless it is replayed. All fields come from the message and are untrusted.
+// Values that do not parse are left zero.
 type DeadLetter struct {
-	UUID string // of the task; the message's id if the body does not tell it
-	Name string // of the task; the message's type if the body does not tell it
+	UUID string // of the task; the message's id if the body has none
+	Name string // of the task; the message's type if the body has none
 
 	Queue      string // where a replay sends it; "" = to its exchange, with RoutingKey
-	Exchange   string // of an undeliverable task, "" = it was on its way to Queue alone; "" for all others
-	RoutingKey string // the key it was published with, as far as that is known
+	Exchange   string // of an undeliverable task; "" if it was on its way to Queue alone, and for all others
+	RoutingKey string // the key it was published with, as far as known
 
-	Reason   string    // one of the constants Reason…; "" = the message does not tell
+	Reason   string    // one of the constants Reason…; "" = the message has none
 	Error    string    // of the last attempt, or why there was none
 	Attempts int       // attempts made; 0 = none, or unknown
 	Log      []Attempt // the first attempt and the latest ones, at most 16; nil = none was kept
-	DiedAt   time.Time // by the worker's clock; zero = unknown, as of undeliverable tasks
-	Worker   string    // that gave it up
+	DiedAt   time.Time // by the worker's clock; zero = unknown, as for undeliverable tasks
+	Worker   string    // the worker that gave it up
 
 	PublishedAt time.Time      // by the publisher's clock, in whole seconds on RabbitMQ; zero = unknown
-	Headers     map[string]any // the publisher's own, a copy; nil = none. Integers are int64. See also RawHeaders and ExpirationHeader.
-	Body        []byte         // as it came, a copy; Task reads it
+	Headers     map[string]any // a copy of the publisher's own; nil = none. Integers are int64. See also RawHeaders and ExpirationHeader.
+	Body        []byte         // a copy of the message's body; Task decodes it
 }
 
-// RawHeaders names the header in DeadLetter.Headers that holds unreadable headers: a []byte as they came over the wire, perhaps cut
-// short. A replayed task runs without them.
+// RawHeaders names the header in DeadLetter.Headers that holds unreadable headers: a []byte as they came over the wire,
+// possibly cut short. A replayed task runs without them.
 const RawHeaders = broker.RawHeaders
 
-// ExpirationHeader and UserIDHeader name the headers in DeadLetter.Headers that hold two properties of AMQP, of a message that another
-// program has published with them: expiration, in milliseconds as a string, and user-id. A copy (a retry, a dead letter, a replayed
+// ExpirationHeader and UserIDHeader name the headers in DeadLetter.Headers that hold two AMQP properties of another
+// program's message: expiration, in milliseconds as a string, and user-id. A copy (a retry, a dead letter, a replayed
 // task) cannot have them as properties: it would expire too early, and RabbitMQ refuses the user id of anybody else.
 const (
 	ExpirationHeader = broker.ExpirationHeader
 	UserIDHeader     = broker.UserIDHeader
 )
 
-// Task decodes the body: for a person to see the arguments, or to publish a corrected task in its place. The value of each
+// Task decodes the body, so that a person can see the arguments or publish a corrected task instead. The value of each
 // argument is a json.RawMessage; [Task.DecodeArgs] converts it. The error Is [ErrMalformed].
 func (l *DeadLetter) Task() (*Task, error) {
 	t, err := DecodeTask(l.Body)
@@ -75,14 +75,15 @@ func (l *DeadLetter) Task() (*Task, error) {
 	return t, nil
 }
 
-// identity is what filters look at.
+// identity is the part of a dead letter that filters look at.
 type identity struct {
 	uuid, name, reason, queue, routingKey string
 	diedAt                                time.Time
-	headers                               map[string]any // as they came, ours included
+	headers                               map[string]any // as they came, including the library's
 }
 
-// identify reads who a dead letter is. The body comes first, as it does for a worker: the uuid in its logs is that one.
+// identify reads the identity of a dead letter. The body counts first, as it does for a worker, whose logs have the
+// uuid of the body.
 func (d *DeadLetters) identify(m *broker.Message) identity {
 	who := identity{uuid: m.ID, name: m.Type, reason: ReasonUndeliverable, queue: d.queue, routingKey: record.String(m.Headers[record.HeaderRoutingKey]), headers: m.Headers}
 	if decoded, err := wire.Decode(m.Body); err == nil {
@@ -106,7 +107,7 @@ func (d *DeadLetters) identify(m *broker.Message) identity {
 	return who
 }
 
-// letter makes a dead letter that shares nothing with its message, which the broker may hand out again.
+// letter makes a dead letter that shares nothing with its message, since the broker may hand out the message again.
 func (d *DeadLetters) letter(m *broker.Message) DeadLetter {
 	who, h := d.identify(m), m.Headers
 	l := DeadLetter{
@@ -114,7 +115,7 @@ func (d *DeadLetters) letter(m *broker.Message) DeadLetter {
 		Error: record.String(h[record.HeaderError]), Attempts: record.Count(h[record.HeaderAttempt]), Log: attemptsOf(record.Log(h)), DiedAt: who.diedAt,
 		Worker: record.String(h[record.HeaderWorker]), PublishedAt: m.Timestamp, Body: bytes.Clone(m.Body),
 	}
-	if m.Unreadable != "" { // RabbitMQ, or another program, has put it here
+	if m.Unreadable != "" { // RabbitMQ or another program put it here
 		l.Error = fmt.Sprintf("its headers cannot be read: %s", m.Unreadable)
 	}
 	if len(l.Log) > record.MaxLogged { // it was not written by this library
@@ -134,7 +135,7 @@ func (d *DeadLetters) letter(m *broker.Message) DeadLetter {
 	return l
 }
 
-// copyHeader copies a value of a header with all that it refers to.
+// copyHeader returns a deep copy of a header's value.
 func copyHeader(v any) any {
 	switch v := v.(type) {
 	case []byte:

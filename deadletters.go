@@ -13,47 +13,50 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
-// Undeliverable is the name under which Server.DeadLetters has the delayed tasks whose queue was gone when they were due. They are
-// those of all programs that use the same broker.
+// Undeliverable is the name to pass to Server.DeadLetters for the delayed tasks whose queue was gone when they were
+// due. They are those of all programs that use the same broker.
 const Undeliverable = broker.Undeliverable
 
-// DeadLetters are the dead letters of one queue, oldest first. Make it with [Server.DeadLetters]; all methods may be called by
-// many goroutines at once.
+// DeadLetters gives access to the dead letters of one queue, oldest first. Make it with [Server.DeadLetters]. All
+// methods are safe for concurrent use.
 //
-// A look at dead letters takes them from the broker for a moment and gives them back, so what somebody else looks at in the same
-// moment is not seen: a List beside another List, Replay or Delete may miss some. Nothing is lost or doubled by that, also when
-// the connection or the process ends in the midst of it: what is not done then is a dead letter still. Each call looks at most at
-// as many as were there when it began, so it ends even while tasks go on dying. It passes over at most 10,000 letters with 128 MiB;
-// more is an error.
+// Reading borrows dead letters from the broker and returns them. A concurrent call may miss the borrowed ones: a List
+// beside another List, Replay or Delete may miss some. Nothing is lost or doubled by that, even if the connection or
+// the process ends in between: an unfinished letter is still a dead letter. Each call looks at no more letters than
+// were there when it began, so it ends even while tasks go on dying. It passes over at most 10,000 letters with
+// 128 MiB; more is an error.
 //
-// All methods wait for a connection, at most ServerConfig.PublishTimeout, and end with ctx. Their errors name the queue and
-// what could not be done: [ErrDisconnected], [ErrServerClosed], [ErrQueueGone] when the queue of dead letters does not exist (of
-// Undeliverable: there are none), ctx's own, or others for a name that no worker's queue can have.
+// All methods wait for a connection, at most ServerConfig.PublishTimeout, and end with ctx. Their errors name the queue
+// and the operation that failed: [ErrDisconnected], [ErrServerClosed], [ErrQueueGone] if the queue of dead letters does
+// not exist, ctx's own error, or others for a name that no worker's queue can have. If the queue of Undeliverable does
+// not exist, there are no letters.
 type DeadLetters struct {
 	server *Server
 	queue  string
 }
 
 // DeadLetters gives access to the dead letters of a worker's queue, by the name of that queue, or to those that are
-// [Undeliverable]. The queue may be any on the broker: it needs no worker in this server. DeadLetters does nothing yet and
-// cannot fail; a name that cannot be is an error of the methods.
+// [Undeliverable]. The queue may be any on the broker: it needs no worker in this server. DeadLetters itself does
+// nothing and cannot fail. The methods return an error if the name is invalid.
 func (s *Server) DeadLetters(queue string) *DeadLetters {
 	return &DeadLetters{server: s, queue: queue}
 }
 
-// DeadLetterFilter chooses dead letters: those that fit all fields that are set. The zero value fits all, and List takes it; Replay and
-// Delete do not, so that a parameter that somebody forgot does not run or remove everything. Letters that do not fit are passed over, and
-// no call passes over more than 10,000: what must be told apart in such numbers needs queues of its own.
+// DeadLetterFilter selects the dead letters that match all fields that are set. The zero value matches all. List
+// accepts it; Replay and Delete do not, so that a forgotten parameter does not run or remove everything. Letters that
+// do not match are passed over, and no call passes over more than 10,000. Tasks that must be told apart in such numbers
+// need queues of their own.
 type DeadLetterFilter struct {
 	UUID       string
 	Name       string    // of the task
 	Reason     string    // one of the constants Reason…
-	Queue      string    // DeadLetter.Queue: of use among the undeliverable ones, which come from many queues
+	Queue      string    // DeadLetter.Queue; useful for undeliverable letters, which come from many queues
 	RoutingKey string    // DeadLetter.RoutingKey
-	Since      time.Time // died then or later; what does not tell when it died does not fit
+	Since      time.Time // died then or later; a letter without a time of death does not match
 	Until      time.Time // died before; likewise
 
-	// Headers are names of DeadLetter.Headers and their values as fmt.Sprint prints them; a time as RFC 3339. All of them must be there.
+	// Headers are names of DeadLetter.Headers and their values as fmt.Sprint prints them, times as RFC 3339. A letter
+	// must have all of them.
 	Headers map[string]string
 }
 
@@ -62,7 +65,7 @@ func (f *DeadLetterFilter) isZero() bool {
 		len(f.Headers) == 0
 }
 
-// fits reports whether a dead letter is among those chosen.
+// fits reports whether a dead letter matches the filter.
 func (f *DeadLetterFilter) fits(who *identity) bool {
 	switch {
 	case f.UUID != "" && f.UUID != who.uuid,
@@ -90,10 +93,10 @@ func printHeader(v any) string {
 	return fmt.Sprint(v)
 }
 
-// Page is a part of a list.
+// Page selects a part of a list.
 type Page struct {
-	Skip  int // how many to leave out at the beginning; they are passed over, so no more than 10,000. Negative: an error.
-	Limit int // how many to return at most, 1 to 1,000. 0: 100.
+	Skip  int // letters to leave out at the beginning; they are passed over, so at most 10,000. Negative: an error.
+	Limit int // letters to return at most, 1 to 1,000. 0: 100.
 }
 
 const (
@@ -113,11 +116,12 @@ func (p Page) withDefaults() (Page, error) {
 	if p.Limit < 0 || p.Limit > maxPage {
 		return p, fmt.Errorf("Page.Limit is %d, want 1 to %d", p.Limit, maxPage)
 	}
-	p.Skip = min(p.Skip, math.MaxInt32) // more than anybody can pass over, and fit for sums
+	p.Skip = min(p.Skip, math.MaxInt32) // more than any call can pass over, and no sum overflows
 	return p, nil
 }
 
-// Count returns how many dead letters there are, without those that somebody looks at in this moment or, on RabbitMQ, a moment ago.
+// Count returns the number of dead letters. It does not count those that are being read at this moment or, on RabbitMQ,
+// were read a moment ago.
 func (d *DeadLetters) Count(ctx context.Context) (int, error) {
 	n, err := d.whole(ctx, func(s broker.Session, source string) (int, error) {
 		info, err := s.Inspect(ctx, source)
@@ -126,7 +130,7 @@ func (d *DeadLetters) Count(ctx context.Context) (int, error) {
 	return n, d.wrap("count", err)
 }
 
-// Purge removes all dead letters, for good, and returns how many; not those that somebody looks at in this moment.
+// Purge permanently removes all dead letters and returns their number. Those that are being read at this moment stay.
 func (d *DeadLetters) Purge(ctx context.Context) (int, error) {
 	n, err := d.whole(ctx, func(s broker.Session, source string) (int, error) { return s.Purge(ctx, source) })
 	if n > 0 {
@@ -135,7 +139,7 @@ func (d *DeadLetters) Purge(ctx context.Context) (int, error) {
 	return n, d.wrap("purge", err)
 }
 
-// whole does something with the queue as a whole.
+// whole runs f on the queue as a whole.
 func (d *DeadLetters) whole(ctx context.Context, f func(s broker.Session, source string) (int, error)) (int, error) {
 	s, err := d.begin(ctx)
 	if err != nil {
@@ -148,9 +152,9 @@ func (d *DeadLetters) whole(ctx context.Context, f func(s broker.Session, source
 	return n, err
 }
 
-// List returns a page of the dead letters that fit the filter, oldest first, and removes nothing. An empty page says that
-// there are no more. Pages fit together as long as nothing is removed; their bodies have at most 64 MiB together, more is an
-// error: ask for fewer.
+// List returns a page of the dead letters that match the filter, oldest first, and removes nothing. An empty page means
+// that there are no more. Pages fit together as long as nothing is removed. The bodies of a page have at most 64 MiB
+// together; more is an error: ask for fewer letters.
 func (d *DeadLetters) List(ctx context.Context, filter DeadLetterFilter, page Page) ([]DeadLetter, error) {
 	letters, err := d.list(ctx, filter, page)
 	return letters, d.wrap("list", err)
@@ -200,8 +204,8 @@ func (d *DeadLetters) list(ctx context.Context, filter DeadLetterFilter, page Pa
 	return letters, nil
 }
 
-// Get returns the dead letter with that uuid, the oldest if there are several, and removes nothing. [ErrDeadLetterNotFound] if
-// there is none.
+// Get returns the dead letter with that uuid, the oldest if there are several, and removes nothing. The error Is
+// [ErrDeadLetterNotFound] if there is none.
 func (d *DeadLetters) Get(ctx context.Context, uuid string) (*DeadLetter, error) {
 	if uuid == "" {
 		return nil, d.wrap("get", ErrDeadLetterNotFound)
@@ -216,8 +220,9 @@ func (d *DeadLetters) Get(ctx context.Context, uuid string) (*DeadLetter, error)
 	return &letters[0], nil
 }
 
-// Delete removes the dead letters that fit the filter, for good, and returns how many. The zero filter is an error: that is
-// [DeadLetters.Purge]. After an error, those counted are removed unless the connection was lost: then some may still be there.
+// Delete permanently removes the dead letters that match the filter and returns their number. The zero filter is an
+// error; [DeadLetters.Purge] removes all. After an error, the counted letters are removed, unless the connection was
+// lost: then some may still be there.
 func (d *DeadLetters) Delete(ctx context.Context, filter DeadLetterFilter) (int, error) {
 	n, err := d.delete(ctx, filter)
 	if n > 0 {
@@ -259,7 +264,7 @@ func (d *DeadLetters) delete(ctx context.Context, filter DeadLetterFilter) (n in
 
 func (d *DeadLetters) undeliverable() bool { return d.queue == Undeliverable }
 
-// source is the queue where the letters are.
+// source returns the queue that holds the letters.
 func (d *DeadLetters) source() string {
 	if d.undeliverable() {
 		return d.queue
@@ -267,7 +272,7 @@ func (d *DeadLetters) source() string {
 	return d.queue + broker.DeadSuffix
 }
 
-// check refuses names that no worker's queue has.
+// check refuses names that no worker's queue can have.
 func (d *DeadLetters) check() error {
 	var p problems
 	p.addIf(d.queue == "", ErrEmptyQueueName)
@@ -278,8 +283,8 @@ func (d *DeadLetters) check() error {
 	return p.err()
 }
 
-// wrap says what could not be done; nil stays nil. A lost session is told as the lost connection it is, unless something was
-// sent: ErrDisconnected promises that nothing was.
+// wrap adds the operation and the queue to an error; nil stays nil. A lost session is reported as ErrDisconnected
+// unless something was sent, since ErrDisconnected promises that nothing was.
 func (d *DeadLetters) wrap(verb string, err error) error {
 	if err == nil {
 		return nil

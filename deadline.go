@@ -9,7 +9,7 @@ import (
 // errAbandoned is the outcome of a call that ran on after its timeout and grace.
 var errAbandoned = errors.New("still running after its timeout; abandoned")
 
-// Why a task is put off of which a call runs here.
+// Reasons to put off a task while a call of it runs here.
 var (
 	errRuns         = errors.New("a call of it runs here")
 	errStillRunning = errors.New("an abandoned call of it still runs here")
@@ -27,7 +27,7 @@ func (d *deadlines) init(onDue func()) {
 	d.timer.Stop()
 }
 
-// add puts c under watch. The timer is touched only if c is due before all others, so a stream of calls with the same
+// add starts watching c. It resets the timer only if c is due before all others, so a stream of calls with the same
 // timeout costs no timer.
 func (d *deadlines) add(c *call) {
 	heap.Push(&d.calls, c)
@@ -36,14 +36,14 @@ func (d *deadlines) add(c *call) {
 	}
 }
 
-// remove ends the watch. The timer is left as it is: it finds nothing due and sets itself anew.
+// remove stops watching c. It leaves the timer alone: if nothing is due when it fires, the timer is set again.
 func (d *deadlines) remove(c *call) {
 	if c.index >= 0 {
 		heap.Remove(&d.calls, c.index)
 	}
 }
 
-// due takes out a call that is due now; nil if there is none, and then the timer is set for the next one.
+// due removes and returns a call that is due now. If there is none, it returns nil and sets the timer for the next one.
 func (d *deadlines) due(now time.Time) *call {
 	if len(d.calls) == 0 {
 		d.armed = time.Time{}
@@ -61,7 +61,7 @@ func (d *deadlines) arm(at time.Time) {
 	d.timer.Reset(time.Until(at))
 }
 
-// onDue is the timer's: it abandons the calls that have had their timeout and their grace, as far as MaxAbandoned allows.
+// onDue is the timer's function. It abandons calls whose timeout and grace have passed, as far as MaxAbandoned allows.
 func (s *shift) onDue() {
 	var abandoned []*call
 	s.mu.Lock()
@@ -77,8 +77,8 @@ func (s *shift) onDue() {
 	}
 }
 
-// abandonOverdue marks the oldest overdue call as abandoned, if the bound allows one more; the caller then calls replace,
-// after unlocking. shift.mu is held.
+// abandonOverdue marks the oldest overdue call as abandoned and returns it. It returns nil if there is none, or if the
+// bound allows no more. The caller holds shift.mu, and calls replace after unlocking.
 func (s *shift) abandonOverdue() *call {
 	if s.overdue.Len() == 0 || s.abandoned >= s.w.cfg.MaxAbandoned {
 		return nil
@@ -88,12 +88,12 @@ func (s *shift) abandonOverdue() *call {
 	c.state = callAbandoned
 	c.stage.CompareAndSwap(callBinding, callUnbound)
 	s.abandoned++
-	s.slots++ // the replacement; counted here, since the abandoned call may end, and its slot with it, before that one starts
+	s.slots++ // the replacement; counted here, since the abandoned call and its slot may end before it starts
 	s.w.server.stats.abandoned.Add(1)
 	return c
 }
 
-// callHeap orders calls by when they are due; each call knows its index.
+// callHeap orders calls by when they are due. Each call stores its index.
 type callHeap []*call
 
 func (h callHeap) Len() int           { return len(h) }

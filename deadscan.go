@@ -10,37 +10,38 @@ import (
 )
 
 const (
-	// maxChunk is how many letters are taken at once, at most. Their bodies are in memory together. It is what a quorum queue of
-	// RabbitMQ can bear (3.10.8, measured): of more than 32 it forgets acks that come one by one when their channel, which each
-	// chunk has for itself, is closed soon after, and gives back the others in any order.
+	// maxChunk bounds how many letters are taken at once. Their bodies are in memory together. A quorum queue of
+	// RabbitMQ handles no more (3.10.8, measured). Of more than 32 letters, it forgets acks that come one by one if
+	// their channel is closed soon after, and returns the others in any order. Each chunk has a channel of its own.
 	maxChunk = 30
-	// minChunk is taken while nobody knows how large the letters are.
+	// minChunk is the size of a chunk while the size of the letters is unknown.
 	minChunk = 4
-	// chunkBytes is what a chunk should have at most.
+	// chunkBytes is the memory that a chunk should take at most, in bytes.
 	chunkBytes = 2 << 20
-	// maxHeld and maxHeldBytes bound what a scan passes over, and with it the channels in use on RabbitMQ, which has 2,047 a
-	// connection. Only the right to settle it is kept here, but the broker has it all in hand meanwhile.
+	// maxHeld and maxHeldBytes bound the letters that a scan passes over. They thereby bound the channels in use on
+	// RabbitMQ, which allows 2,047 per connection. The scan keeps only the right to settle a letter, but the broker
+	// holds the whole letter meanwhile.
 	maxHeld      = 10_000
 	manyHeld     = 1_000 // more than fit on a page
 	maxHeldBytes = 128 << 20
 )
 
-// deadScan is one walk over dead letters, from the oldest. What was looked at and stays is held until the end: given back
-// before, it would be the next one to come.
+// deadScan is one pass over dead letters, oldest first. Letters that were read and stay are held until the end.
+// Returned earlier, they would be the next to come.
 type deadScan struct {
 	session broker.Session
 	source  string
-	chunk   int // size of the next one
+	chunk   int // size of the next chunk
 
 	counted bool
-	left    int // letters to look at yet; those that come later are not for this scan, which would remove them and might never end
+	left    int // letters still to read; with later ones the scan would remove them and might never end
 
 	held      [][]broker.Settler // by chunk
 	heldCount int
 	heldBytes int
 }
 
-// begin waits for a session.
+// begin waits for a session and returns a new scan.
 func (d *DeadLetters) begin(ctx context.Context) (*deadScan, error) {
 	if err := d.check(); err != nil {
 		return nil, err
@@ -54,7 +55,7 @@ func (d *DeadLetters) begin(ctx context.Context) (*deadScan, error) {
 	return &deadScan{session: session, source: d.source(), chunk: minChunk}, ctx.Err()
 }
 
-// next takes some letters, at most so many; none = the scan is at its end. The caller settles or holds each.
+// next takes up to most letters. If it returns none, the scan is at its end. The caller settles or holds each letter.
 func (s *deadScan) next(ctx context.Context, most int) ([]broker.Delivery, error) {
 	n := min(s.chunk, most)
 	if s.counted {
@@ -66,15 +67,16 @@ func (s *deadScan) next(ctx context.Context, most int) ([]broker.Delivery, error
 	s.held = append(s.held, nil)
 	found, err := s.session.TryGet(ctx, s.source, n)
 	if errors.Is(err, broker.ErrQueueGone) && s.source == broker.Undeliverable {
-		return nil, nil // it is made when the first one comes
+		return nil, nil // declared when the first letter comes
 	}
 	switch {
 	case err != nil:
 	case len(found) < n && ctx.Err() == nil:
-		// No more were ready: the queue is at its end, and what comes from now on is new.
+		// No more were ready: the scan has reached the end of the queue, and letters that come from now on are new.
 		s.counted, s.left = true, len(found)
 	case !s.counted:
-		// After the first ones were taken: RabbitMQ answers a count before it has done what it was told earlier, a get after it.
+		// Count after the first get. RabbitMQ answers a count before it has carried out earlier requests, but answers a
+		// get after them.
 		var info broker.QueueInfo
 		info, err = s.session.Inspect(ctx, s.source)
 		s.counted, s.left = true, info.Ready+len(found)
@@ -97,8 +99,8 @@ func (s *deadScan) next(ctx context.Context, most int) ([]broker.Delivery, error
 	return found, nil
 }
 
-// hold keeps letters of the latest chunk from coming again in this scan. They are held also when it returns an error: that
-// there are too many.
+// hold keeps letters of the latest chunk from coming again in this scan. It returns an error if too many are held; they
+// are held nevertheless.
 func (s *deadScan) hold(letters ...broker.Delivery) error {
 	last := len(s.held) - 1
 	for i := range letters {
@@ -112,19 +114,21 @@ func (s *deadScan) hold(letters ...broker.Delivery) error {
 	return nil
 }
 
-// release gives back what is held, so that it is in its old order again. What cannot be given back because its session is dead was given
-// back by the broker.
+// release returns the held letters so that they are in their old order again. If their session is dead, the broker has
+// returned them already.
 func (s *deadScan) release(ctx context.Context) {
 	if s.heldCount > manyHeld {
-		// Without the Inspect below all chunks would come at once. ctx may have ended, as it does when there are too many.
+		// Without the Inspect below, all chunks would be returned at once. ctx may have ended, as it does when there
+		// are too many.
 		grace, cancel := withGrace(ctx, closeTimeout)
 		defer cancel()
 		ctx = grace
 		if s.session.Capabilities().KeepsPlace && s.source != broker.Undeliverable {
-			// A classic queue of RabbitMQ looks for the place of each among those that were returned before and are older: oldest first, 10,000
-			// letters kept it busy for 34 s, in which it confirmed nothing and its worker stood still; newest first it takes 2 s, and the worker
-			// notices nothing (3.10.8, measured). But the queue may be a quorum queue all the same, by a policy or another program, and have them
-			// in the wrong order then: so not for less.
+			// A classic queue of RabbitMQ searches for the place of each letter among the older ones that were returned
+			// before. Returned oldest first, 10,000 letters kept it busy for 34 s: it confirmed nothing and its worker
+			// stood still. Newest first it takes 2 s, and the worker notices nothing (3.10.8, measured). By a policy or
+			// another program, the queue may be a quorum queue nevertheless, and then has the letters in the wrong
+			// order. So fewer letters are not reversed.
 			slices.Reverse(s.held)
 		}
 	}
@@ -133,16 +137,16 @@ func (s *deadScan) release(ctx context.Context) {
 			_ = d.Release()
 		}
 		if len(chunk) > 0 && i < len(s.held)-1 && ctx.Err() == nil {
-			// A quorum queue has what was given back in the order in which it came, and on RabbitMQ each chunk comes on a
-			// channel of its own. So the broker has to have this one before the next.
+			// A quorum queue keeps returned letters in the order in which they arrive, and on RabbitMQ each chunk
+			// arrives on its own channel. So the broker must have this chunk before the next.
 			_, _ = s.session.Inspect(ctx, s.source)
 		}
 	}
 	s.held = nil
 }
 
-// finish ends a scan that has removed so many letters, and makes sure that the broker knows: an Ack that was only handed over
-// may be lost with the link.
+// finish ends a scan that has removed the given number of letters, and makes sure that the broker knows. An Ack that
+// was only handed over may be lost with the link.
 func (s *deadScan) finish(ctx context.Context, removed int) error {
 	s.release(ctx)
 	if removed == 0 {
@@ -152,7 +156,7 @@ func (s *deadScan) finish(ctx context.Context, removed int) error {
 	return err
 }
 
-// weight is about what a letter takes in memory.
+// weight returns about how much memory a letter takes.
 func weight(d *broker.Delivery) int {
 	n := 512 + len(d.Body)
 	for _, v := range d.Headers {

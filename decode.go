@@ -8,9 +8,9 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
-// DecodeTask reads the body of a message as a worker does, and returns its UUID, Name and Args. The value of each argument is a
-// [json.RawMessage], a copy; [Task.DecodeArgs] converts them. What travels beside the body is not set. UUID may be "", since old senders
-// write none. The error Is [ErrMalformed].
+// DecodeTask decodes the body of a message as a worker does, and returns its UUID, Name and Args. The value of each
+// argument is a [json.RawMessage], a copy; [Task.DecodeArgs] converts it. Fields that travel beside the body are not
+// set. UUID may be "", since old senders write none. The error Is [ErrMalformed].
 func DecodeTask(body []byte) (*Task, error) {
 	decoded, err := wire.Decode(body)
 	if err != nil {
@@ -23,15 +23,15 @@ func DecodeTask(body []byte) (*Task, error) {
 	return t, nil
 }
 
-// DecodeArgs converts the arguments of t as a worker does for a function with these parameters, and stores them in the variables that
-// params point to: one for each argument, none of them nil. It works for a task that was decoded and for one that was made by
-// [NewTask], whose values it encodes first.
+// DecodeArgs converts the arguments of t as a worker does for a function with these parameters, and stores them in the
+// variables that params point to. There must be one param for each argument, and none may be nil. t may be a decoded
+// task or one made by [NewTask], whose values DecodeArgs encodes first.
 //
 //	var to string
 //	var copies int
 //	err := task.DecodeArgs(&to, &copies)
 //
-// The error is an *ArgumentError if the arguments do not fit, and then no variable is changed. It reads t only.
+// If the arguments do not fit, the error is an *ArgumentError and no variable is changed. DecodeArgs only reads t.
 func (t *Task) DecodeArgs(params ...any) error {
 	args := make([]wire.Value, len(t.Args))
 	for i, arg := range t.Args {

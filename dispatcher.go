@@ -1,7 +1,7 @@
 // Package dispatcher turns plain functions into background tasks.
 //
 // A [Server] is one connection to a message broker. It publishes a [Task], which names a function and carries typed
-// arguments, and runs the functions registered with its [Worker]s, on this machine or any other:
+// arguments. It also runs the functions registered with its [Worker]s, on this machine or any other:
 //
 //	server, _, err := dispatcher.NewServer(&dispatcher.ServerConfig{
 //		AMQPConnectionString: "amqp://user:password@localhost/", // or Broker: memory.New()
@@ -15,12 +15,12 @@
 // # What is promised
 //
 // Publish returns nil only when the broker has confirmed the task and it is in a queue. A task is taken off its queue
-// only after its function has returned without an error (or with [Discard]), or after its retry or dead letter was confirmed: so a
-// confirmed task runs at least once, and after a crash or a lost link perhaps twice. Functions should therefore tolerate a second run.
-// docs/guarantees.md has every case.
+// only after its function has returned without an error (or with [Discard]), or after its retry or dead letter was
+// confirmed. So a confirmed task runs at least once, and after a crash or a lost link perhaps twice. Functions should
+// therefore tolerate a second run. docs/guarantees.md has every case.
 //
-// Every method may be called by many goroutines at once and returns in bounded time, whatever the broker does; the text
-// of each says the bound.
+// All methods may be called by many goroutines at once. Every method returns in bounded time, whatever the broker does;
+// its documentation states the bound.
 package dispatcher
 
 import (
@@ -51,7 +51,8 @@ const (
 const (
 	// maxQueueBytes leaves room for the suffixes of the queues that belong to a worker's queue.
 	maxQueueBytes = 240
-	// maxLimit: the prefetch count of basic.qos is a 16-bit number (AMQP 0-9-1), and a worker prefetches its Limit.
+	// maxLimit is the largest Limit. A worker prefetches its Limit, and the prefetch count of basic.qos is a 16-bit
+	// number (AMQP 0-9-1).
 	maxLimit = math.MaxUint16
 	// maxDuration replaces longer durations, so that sums do not overflow: 146 years.
 	maxDuration time.Duration = math.MaxInt64 / 2
@@ -61,86 +62,95 @@ const (
 
 // ServerConfig configures a [Server]. NewServer copies it and never writes to it.
 type ServerConfig struct {
-	// AMQPConnectionString is the URL of RabbitMQ: amqp://user:password@host:port/vhost, or amqps:// for TLS, with reserved characters
-	// percent-encoded. Parameters are those of the RabbitMQ URI specification; an unknown one is an error. "": amqp://guest:guest@localhost:5672/. Several URLs of the nodes of one cluster, separated by commas,
-	// are tried in random order. Never logged.
+	// AMQPConnectionString is the URL of RabbitMQ: amqp://user:password@host:port/vhost, or amqps:// for TLS, with
+	// reserved characters percent-encoded. "" means amqp://guest:guest@localhost:5672/. Parameters are those of the
+	// RabbitMQ URI specification; an unknown one is an error. Several URLs of the nodes of one cluster, separated by
+	// commas, are tried in random order. The string is never logged.
 	AMQPConnectionString string
-	// TLSConfig speaks TLS with this configuration; it is cloned for every connection. nil: none, unless the URL or
-	// SecureConnection asks for TLS. Chain and host name are verified unless its InsecureSkipVerify is set.
+	// TLSConfig enables TLS with this configuration, which is cloned for every connection. nil: no TLS, unless the URL
+	// or SecureConnection asks for it. Chain and host name are verified unless its InsecureSkipVerify is set.
 	TLSConfig *tls.Config
-	// SecureConnection speaks verified TLS: amqp:// in the URLs becomes amqps://, an explicit port stays.
+	// SecureConnection enables verified TLS: amqp:// in the URLs becomes amqps://, and an explicit port stays.
 	SecureConnection bool
-	// ConnectionName is shown by RabbitMQ's tools. "": dispatcher.
+	// ConnectionName is the name that RabbitMQ's tools show. "": dispatcher.
 	ConnectionName string
-	// QueueType is the kind of all queues that the server and its workers declare: "" is classic, as gofort/dispatcher declares
-	// them; "quorum" is replicated. A queue that exists keeps its kind, and declaring it with another one is an error.
+	// QueueType is the kind of all queues that the server and its workers declare. "" is classic, as gofort/dispatcher
+	// declares them; "quorum" is replicated. A queue that exists keeps its kind, and declaring it with another one is
+	// an error.
 	QueueType string
 
-	// Broker is another broker than RabbitMQ: memory.New() is the embedded one. The same value may serve many servers. An
-	// error together with any of the five fields above.
+	// Broker replaces RabbitMQ; memory.New() is the embedded broker. Many servers may share one value. Setting it
+	// together with any of the five fields above is an error.
 	Broker broker.Broker
 
-	// ReconnectionRetries is how many times a connection is tried again, in the first connect and in every outage, before it
-	// is given up. 0: an outage is retried for ever, and the first connect is tried once, so that a wrong address shows at the start.
-	// Negative: one try and no other.
+	// ReconnectionRetries is how many times a connection is tried again, in the first connect and in every outage,
+	// before it is given up. 0: an outage is retried for ever, but the first connect is tried only once, so that a
+	// wrong address shows at the start. Negative: one try only.
 	ReconnectionRetries int
-	// ReconnectionRetriesForever never gives up, in the first connect either; ReconnectionRetries is then not used.
+	// ReconnectionRetriesForever retries without end, in the first connect too. ReconnectionRetries is then ignored.
 	ReconnectionRetriesForever bool
-	// ReconnectionIntervalSeconds is the pause between two tries, give or take 20 % so that a hundred programs do not come
-	// back in the same instant. 0: a random pause whose upper bound grows from 0.5 s to 30 s. Negative: an error.
+	// ReconnectionIntervalSeconds is the pause between two tries. It varies by 20 % either way, so that a hundred
+	// programs do not come back in the same instant. 0: a random pause whose upper bound grows from 0.5 s to 30 s.
+	// Negative: an error.
 	ReconnectionIntervalSeconds int64
 
-	// Exchange takes every published task; a durable direct exchange, declared at every connect. Required; at most 255
-	// bytes.
+	// Exchange receives every published task. It is a durable direct exchange, declared at every connect. Required; at
+	// most 255 bytes.
 	Exchange string
 	// DefaultRoutingKey is used for tasks without one. Required; at most 255 bytes.
 	DefaultRoutingKey string
-	// InitQueues are declared and bound to Exchange at every connect, so that a sender's tasks have a queue before the
+	// InitQueues are declared and bound to Exchange at every connect, so that published tasks have a queue before the
 	// first worker runs. Names and keys must not be empty; at most 255 bytes.
 	InitQueues []Queue
 
-	// Outbox keeps tasks that cannot be sent now and sends them later; nil: there is none. With it, Publish, PublishContext,
-	// PublishBatch and PublishAll do not wait for a connection: a task that was certainly not sent, because there is no connection or the
-	// broker blocks publishers, goes to the outbox, and the error Is [ErrInOutbox]: kept, do not publish it again. When the
-	// outbox has no room the error is [ErrOutboxFull]. A task that may have been sent is [ErrUnconfirmed] as without an outbox.
+	// Outbox keeps tasks that cannot be sent now and sends them later. nil: no outbox. With it, Publish,
+	// PublishContext, PublishBatch and PublishAll do not wait for a connection. A task that was certainly not sent,
+	// because there is no connection or the broker blocks publishers, goes to the outbox. The error then Is
+	// [ErrInOutbox]: the task is kept, do not publish it again. If the outbox has no room, the error is
+	// [ErrOutboxFull]. A task that may have been sent is [ErrUnconfirmed], as without an outbox.
 	//
-	// While a routing key has entries in the outbox, all its tasks go through it, so that none overtakes another: they leave in
-	// their order, one at a time and each confirmed before the next, up to 64 keys side by side. So a key that is published to
-	// faster than the broker confirms one by one stays in the outbox. An entry whose outcome is unknown is sent again with the
-	// same uuid: it may run twice. A nacked one ([ErrNacked]) is sent again until its queue takes it. One that the broker refuses,
-	// or over which it ends five connections or channels, is kept among the dead entries, counted in Stats.OutboxDead and reported to
-	// Hooks.OutboxRefused, and the next is sent. One outbox belongs to one server at a time. If entries remain when that closes,
-	// Shutdown returns [ErrOutboxNotEmpty], or logs a warning if it is a [DurableOutbox].
+	// While a routing key has entries in the outbox, all its tasks go through it, so that none overtakes another. They
+	// leave in their order, one at a time, each confirmed before the next, and up to 64 keys side by side. So a key
+	// stays in the outbox while it is published to faster than the broker confirms one by one.
 	//
-	// Entries go to the exchange that they were published to, also if Exchange has changed since.
+	// An entry whose outcome is unknown is sent again with the same uuid, so it may run twice. A nacked entry
+	// ([ErrNacked]) is sent again until its queue takes it. An entry becomes a dead entry if the broker refuses it or
+	// ends five connections or channels over it. Dead entries are kept, counted in Stats.OutboxDead and reported to
+	// Hooks.OutboxRefused, and the next entry is sent.
 	//
-	// With an outbox, NewServer returns a server also while the broker cannot be reached, and Shutdown and Close use their time to connect
-	// and empty the outbox, of a durable one only as long as the broker takes tasks. [MemoryOutbox] ends with the process; package outbox/bolt keeps tasks in a file.
+	// Entries go to the exchange that they were published to, even if Exchange has changed since.
+	//
+	// One outbox belongs to one server at a time. If entries remain when the server closes, Shutdown returns
+	// [ErrOutboxNotEmpty], or logs a warning if the outbox is a [DurableOutbox].
+	//
+	// With an outbox, NewServer returns a server even while the broker cannot be reached. Shutdown and Close use their
+	// time to connect and empty the outbox; a durable one they empty only as long as the broker takes tasks.
+	// [MemoryOutbox] ends with the process; package outbox/bolt keeps tasks in a file.
 	Outbox Outbox
 
-	// PublishTimeout bounds every publish, waiting for a connection, for a broker that blocks publishers and for the
-	// confirmation included. 0: 30 s. Negative: an error.
+	// PublishTimeout bounds every publish, including the wait for a connection, for a broker that blocks publishers,
+	// and for the confirmation. 0: 30 s. Negative: an error.
 	PublishTimeout time.Duration
-	// ShutdownTimeout is how long Close waits for running tasks and the outbox, in total. 0: 30 s. Negative: without limit, as
-	// gofort/dispatcher did.
+	// ShutdownTimeout is how long Close waits for running tasks and the outbox, in total. 0: 30 s. Negative: without
+	// limit, as gofort/dispatcher did.
 	ShutdownTimeout time.Duration
-	// MaxBodyBytes is the largest encoded task: Publish refuses a larger one, a worker makes it a dead letter. 0: 1 MiB.
-	// Negative: the broker's own limit.
+	// MaxBodyBytes is the largest encoded task. Publish refuses a larger one, and a worker makes it a dead letter. 0:
+	// 1 MiB. Negative: the broker's own limit.
 	MaxBodyBytes int
 
-	// Retry says when tasks are tried again after a failed attempt, unless their TaskConfig or WorkerConfig does. nil = one attempt,
-	// then a dead letter.
+	// Retry decides when tasks are tried again after a failed attempt, unless their TaskConfig or WorkerConfig does.
+	// nil: one attempt, then a dead letter.
 	Retry *RetryPolicy
 	// Hooks are called when something has happened.
 	Hooks Hooks
 
 	// Logger receives the library's log messages. nil: logrus on standard error, at level info.
 	Logger Log
-	// DebugMode sets the default logger's level to debug; a Logger of the user's decides for itself.
+	// DebugMode sets the default logger's level to debug. It has no effect on a Logger of the user's.
 	DebugMode bool
 }
 
-// String shows everything but the credentials in AMQPConnectionString, whatever the format.
+// String returns everything but the credentials in AMQPConnectionString, whatever the format.
 func (c ServerConfig) String() string {
 	type plain ServerConfig
 	p := plain(c)
@@ -153,7 +163,8 @@ func (c ServerConfig) String() string {
 // GoString is String.
 func (c ServerConfig) GoString() string { return c.String() }
 
-// Queue is a queue and the routing keys that lead to it. It will never have more fields: programs write it unkeyed.
+// Queue is a queue and the routing keys that lead to it. It will never get more fields, because programs write it
+// unkeyed.
 type Queue struct {
 	Name        string
 	BindingKeys []string
@@ -161,38 +172,44 @@ type Queue struct {
 
 // WorkerConfig configures a [Worker]. NewWorker copies it and never writes to it.
 type WorkerConfig struct {
-	// Limit is how many calls run at once, inside their timeouts; as many tasks are fetched ahead. 0: 3. Negative or above
+	// Limit is how many calls run at once, inside their timeouts. As many tasks are prefetched. 0: 3. Negative or above
 	// 65,535: an error.
 	Limit int
-	// Queue is the durable queue the worker takes tasks from; it is declared with those of its dead letters, named <Queue>.dead,
-	// and of its suspects, <Queue>.suspects. Required; at most 240 bytes, not ending in .dead or .suspects.
+	// Queue is the durable queue that the worker takes tasks from. It is declared together with the queue of its dead
+	// letters, <Queue>.dead, and of its suspects, <Queue>.suspects. Required; at most 240 bytes, not ending in .dead or
+	// .suspects.
 	Queue string
 	// BindingKeys are bound from the server's Exchange to Queue. None: nothing is bound.
 	BindingKeys []string
 	// Name identifies the worker in its server, in logs and in the broker's tools. Required; at most 255 bytes.
 	Name string
-	// MaxAbandoned bounds the calls that went on running after their timeout and whose slot was given to others. At this
-	// bound an overdue call keeps its slot. 0: the same as Limit. Negative: none, an overdue call always keeps its slot.
+	// MaxAbandoned bounds the calls that still run after their timeout and whose slot was given to others. At this
+	// bound an overdue call keeps its slot. 0: the same as Limit. Negative: none, an overdue call always keeps its
+	// slot.
 	MaxAbandoned int
-	// Retry says when tasks are tried again after a failed attempt, unless their TaskConfig does. nil = as the server says.
+	// Retry decides when tasks are tried again after a failed attempt, unless their TaskConfig does. nil: as the server
+	// says.
 	Retry *RetryPolicy
-	// Middleware is put around every function, outside the tasks' own; the first is outermost. No element may be nil.
+	// Middleware wraps every function, outside the tasks' own; the first is outermost. No element may be nil.
 	Middleware []Middleware
-	// UnknownTaskMaxAge is for how long a task that no worker of the queue knows is put off, from when it was first missed; then it
-	// becomes a dead letter. In a rolling deployment a worker that knows it may come. 0: 1 h. Negative: a dead letter at once.
+	// UnknownTaskMaxAge is how long a task that no worker of the queue knows is put off, counted from when it was first
+	// missed. Then it becomes a dead letter. In a rolling deployment a worker that knows it may still come. 0: 1 h.
+	// Negative: a dead letter at once.
 	UnknownTaskMaxAge time.Duration
 }
 
-// Log receives the library's log messages. *logrus.Logger and *logrus.Entry implement it, and [SlogLogger] makes one of a *slog.Logger.
+// Log receives the library's log messages. *logrus.Logger and *logrus.Entry implement it, and [SlogLogger] makes one of
+// a *slog.Logger.
 //
-// These get a message as a short text, and its queue, worker, task, uuid, attempt, err and so on as fields or attributes. Any other Log
-// gets one text with the attributes behind it: attempt failed queue=mail worker=mailer task=send … err="no route". Only the stack of a panic
-// has lines of its own.
+// These get a message as a short text, and its queue, worker, task, uuid, attempt, err and so on as fields or
+// attributes. Any other Log gets one text with the attributes behind it: attempt failed queue=mail worker=mailer
+// task=send … err="no route". Only the stack of a panic has lines of its own.
 //
-// A Log that also has the method Warnf(format string, args ...interface{}) gets warnings there, otherwise they go to Errorf.
-// docs/guarantees.md lists what is logged at which level. The library calls only the methods whose names end in f.
+// If a Log also has the method Warnf(format string, args ...interface{}), it gets warnings there; otherwise they go to
+// Errorf. docs/guarantees.md lists what is logged at which level. The library calls only the methods whose names end in
+// f.
 //
-// It must be safe for concurrent use. Bodies, argument values and passwords are never logged. A message whose method
+// A Log must be safe for concurrent use. Bodies, argument values and passwords are never logged. A message whose method
 // panics is dropped.
 type Log interface {
 	Info(args ...interface{})
@@ -203,7 +220,8 @@ type Log interface {
 	Errorf(format string, args ...interface{})
 }
 
-// bound ends a context after PublishTimeout, and says so: otherwise whoever reads "deadline exceeded" looks for one of his own.
+// bound ends a context after PublishTimeout and sets a cause that says so. Otherwise the caller would take "deadline
+// exceeded" for a deadline of their own.
 func (c *ServerConfig) bound(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, c.PublishTimeout, publishTimeout(c.PublishTimeout))
 }
@@ -213,14 +231,14 @@ type publishTimeout time.Duration
 
 func (d publishTimeout) Error() string { return fmt.Sprintf("PublishTimeout of %v", time.Duration(d)) }
 
-// withDefaults copies c whole, so that a new field cannot be forgotten, and fills what is zero.
+// withDefaults copies c whole, so that no new field is forgotten, and fills the fields that are zero.
 func (c *ServerConfig) withDefaults() ServerConfig {
 	out := *c
 	out.InitQueues = slices.Clone(c.InitQueues)
 	for i := range out.InitQueues {
 		out.InitQueues[i].BindingKeys = slices.Clone(out.InitQueues[i].BindingKeys)
 	}
-	if c.Retry != nil { // NewWorker reads it later; its defaults are filled in then, since filling them twice would change Jitter
+	if c.Retry != nil { // NewWorker reads it later and fills in its defaults then; filling them twice would change Jitter
 		policy := *c.Retry
 		out.Retry = &policy
 	}
@@ -235,8 +253,8 @@ func (c *ServerConfig) withDefaults() ServerConfig {
 		out.MaxBodyBytes = defaultMaxBodyBytes
 	}
 	if out.Broker == nil {
-		out.Broker, _ = newRabbitMQ(c) // validate has seen to the error
-		out.AMQPConnectionString = ""  // it holds a password, and whoever prints a server prints this copy
+		out.Broker, _ = newRabbitMQ(c) // validate has reported the error
+		out.AMQPConnectionString = ""  // it holds a password, and printing a server prints this copy
 	}
 	if out.Logger == nil {
 		out.Logger = newLogger(out.DebugMode)
@@ -327,7 +345,7 @@ func (p *problems) name(field, value string, limit int) {
 	}
 }
 
-// with adds those of errs that are problems.
+// with adds those of errs that are not nil.
 func (p problems) with(errs ...error) problems {
 	for _, err := range errs {
 		p.addIf(err != nil, err)
@@ -335,7 +353,7 @@ func (p problems) with(errs ...error) problems {
 	return p
 }
 
-// err is the one problem as it is, so that its text stays whole, or all of them joined.
+// err returns a single problem unchanged, so that its text stays whole, or all of them joined.
 func (p problems) err() error {
 	if len(p) == 1 {
 		return p[0]

@@ -9,9 +9,10 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
-// logText is what the log says of an attempt's error. The values of arguments are left to the header of a dead letter.
+// logText returns the text that is logged for an attempt's error. It omits argument values, which belong in the header
+// of a dead letter.
 func logText(v verdict.Verdict) string {
-	if v.Reason == ReasonBadArguments { // otherwise the error is of the user's making, whose methods may panic
+	if v.Reason == ReasonBadArguments { // any other error is the user's, and its methods may panic
 		if bad, ok := errors.AsType[*ArgumentError](v.Err); ok {
 			if bad.Position < 0 {
 				return "want " + bad.Want
@@ -22,7 +23,7 @@ func logText(v verdict.Verdict) string {
 	return text.OneLine(v.Text)
 }
 
-// attrsOf are what a line of the log says of an outcome: its own attributes, then the error, then the stack of a panic.
+// attrsOf returns the log attributes of an outcome: attrs, then the error, then the stack of a panic.
 func attrsOf(o verdict.Outcome, text string, attrs ...any) []any {
 	if o.Err != nil {
 		attrs = append(attrs, "err", text)
@@ -40,7 +41,7 @@ func withStack(o verdict.Outcome, attrs []any) []any {
 	return attrs
 }
 
-// about is the logger of what happens to the task of a call. attempt: its number; 0 = none.
+// about returns the logger for the task of a call. attempt is its number; 0 means none.
 func (s *shift) about(c *call, attempt int) *slog.Logger {
 	log := s.w.log.With("task", text.Excerpt(c.name), "uuid", text.Excerpt(c.uuid))
 	if attempt > 0 {

@@ -6,18 +6,19 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// feed is the consumer that the slots of a shift read from now. When it has ended they ask the shift for the next one. A feed does not know
-// its successor, or a call that runs for a year would keep every consumer of that year.
+// feed is the consumer that the slots of a shift currently read from. When it has ended, they ask the shift for the
+// next one. A feed does not know its successor. Otherwise a call that runs for a year would keep every consumer of that
+// year.
 type feed struct {
 	consumer broker.Consumer
 	session  broker.Session // of the consumer
 	exact    bool           // it counts losses exactly
-	delays   bool           // it can publish for later
+	delays   bool           // it can publish with a delay
 	streak   atomic.Int64   // deliveries marked as redelivered since the last one that was not
 	credible int64          // how many of those in a row are believed
 }
 
-// minCredible is the least of feed.credible.
+// minCredible is the minimum of feed.credible.
 const minCredible = 20
 
 func newFeed(session broker.Session, consumer broker.Consumer, limit int) *feed {
@@ -28,12 +29,14 @@ func newFeed(session broker.Session, consumer broker.Consumer, limit int) *feed 
 	}
 }
 
-// believes reports whether the mark of a redelivered message is a reason to suspect it. The deliveries of a dead worker return to
-// the head of the queue, and are no more than it had fetched. But after a node was killed, RabbitMQ marks every message of a classic queue
-// as redelivered, even those never delivered (3.10.8, measured). A long run of such marks is therefore ignored.
+// believes reports whether the mark of a redelivered message is a reason to suspect it. The deliveries of a dead worker
+// return to the head of the queue, and are no more than it had fetched. But after a node was killed, RabbitMQ marks
+// every message of a classic queue as redelivered, even those never delivered (3.10.8, measured). A long run of such
+// marks is therefore ignored.
 func (f *feed) believes() bool { return f.streak.Add(1) <= f.credible }
 
-// feedSlots makes the slots read from f. The consumer before it has ended and given back the deliveries that no slot had received.
+// feedSlots makes the slots read from f. The consumer before it has ended and given back the deliveries that no slot
+// had received.
 func (s *shift) feedSlots(f *feed) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -42,7 +45,7 @@ func (s *shift) feedSlots(f *feed) {
 	s.fed = make(chan struct{})
 }
 
-// nextFeed waits for a feed other than over, which may be nil; nil = the shift takes nothing any more.
+// nextFeed waits for a feed other than over, which may be nil. It returns nil when the shift takes nothing more.
 func (s *shift) nextFeed(over *feed) *feed {
 	for {
 		s.mu.Lock()

@@ -12,22 +12,25 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
-// forwardTimeout bounds one try to write a copy, as PublishTimeout does, because a slot waits for the first one.
+// forwardTimeout bounds one try to write a copy, as PublishTimeout does. A slot waits for the first try.
 const forwardTimeout = 30 * time.Second
 
-// roomDelay is how long a retry without a delay is tried before it goes through the delays, and its delay then: a delayed message needs no
-// room in the queue now. That is the last resort, because a message that the queue refuses when it is due comes minutes later.
+// roomDelay is how long a retry without a delay is tried before it goes through the delays, and the delay it then gets.
+// A delayed message needs no room in the queue now. This is the last resort: if the queue refuses the message when it
+// is due, the message arrives minutes later.
 const roomDelay = time.Second
 
-// errStays: a task that was lost once cannot be moved, so it is called at once.
+// errStays means that a task that was lost once cannot be moved, so it is called at once.
 var errStays = errors.New("neither its queue nor that of its suspects takes it")
 
-// forward keeps the delivery open until the copy that the verdict asks for is confirmed: trying again with pauses, until
-// the connection is lost or the worker's time is up, when the delivery is given back. Never give it back at once: that
-// would be a requeue loop. The pauses are spent aside. It returns the verdict that was carried out.
+// forward writes the copy that the verdict asks for, and keeps the delivery open until the copy is confirmed. It tries
+// again with pauses until the connection is lost, or until the worker's time is up and the delivery is given back.
+// Never give it back immediately: that would loop. The call steps aside before the first pause. forward returns the
+// verdict that was carried out.
 //
-// A full queue drains only if the task at its head does not need room at its back. So a task that was lost once and cannot go to the back
-// goes to the suspects, which have their own room; if they take nothing either, it is called at once.
+// A full queue drains only if the task at its head does not need room at its back. So a task that was lost once and
+// cannot go to the back goes to the suspects, which have their own room. If they take nothing either, the task is
+// called at once.
 func (s *shift) forward(c *call, v verdict.Verdict) (verdict.Verdict, error) {
 	msg := c.forwarded(v, s.w.cfg.Name, time.Now())
 	pauses, log := retryPauses(), func() *slog.Logger { return s.about(c, v.Made.Number) }
@@ -43,11 +46,11 @@ func (s *shift) forward(c *call, v verdict.Verdict) (verdict.Verdict, error) {
 			msg = c.forwarded(v, s.w.cfg.Name, time.Now())
 			continue
 		case errors.Is(err, broker.ErrHeadersTooLarge) && !slim:
-			slim = true // our own may have made them so
+			slim = true // our own may have made them too large
 			slimDown(msg.Headers)
 			continue
-		// They came so large that there is no room for ours. Waiting would hold the delivery for ever, and Limit such messages would stop
-		// the worker. A dead letter needs less room than a delayed message.
+		// The headers came so large that there is no room for ours. Waiting would hold the delivery for ever, and Limit
+		// such messages would stop the worker. A dead letter needs less room than a delayed message.
 		case errors.Is(err, broker.ErrHeadersTooLarge) && v.Action != verdict.ToDeadLetters:
 			made, stack := v.Made, v.Stack
 			v = verdict.DeadLetter(ReasonMalformed, verdict.OutcomeOf(fmt.Errorf("%w: %w; %s: %s", ErrMalformed, broker.ErrHeadersTooLarge, v.Action, v.Text)))
@@ -79,7 +82,7 @@ func (s *shift) forward(c *call, v verdict.Verdict) (verdict.Verdict, error) {
 		}
 		s.stuckBy(0, fmt.Errorf("%s of task %q (%q) not written: %w", v.Action, text.Excerpt(c.name), text.Excerpt(c.uuid), err))
 		if errors.Is(err, broker.ErrUnroutable) {
-			s.redeclare() // somebody has deleted the queue
+			s.redeclare() // the queue was deleted
 		}
 		if err := s.awaitRetry(c.delivery, pause); err != nil {
 			return v, err
@@ -92,7 +95,7 @@ func (s *shift) forward(c *call, v verdict.Verdict) (verdict.Verdict, error) {
 	}
 }
 
-// forwardOnce tries to write the copy. It ends at the latest with the time for settling.
+// forwardOnce tries once to write the copy. It ends at the latest when settling ends.
 func (s *shift) forwardOnce(c *call, v verdict.Verdict, msg broker.Message) error {
 	ctx, cancel := context.WithTimeout(s.settling, min(s.w.server.cfg.PublishTimeout, forwardTimeout))
 	defer cancel()
@@ -106,7 +109,7 @@ func (s *shift) forwardOnce(c *call, v verdict.Verdict, msg broker.Message) erro
 	}
 }
 
-// awaitRetry waits for the pause, or until trying is over. The error: the delivery is lost.
+// awaitRetry waits for the pause, or until there is no time left to retry. It returns an error if the delivery is lost.
 func (s *shift) awaitRetry(d broker.Delivery, pause time.Duration) error {
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
@@ -120,7 +123,7 @@ func (s *shift) awaitRetry(d broker.Delivery, pause time.Duration) error {
 	return nil
 }
 
-// redeclare makes the worker's queues again, if there is a connection.
+// redeclare declares the worker's queues again if there is a connection.
 func (s *shift) redeclare() {
 	session, err := s.w.server.sup.session()
 	if err != nil {
@@ -135,7 +138,7 @@ func (s *shift) redeclare() {
 	}
 }
 
-// stuckBy counts, for Health, the deliveries that cannot be settled now.
+// stuckBy adds n to the number of deliveries that cannot be settled now, for Health. It records why, if not nil.
 func (s *shift) stuckBy(n int, why error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

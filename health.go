@@ -12,35 +12,35 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
-// Health describes a server at one moment. As JSON its names are those of the tags, errors are their texts, times are RFC 3339, what is
-// absent was not there, and "ok" is OK. It is for reading: nothing is made for unmarshalling it.
+// Health describes a server at one moment. As JSON it has the names of the tags and "ok", which is OK. Errors are their
+// texts, times are RFC 3339, and an absent name had no value. It is for reading: unmarshalling it is not supported.
 type Health struct {
 	State       State          `json:"state"`
 	Since       time.Time      `json:"since"`                  // when State began
 	LastError   error          `json:"last_error,omitempty"`   // the last problem of the connection, perhaps overcome; nil if there was none
 	LastErrorAt time.Time      `json:"last_error_at,omitzero"` // when that was; zero if there was none
-	Blocked     string         `json:"blocked,omitempty"`      // why the broker blocks publishers, in its words; "" = it does not
-	Delays      string         `json:"delays,omitempty"`       // why delayed tasks and retries may be late; "" = nothing is known to hold them up. See docs/rabbitmq.md
+	Blocked     string         `json:"blocked,omitempty"`      // the broker's reason for blocking publishers; "" = it does not
+	Delays      string         `json:"delays,omitempty"`       // why delayed tasks and retries may be late; "" = no known reason. See docs/rabbitmq.md
 	Outbox      OutboxHealth   `json:"outbox"`                 // zero without ServerConfig.Outbox
 	Workers     []WorkerHealth `json:"workers"`                // sorted by name
 
-	// Undeclared lists, by name, what the server cannot declare now: queues, and perhaps its exchange. It is tried again, and the
-	// connection is used meanwhile. Nil if there is nothing.
+	// Undeclared lists, by name, the queues that the server cannot declare now, and perhaps its exchange. They are
+	// tried again, and the connection is used meanwhile. Nil if there are none.
 	Undeclared []Undeclared `json:"undeclared,omitempty"`
-	// Channels says why no further worker can be started: the connection has as many consumers as it can have. "" = one can. Suspects can be
-	// fetched nevertheless, unless WorkerHealth.Suspects says otherwise.
+	// Channels says why no further worker can be started: the connection has as many consumers as it can have. "": one
+	// can be started. Suspects can be fetched nevertheless, unless WorkerHealth.Suspects says otherwise.
 	Channels string `json:"channels,omitempty"`
-	// Unreadable counts, by queue, the messages with unreadable headers that this connection has received. A worker makes each a
-	// dead letter with the reason malformed. Nil if there were none.
+	// Unreadable counts, by queue, the messages with unreadable headers that this connection has received. A worker
+	// makes each a dead letter with the reason malformed. Nil if there were none.
 	Unreadable map[string]int `json:"unreadable,omitempty"`
-	// Unanswered is how many published messages the broker has not answered although their callers have stopped waiting. They may
-	// be in their queues. OK ignores it, since other queues are not affected.
+	// Unanswered is how many published messages the broker has not answered although their callers have stopped
+	// waiting. They may be in their queues. OK ignores it, since other queues are not affected.
 	Unanswered int `json:"unanswered"`
 }
 
-// OK reports whether the connection stands, publishing is not blocked, the outbox does not fail, everything is declared, and every started
-// worker takes tasks, can settle them and can fetch suspects. It ignores Delays, Channels, Unreadable and Unanswered: a new process would
-// change nothing.
+// OK reports whether the connection stands, publishing is not blocked, the outbox does not fail, everything is
+// declared, and every started worker takes tasks, can settle them and can fetch suspects. It ignores Delays, Channels,
+// Unreadable and Unanswered: a new process would not change them.
 func (h Health) OK() bool {
 	for _, w := range h.Workers {
 		if w.Started && (!w.Consuming || w.Stuck > 0 || w.Suspects != "") {
@@ -67,7 +67,7 @@ func (h Health) MarshalJSON() ([]byte, error) {
 type OutboxHealth struct {
 	Entries     int       `json:"entries"`                // tasks waiting to be sent; -1 = not known
 	Dead        int       `json:"dead"`                   // tasks that the broker refused, waiting for a person; -1 = not known
-	Failing     int       `json:"failing"`                // routing keys that stand still because the outbox fails: tried again until it does not
+	Failing     int       `json:"failing"`                // routing keys that are held up because the outbox fails: tried again until it works
 	LastError   error     `json:"last_error,omitempty"`   // the last problem of the outbox, perhaps overcome
 	LastErrorAt time.Time `json:"last_error_at,omitzero"` // when that was
 }
@@ -93,7 +93,7 @@ type WorkerHealth struct {
 	Held        int       `json:"held"`                   // tasks that wait for a running call of the same queue, name and uuid
 	Suspects    string    `json:"suspects,omitempty"`     // why the suspects of its queue cannot be fetched, tried again about every 15 s; "" = they can
 	Ready       int       `json:"ready"`                  // tasks waiting in its queue; -1 = not known
-	Dead        int       `json:"dead"`                   // its dead letters, without those that somebody looks at in this moment; -1 = not known
+	Dead        int       `json:"dead"`                   // its dead letters, without those that another call is reading; -1 = not known
 	LastError   error     `json:"last_error,omitempty"`   // the last problem with consuming, settling or suspects, perhaps overcome
 	LastErrorAt time.Time `json:"last_error_at,omitzero"` // when that was
 }
@@ -107,7 +107,7 @@ func (h WorkerHealth) MarshalJSON() ([]byte, error) {
 	}{plain(h), healthText(h.LastError)})
 }
 
-// healthText is an error in JSON; "" = none.
+// healthText returns the text of an error in JSON; "" for nil.
 func healthText(err error) string {
 	if err == nil {
 		return ""
@@ -115,9 +115,9 @@ func healthText(err error) string {
 	return text.OfError(err)
 }
 
-// Health asks the broker how full the workers' queues are, which also shows that the connection answers (without a worker it
-// asks nothing, and a silent broker shows after about 20 s, when the connection is given up), and returns at the
-// latest when ctx ends, with what is not known marked so.
+// Health describes the server and returns at the latest when ctx ends, with unknown values marked as not known. It asks
+// the broker how full the workers' queues are, which also shows that the connection answers. Without a worker it asks
+// nothing; a silent broker then shows after about 20 s, when the connection is given up.
 func (s *Server) Health(ctx context.Context) Health {
 	l, _ := s.sup.now()
 	h := Health{State: l.state, Since: l.since, LastError: l.err, LastErrorAt: l.errAt, Undeclared: s.refused.list()}
@@ -142,7 +142,8 @@ func (s *Server) Health(ctx context.Context) Health {
 	return h
 }
 
-// maxCounts is how many queues are counted at once: one that does not answer must not hide the counts of others.
+// maxCounts is how many queues are counted at once. There are several, so that a queue that does not answer does not
+// hide the counts of others.
 const maxCounts = 16
 
 // count asks the broker how full the workers' queues are.
@@ -168,7 +169,7 @@ func (h *Health) count(ctx context.Context, session broker.Session) {
 	wg.Wait()
 }
 
-// ready is how many messages wait in a queue; -1 = not known.
+// ready returns how many messages wait in a queue; -1 = not known.
 func ready(ctx context.Context, session broker.Session, queue string) int {
 	if session == nil {
 		return -1

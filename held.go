@@ -7,19 +7,22 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
-// A task is called once at a time in a server. A delivery that comes while a call of its task runs is held aside, in a goroutine of its own.
-// It counts as fetched, so only some are held, or nothing else would be fetched. Further ones are put off and come again.
+// A server runs one call of a task at a time. A delivery that arrives while a call of its task runs is held aside, in
+// its own goroutine. It counts as fetched, so only some are held. Otherwise nothing else would be fetched. Further ones
+// are put off and come again.
 
-// heldDelay is the longest time that a task is put off because a call of it runs here, and the time if that call is abandoned.
+// heldDelay is the longest time to put off a task because a call of it runs here. If that call is abandoned, it is the
+// exact time.
 const heldDelay = 10 * time.Second
 
-// maxHeld is how many deliveries, heirs excepted, may be held: more than half of the prefetch is left for other tasks. Raising the prefetch
-// instead would cost RabbitMQ a subscription for each change.
+// maxHeld returns how many deliveries, except heirs, may be held. It leaves more than half of the prefetch to other
+// tasks. Raising the prefetch instead would cost RabbitMQ a subscription for each change.
 func (s *shift) maxHeld() int { return (s.w.cfg.Limit - 1) / 2 }
 
-// claim makes sure that the task does not run twice at once in this server. If it runs, the delivery is held until that call ends.
-// The same attempt, delivered again since its link was lost, then takes that call's verdict. Anything else runs after it: another
-// attempt, a replay, and also a task that was published twice with one uuid, since to drop that would be to lose it.
+// claim makes sure that the task does not run twice at once in this server. If it runs, the delivery is held until that
+// call ends. The same attempt, delivered again because its link was lost, then takes that call's verdict. Any other
+// delivery runs after it: another attempt, a replay, or a task that was published twice with one uuid, since dropping
+// that would lose it.
 func (s *shift) claim(c *call) (verdict.Verdict, readiness) {
 	c.run.key, c.run.since = taskKey{broker.Owner(c.delivery.Queue), c.name, c.uuid}, time.Now()
 	c.run.attempts, c.run.again, c.run.delivery = c.history.Attempts, c.delivery.Redelivered || c.history.Losses > 0, &c.delivery
@@ -44,7 +47,7 @@ func (s *shift) claim(c *call) (verdict.Verdict, readiness) {
 	return verdict.Verdict{Action: verdict.Postpone, Delay: delay, Outcome: verdict.OutcomeOf(errRuns)}, toBeSettled
 }
 
-// mayHold counts one more held delivery and reports true, unless there are maxHeld.
+// mayHold counts one more held delivery and reports true, unless maxHeld are held already.
 func (s *shift) mayHold(always bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -62,7 +65,7 @@ func (s *shift) unhold() {
 	s.held--
 }
 
-// hold waits for the end of other, and then for a slot that calls the function.
+// hold waits until other ends, and then for a slot that calls the function.
 func (s *shift) hold(c *call, other *run) {
 	defer s.slotEnded()
 	v, ours := s.await(c, other, nil)
@@ -77,7 +80,7 @@ func (s *shift) hold(c *call, other *run) {
 		}
 		c.aside, v = true, verdict.Verdict{Action: verdict.Release}
 	}
-	if v.Action == verdict.Release { // not to a consumer that is still there: see accept
+	if v.Action == verdict.Release { // not while the consumer is still there: see accept
 		select {
 		case <-c.at.consumer.Done():
 		case <-c.delivery.Lost():
@@ -88,7 +91,7 @@ func (s *shift) hold(c *call, other *run) {
 	s.settleUncalled(c, v)
 }
 
-// takeHeld takes over a held call; nil = the shift has been stopped.
+// takeHeld takes over a held call. It returns nil if the shift has been stopped.
 func (s *shift) takeHeld(c *call) *call {
 	if s.taking.Err() == nil {
 		return c
@@ -97,8 +100,8 @@ func (s *shift) takeHeld(c *call) *call {
 	return nil
 }
 
-// await waits for other, a run of the same task, and for those that follow it. It returns the verdict, or ours: the task is to be called
-// now. patience, if not nil, ends the wait.
+// await waits for other, a run of the same task, and for the runs that follow it. It returns a verdict, or reports ours
+// if the task is to be called now. patience, if not nil, ends the wait.
 func (s *shift) await(c *call, other *run, patience <-chan time.Time) (v verdict.Verdict, ours bool) {
 	for ; other != nil; other, _ = s.w.server.running.begin(&c.run) {
 		select {
@@ -112,14 +115,14 @@ func (s *shift) await(c *call, other *run, patience <-chan time.Time) (v verdict
 			case abandoned:
 				return verdict.Verdict{Action: verdict.Postpone, Delay: heldDelay, Outcome: verdict.OutcomeOf(errStillRunning)}, false
 			}
-			<-other.ended // it follows at once
+			<-other.ended // its end follows at once
 		case <-other.ended: // without a verdict: it was not called
 		case <-patience:
 			return verdict.Verdict{Action: verdict.PutOff, Losses: c.history.Losses, Outcome: verdict.OutcomeOf(errRuns)}, false
 		case <-s.taking.Done():
 			return verdict.Verdict{Action: verdict.Release}, false
 		case <-c.delivery.Lost():
-			return verdict.Verdict{Action: verdict.Release}, false // the attempt to do so counts it
+			return verdict.Verdict{Action: verdict.Release}, false // the failing release counts it as lost
 		}
 	}
 	return verdict.Verdict{}, true

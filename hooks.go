@@ -9,51 +9,55 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
-// Hooks are called when something has happened: for metrics, logs and tests. Every field may be nil, and costs nothing then.
+// Hooks are called when something has happened: for metrics, logs and tests. Every field may be nil, and costs nothing
+// then. New fields may be added at any time: write literals with names.
 //
-// Arguments are not told, since they may be secrets: what a hook should know of a task goes into Task.Headers.
+// Events carry no arguments, which may be secret. Put what hooks need into Task.Headers. Task.Headers of events are
+// those of the message, the library's x-dispatcher-… among them.
 //
-// Finished is told before the verdict is carried out, Retried and DeadLettered after the broker has confirmed it; so the next attempt may begin
-// before Retried is told. Task.Headers of events are those of the message, the library's x-dispatcher-… among them.
+// Finished is called before the verdict is carried out, Retried and DeadLettered after the broker has confirmed it. So
+// the next attempt may begin before Retried is called. A process that dies at the wrong moment has done something
+// without calling its hook.
 //
-// They run on the goroutine that does the work, many at once, so they must be quick and safe for concurrent use; a task or a
-// publish waits for its hook, and one that never returns holds a slot for ever. They may publish, with two exceptions: nothing
-// connects while Disconnected runs, and what Published publishes is told to it again. A process that dies at the wrong moment has
-// done a thing and not told its hook. A hook that panics is logged and harms nobody. One that
-// ends its goroutine (runtime.Goexit, FailNow of a test) harms nobody either, with two exceptions: in Started it fails the attempt, and
-// in Published it ends the goroutine that publishes. New fields may be added at any time: write literals with names.
+// Hooks run on the goroutine that does the work, many at once, so they must be quick and safe for concurrent use. A
+// task or a publish waits for its hook, and a hook that never returns holds a slot for ever. Hooks may publish, with
+// two exceptions: nothing connects while Disconnected runs, and a task that Published publishes calls Published again.
+//
+// A hook that panics is logged and harms nothing else. A hook that ends its goroutine (runtime.Goexit, FailNow of a
+// test) harms nothing else either, with two exceptions: in Started it fails the attempt, and in Published it ends the
+// goroutine that publishes.
 type Hooks struct {
-	Published     func(PublishEvent)    // a publish has its outcome; also of what leaves the outbox
+	Published     func(PublishEvent)    // a publish has its outcome; also for tasks that leave the outbox
 	OutboxRefused func(PublishEvent)    // a task in the outbox was refused by the broker and is kept among its dead entries
 	Started       func(StartEvent)      // an attempt begins
-	Finished      func(FinishEvent)     // an attempt has ended and its verdict is made, though not yet carried out; also of calls that were abandoned
+	Finished      func(FinishEvent)     // an attempt has ended and its verdict is made, but not yet carried out; also for abandoned calls
 	Retried       func(RetryEvent)      // a copy for the next attempt is confirmed
 	DeadLettered  func(DeadLetterEvent) // a dead letter is confirmed
-	Disconnected  func(ConnectionEvent) // the connection is lost, or was given up; also of a server that starts without one
-	Reconnected   func(ConnectionEvent) // the connection stands again; also the first of a server that started without one
+	Disconnected  func(ConnectionEvent) // the connection is lost, or was given up; also for a server that starts without one
+	Reconnected   func(ConnectionEvent) // the connection stands again; also the first one of a server that started without one
 	WorkerStarted func(WorkerEvent)     // a worker takes tasks
 	WorkerStopped func(WorkerEvent)     // the last call of a worker has ended after Close or Shutdown
 }
 
-// PublishEvent tells of one task that was published.
+// PublishEvent describes one task that was published.
 type PublishEvent struct {
 	UUID, Name, RoutingKey string
 	Err                    error         // the outcome, as Publish returns it; nil = confirmed
-	Duration               time.Duration // from the call of Publish to the outcome; of a batch, to the end of the batch; of PublishAll, from taking the task to yielding it; also of what leaves the outbox
+	Duration               time.Duration // from the call of Publish to the outcome; in a batch, to its end; in PublishAll, from taking the task to yielding it; also for tasks that leave the outbox
 }
 
-// StartEvent tells of an attempt that begins. Task.Headers are read only.
+// StartEvent describes an attempt that begins. Task.Headers are read only.
 type StartEvent struct{ Task TaskInfo }
 
-// FinishEvent tells of an attempt that has ended.
+// FinishEvent describes an attempt that has ended.
 type FinishEvent struct {
 	Task     TaskInfo
 	Verdict  Verdict
-	Err      error // what the function returned; a panic as *PanicError
+	Err      error // the function's error; a panic as *PanicError
 	Duration time.Duration
 }
 
-// Verdict is what becomes of a task after an attempt.
+// Verdict is the decision about a task after an attempt.
 type Verdict string
 
 const (
@@ -64,31 +68,31 @@ const (
 	VerdictRelease    Verdict = "release"     // given back because the worker stops
 )
 
-// RetryEvent tells of a task that will be tried again.
+// RetryEvent describes a task that will be tried again.
 type RetryEvent struct {
 	Task  TaskInfo // of the attempt that failed
 	Delay time.Duration
 	Err   error
 }
 
-// DeadLetterEvent tells of a task that became a dead letter, also of one that was never run. Task.Name and UUID are empty if
-// its body does not tell them.
+// DeadLetterEvent describes a task that became a dead letter, including one that was never run. Task.Name and UUID are
+// empty if its body does not contain them.
 type DeadLetterEvent struct {
 	Task   TaskInfo
 	Reason string // as DeadLetter.Reason
 	Err    error
 }
 
-// ConnectionEvent tells of the connection to the broker.
+// ConnectionEvent describes the connection to the broker.
 type ConnectionEvent struct {
 	State State
 	Err   error // why it was lost or given up; nil when it stands
 }
 
-// WorkerEvent tells of a worker.
+// WorkerEvent describes a worker.
 type WorkerEvent struct{ Name, Queue string }
 
-// Tee calls all of hooks, in their order. One that panics does not keep the event from the others.
+// Tee returns Hooks that call all of hooks, in their order. If one panics, the others still receive the event.
 func Tee(hooks ...Hooks) Hooks {
 	return Hooks{
 		Published:     tee(hooks, func(h *Hooks) func(PublishEvent) { return h.Published }),
@@ -104,7 +108,7 @@ func Tee(hooks ...Hooks) Hooks {
 	}
 }
 
-// tee is one field of Tee; nil if no hook has it.
+// tee returns one field of Tee, or nil if no hook has it.
 func tee[E any](hooks []Hooks, field func(*Hooks) func(E)) func(E) {
 	var all []func(E)
 	for i := range hooks {
@@ -118,7 +122,7 @@ func tee[E any](hooks []Hooks, field func(*Hooks) func(E)) func(E) {
 	return func(e E) { callAll(all, e) }
 }
 
-// callAll calls the rest also when one panics; the panic goes on afterwards.
+// callAll calls all functions, even if one panics. The panic goes on afterwards.
 func callAll[E any](all []func(E), e E) {
 	for i, f := range all {
 		func() {
@@ -133,18 +137,18 @@ func callAll[E any](all []func(E), e E) {
 	}
 }
 
-// fire calls a hook and contains its panic. Whoever calls it has seen that hook is not nil, before making the event.
+// fire calls a hook and contains its panic. The caller has checked that hook is not nil, before making the event.
 func fire[E any](log *slog.Logger, hook func(E), e E) {
 	defer func() {
 		if v := recover(); v != nil {
-			// The value may be a secret, so its type must do.
+			// The value may be a secret, so only its type is logged.
 			log.Error("hook panicked", "panic", text.OneLine(fmt.Sprintf("%T", v)), stackKey, string(userStack()))
 		}
 	}()
 	hook(e)
 }
 
-// fireApart is fire on a goroutine of its own, for events of goroutines that must go on even if the hook ends its goroutine.
+// fireApart is fire on a goroutine of its own, for callers that must go on even if the hook ends its goroutine.
 func fireApart[E any](log *slog.Logger, hook func(E), e E) {
 	done := make(chan struct{})
 	go func() {
@@ -154,7 +158,7 @@ func fireApart[E any](log *slog.Logger, hook func(E), e E) {
 	<-done
 }
 
-// verdictOf is what the hooks are told.
+// verdictOf returns the verdict that hooks receive.
 func verdictOf(a verdict.Action) Verdict {
 	switch a {
 	case verdict.Ack:

@@ -13,9 +13,9 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// The library logs to a *slog.Logger: a text that is always the same, and attributes. A Log gets them through logHandler.
+// The library logs a constant text and attributes to a *slog.Logger. logHandler passes them to a Log.
 
-// newLogger is the default: logrus on standard error, marked source=dispatcher as gofort/dispatcher did.
+// newLogger returns the default Log: logrus on standard error, marked source=dispatcher as in gofort/dispatcher.
 func newLogger(debug bool) Log {
 	l := logrus.New()
 	if debug {
@@ -24,8 +24,8 @@ func newLogger(debug bool) Log {
 	return l.WithField("source", "dispatcher")
 }
 
-// SlogLogger makes a [Log] of l; nil: slog.Default(). As ServerConfig.Logger it passes each message to the handler of l as a text with
-// attributes: see [Log]. It has the methods Warn and Warnf beside those of Log.
+// SlogLogger returns a [Log] that writes to l, or to slog.Default() if l is nil. As ServerConfig.Logger it passes each
+// message to the handler of l as a text with attributes: see [Log]. It also has the methods Warn and Warnf.
 func SlogLogger(l *slog.Logger) Log {
 	if l == nil {
 		l = slog.Default()
@@ -44,7 +44,7 @@ func (s slogLog) Warnf(format string, args ...interface{})  { s.l.Warn(fmt.Sprin
 func (s slogLog) Error(args ...interface{})                 { s.l.Error(fmt.Sprint(args...)) }
 func (s slogLog) Errorf(format string, args ...interface{}) { s.l.Error(fmt.Sprintf(format, args...)) }
 
-// handlerOf returns what handles the library's messages for l.
+// handlerOf returns the handler of the library's messages for l.
 func handlerOf(l Log) slog.Handler {
 	if s, ok := l.(slogLog); ok {
 		return s.l.Handler()
@@ -52,7 +52,7 @@ func handlerOf(l Log) slog.Handler {
 	return logHandler{log: l}
 }
 
-// logHandler passes records to a Log that is not slog's.
+// logHandler passes records to a Log that is not a slogLog.
 type logHandler struct {
 	log   Log
 	attrs []slog.Attr
@@ -71,7 +71,7 @@ func (h logHandler) Handle(_ context.Context, r slog.Record) error {
 	attrs := slices.Clone(h.attrs)
 	r.Attrs(func(a slog.Attr) bool { attrs = append(attrs, a); return true })
 	log, text := h.log, r.Message
-	switch l := log.(type) { // by their own types: what embeds one may have its own methods
+	switch l := log.(type) { // exactly these: a type that embeds one may have its own methods
 	case *logrus.Logger:
 		log = l.WithFields(fields(attrs))
 	case *logrus.Entry:
@@ -104,10 +104,10 @@ func fields(attrs []slog.Attr) logrus.Fields {
 	return f
 }
 
-// stackKey is the attribute that plainText gives lines of its own.
+// stackKey is the attribute that plainText writes on lines of its own.
 const stackKey = "stack"
 
-// plainText is a message with its attributes behind it. Values are quoted where they could forge an attribute or a line.
+// plainText returns a message followed by its attributes. Values that could forge an attribute or a line are quoted.
 func plainText(message string, attrs []slog.Attr) string {
 	stack := ""
 	for _, a := range attrs {
@@ -124,7 +124,7 @@ func plainText(message string, attrs []slog.Attr) string {
 	return message + stack
 }
 
-// rounded is a duration for people: three digits of it.
+// rounded returns a duration with three digits, for people.
 func rounded(d time.Duration) time.Duration {
 	unit := time.Duration(1)
 	for d/unit >= 1000 {
@@ -133,8 +133,8 @@ func rounded(d time.Duration) time.Duration {
 	return d.Round(unit)
 }
 
-// brief is the text of an error without what its line in the log says already: that a session or delivery was lost, and beginnings such
-// as `declare queue "jobs": `.
+// brief returns the text of an error without the parts that its line in the log already has: that a session or delivery
+// was lost, and beginnings such as `declare queue "jobs": `.
 func brief(err error, said ...string) string {
 	text := err.Error()
 	for _, s := range append(said, "delivery lost: ", "consumer lost: ", "session lost: ") {
@@ -143,8 +143,8 @@ func brief(err error, said ...string) string {
 	return text
 }
 
-// drain logs the begin and the end of a shutdown: how many calls run, and how long it took. again: it is under way already, or over.
-// said is as in brief.
+// drain calls stop and logs the begin and the end of a shutdown, with the number of running calls and the time it took.
+// again means that the shutdown is already under way or over. said is as in brief.
 func drain(log *slog.Logger, again bool, running int, stop func() error, said ...string) error {
 	began := time.Now()
 	if !again {

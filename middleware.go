@@ -5,10 +5,14 @@ import "context"
 // TaskFunc is one call of a task's function, with its arguments bound.
 type TaskFunc func(ctx context.Context) error
 
-// Middleware wraps the call of a task's function: to open a span, take a lock, add to the context, or decide not to call it. It
-// is called once for every attempt, with the rest of the chain; what the TaskFunc it returns returns is the outcome of the attempt. [TaskFromContext]
-// tells which task it is, and its headers; arguments may be secrets and are not told. It runs on the goroutine of the attempt, inside its timeout: one that waits, for instance for a rate limiter, takes
-// that time from the function. Its panics are failed attempts; a panic of the function passes through it, and is a [*PanicError] to the hooks.
+// Middleware wraps the call of a task's function: to open a span, take a lock, add to the context, or decide not to
+// call it. It is called once for every attempt, with the rest of the chain. The TaskFunc that it returns decides the
+// outcome of the attempt.
+//
+// [TaskFromContext] returns the task and its headers, but no arguments, which may be secret. A Middleware runs on the
+// goroutine of the attempt, inside its timeout: if it waits, for instance for a rate limiter, it takes that time from
+// the function. Its panics are failed attempts. A panic of the function passes through it, and is a [*PanicError] to
+// the hooks.
 //
 //	func timed(next dispatcher.TaskFunc) dispatcher.TaskFunc {
 //		return func(ctx context.Context) error {

@@ -5,57 +5,61 @@ import (
 	"time"
 )
 
-// Outbox keeps tasks that could not be sent, until they can be: see ServerConfig.Outbox. [MemoryOutbox] is one that ends with
-// the process; others may write to a file or a database.
+// Outbox stores tasks that cannot be sent until they can be: see ServerConfig.Outbox. [MemoryOutbox] lives in the
+// memory of the process. Other implementations may write to a file or a database.
 //
-// It keeps entries in the order of [Outbox.Add], each routing key on its own, and beside them the dead entries: those that
-// the broker has refused, for a person to look at. What becomes of an entry is decided by the server, not here.
+// An outbox keeps the entries of each routing key in the order of [Outbox.Add]. Beside them it keeps the dead entries,
+// which the broker has refused, for a person to look at. The server decides what becomes of an entry; the outbox does
+// not.
 //
-// Rules for every method: safe for use by many goroutines at once; returns soon after its ctx ended. A method that panics, or
-// ends its goroutine, counts as one that returned an error: its effect is unknown. An outbox belongs to one
-// server at a time, which learns of entries that others put in only from an [OutboxNotifier]. When that server is closed, another may
-// have it, in this process or the next one, and goes on with what is there. Package outboxtest checks these rules.
+// Every method must be safe for concurrent use and must return soon after its ctx ends. A method that panics or ends
+// its goroutine counts as one that returned an error: its effect is unknown. An outbox belongs to one server at a time.
+// That server learns of entries that others put in only from an [OutboxNotifier]. When it is closed, another server, in
+// this process or the next one, may take the outbox and goes on with its entries. Package outboxtest checks these
+// rules.
 //
-// An entry is read only once it was handed over, in both directions; Body and Headers are not copied.
+// An entry is read-only once it has been handed over, in either direction. Body and Headers are not copied.
 type Outbox interface {
-	// Add keeps e as the newest entry of its routing key. nil says that it is kept, as safely as this outbox keeps things. Its
-	// error becomes the outcome of the publish: one that Is [ErrNotSent], [ErrOutboxFull] among them, or [ErrRejected] says
-	// that e is certainly not kept; any other that e may be kept or not, and the publish is [ErrUnconfirmed]. e.ID is empty and
-	// for the outbox to choose. ctx is that of the publish.
+	// Add stores e as the newest entry of its routing key. Nil means that e is stored, as safely as this outbox stores
+	// things. An error becomes the outcome of the publish. If it Is [ErrNotSent] (such as [ErrOutboxFull]) or
+	// [ErrRejected], e is certainly not stored. After any other error e may be stored or not, and the publish is
+	// [ErrUnconfirmed]. e.ID is empty; the outbox chooses it. ctx is that of the publish.
 	Add(ctx context.Context, e OutboxEntry) error
 
-	// Oldest returns the entry of a routing key that was added first, and false if there is none. It stays where it is.
+	// Oldest returns the oldest entry of a routing key, and false if there is none. The entry stays in the outbox.
 	Oldest(ctx context.Context, routingKey string) (OutboxEntry, bool, error)
 
-	// Remove forgets an entry: the broker has confirmed it. It is a success if there is none of this RoutingKey and ID. After
-	// an error it is called again; if the program ends before it succeeds, the task is sent again by the next one.
+	// Remove deletes an entry that the broker has confirmed. It succeeds if no entry has this RoutingKey and ID. After
+	// an error it is called again. If the program ends before it succeeds, the next program sends the task again.
 	Remove(ctx context.Context, e OutboxEntry) error
 
-	// Bury moves an entry to the dead ones, with the Refused and RefusedAt that e carries. Otherwise like Remove. There must be
-	// room for it: dead entries count towards what an outbox may hold. An entry that is dead already stays as it is.
+	// Bury moves an entry to the dead ones and stores the Refused and RefusedAt of e with it. Otherwise it behaves like
+	// Remove. There must be room for it: dead entries count towards the outbox's bounds. An entry that is already dead
+	// stays as it is.
 	Bury(ctx context.Context, e OutboxEntry) error
 
-	// Keys returns the routing keys that have entries, dead ones not counted, in any order. NewServer asks once, to go on with
-	// what an earlier program left.
+	// Keys returns the routing keys that have entries, in any order. Dead entries do not count. NewServer calls it
+	// once, to go on with the entries of an earlier program.
 	Keys(ctx context.Context) ([]string, error)
 
-	// Counts tells how many entries there are, for Health and Shutdown.
+	// Counts returns the number of entries, for Health and Shutdown.
 	Counts(ctx context.Context) (OutboxCounts, error)
 }
 
-// OutboxNotifier is an [Outbox] that reports entries which came otherwise than by Add, such as a dead entry that a person retries.
-// From any other outbox a server sends such an entry once it keeps another one of the same routing key, or when it starts.
+// OutboxNotifier is an [Outbox] that reports entries which were not put in by Add, such as a dead entry that a person
+// retries. With any other outbox, a server sends such an entry when it stores another one of the same routing key, or
+// when it starts.
 type OutboxNotifier interface {
 	Outbox
 
-	// Notify makes the outbox call added with the routing key of each such entry, after it was kept. Only the last call counts;
-	// NewServer makes one. added is safe for concurrent use and does not block.
+	// Notify registers added, which the outbox calls with the routing key of each such entry after storing it. Only the
+	// last call of Notify counts; NewServer makes one. added is safe for concurrent use and does not block.
 	Notify(added func(routingKey string))
 }
 
-// DurableOutbox is an [Outbox] that keeps its entries for the next process. [Server.Shutdown] empties it while the broker takes tasks, and
-// does not wait for a lost connection, but for the answer to an entry that was sent. What is left is logged, and no error unless the outbox
-// cannot count it.
+// DurableOutbox is an [Outbox] that keeps its entries for the next process. [Server.Shutdown] sends them while the
+// broker takes tasks. It does not wait for a lost connection, but it waits for the answer to an entry that was sent.
+// Remaining entries are logged and are no error, unless the outbox cannot count them.
 type DurableOutbox interface {
 	Outbox
 
@@ -63,28 +67,31 @@ type DurableOutbox interface {
 	Durable() bool
 }
 
-// OutboxCounts is how much is in an [Outbox].
+// OutboxCounts holds the number of entries in an [Outbox].
 type OutboxCounts struct {
 	Entries int // waiting to be sent, over all routing keys
 	Dead    int // refused by the broker, waiting for a person
 }
 
-// OutboxEntry is one task in an [Outbox]: encoded, checked, and ready to be sent. All of it is data, to be written anywhere.
+// OutboxEntry is one task in an [Outbox]: encoded, checked, and ready to be sent. It is pure data and can be written
+// anywhere.
 type OutboxEntry struct {
-	// ID is chosen by the outbox and means nothing to others; with RoutingKey it names the entry, also among the dead ones.
+	// ID is chosen by the outbox and means nothing to others. Together with RoutingKey it identifies the entry, also
+	// among the dead ones.
 	ID string
-	// Exchange is where the task was published, and where it is sent. "", from a program that did not store it yet: the server's.
+	// Exchange is where the task was published and where it is sent. "" stands for the server's exchange: the program
+	// that stored the entry did not store its exchange yet.
 	Exchange    string
 	RoutingKey  string
-	UUID        string // of the task; every time the entry is sent it is the same
+	UUID        string // of the task; the same each time the entry is sent
 	Name        string // of the task
-	ContentType string // of Body. "", from a program that did not store it yet: application/json
+	ContentType string // of Body; "" = application/json, from a program that did not store it yet
 	Body        []byte
-	// Headers hold string, bool, int64, float64, []byte, time.Time, nil, and []any and map[string]any of these; an outbox that
-	// writes them has to give back the same types.
+	// Headers hold string, bool, int64, float64, []byte, time.Time, nil, and []any and map[string]any of these. An
+	// outbox that writes them must return the same types.
 	Headers    map[string]any
 	NotBefore  time.Time // when the task may enter its queues; zero = as soon as it is sent
-	AcceptedAt time.Time // when it was published; its messages carry it as their timestamp
+	AcceptedAt time.Time // when it was published; the timestamp of its messages
 
 	Refused   string    // why the broker refused it; "" unless it is dead
 	RefusedAt time.Time // zero unless it is dead

@@ -17,17 +17,17 @@ const (
 	defaultOutboxBytes   = 64 << 20
 )
 
-// MemoryOutboxConfig configures a [MemoryOutbox]. Dead entries count towards both bounds: nothing that was accepted is ever
-// dropped to make room, so take them now and then.
+// MemoryOutboxConfig configures a [MemoryOutbox]. Dead entries count towards both bounds. An accepted entry is never
+// dropped to make room, so take the dead ones now and then.
 type MemoryOutboxConfig struct {
-	// MaxEntries is how many entries it holds. 0 or less: 10,000.
+	// MaxEntries is the largest number of entries. 0 or less: 10,000.
 	MaxEntries int
 	// MaxBytes bounds the sum of their bodies, headers and names, in bytes. 0 or less: 64 MiB.
 	MaxBytes int
 }
 
-// MemoryOutbox is an [Outbox] in the memory of the process: it survives lost connections and closed servers, and ends with
-// the process. Make it with [NewMemoryOutbox]. All methods may be called by many goroutines at once, and none of them blocks.
+// MemoryOutbox is an [Outbox] in the memory of the process. It survives lost connections and closed servers, and ends
+// with the process. Make it with [NewMemoryOutbox]. All methods are safe for concurrent use, and none of them blocks.
 type MemoryOutbox struct {
 	cfg MemoryOutboxConfig
 
@@ -53,7 +53,7 @@ func NewMemoryOutbox(cfg MemoryOutboxConfig) *MemoryOutbox {
 	return &MemoryOutbox{cfg: cfg, waiting: make(map[string][]OutboxEntry)}
 }
 
-// Add implements [Outbox]. The error is [ErrOutboxFull] when the entry does not fit.
+// Add implements [Outbox]. The error Is [ErrOutboxFull] if the entry does not fit.
 func (o *MemoryOutbox) Add(_ context.Context, e OutboxEntry) error {
 	size := e.size()
 	o.mu.Lock()
@@ -101,7 +101,7 @@ func (o *MemoryOutbox) Bury(_ context.Context, e OutboxEntry) error {
 	return nil
 }
 
-// take is called with mu locked. It removes an entry from those that wait.
+// take removes an entry from those that wait. mu must be locked.
 func (o *MemoryOutbox) take(e OutboxEntry) (OutboxEntry, bool) {
 	all := o.waiting[e.RoutingKey]
 	i := slices.IndexFunc(all, func(kept OutboxEntry) bool { return kept.ID == e.ID })
@@ -112,7 +112,7 @@ func (o *MemoryOutbox) take(e OutboxEntry) (OutboxEntry, bool) {
 	switch {
 	case len(all) == 1:
 		delete(o.waiting, e.RoutingKey)
-	case i == 0: // as always when a server asks; moving thousands up for each would be slow
+	case i == 0: // always so for a server; moving thousands up each time would be slow
 		all[0] = OutboxEntry{} // or its body stays in memory
 		o.waiting[e.RoutingKey] = all[1:]
 	default:
@@ -136,26 +136,26 @@ func (o *MemoryOutbox) Counts(context.Context) (OutboxCounts, error) {
 	return OutboxCounts{Entries: o.entries, Dead: len(o.dead)}, nil
 }
 
-// Entries returns the entries that wait to be sent, in the order of their coming, over all routing keys.
+// Entries returns the entries that wait to be sent, over all routing keys, in the order in which they came.
 func (o *MemoryOutbox) Entries() []OutboxEntry {
 	o.mu.Lock()
 	all := slices.Concat(slices.Collect(maps.Values(o.waiting))...)
 	o.mu.Unlock()
-	slices.SortFunc(all, func(a, b OutboxEntry) int { // the numbers of IDs, as text
+	slices.SortFunc(all, func(a, b OutboxEntry) int { // IDs are numbers, as text
 		return cmp.Or(cmp.Compare(len(a.ID), len(b.ID)), cmp.Compare(a.ID, b.ID))
 	})
 	return all
 }
 
-// Dead returns the dead entries, the one that was refused first in front. They stay.
+// Dead returns the dead entries, the first refused first. They stay in the outbox.
 func (o *MemoryOutbox) Dead() []OutboxEntry {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return slices.Clone(o.dead)
 }
 
-// RetryDead makes a dead entry, named by its RoutingKey and ID, the newest of its routing key again, to be sent. It gets another ID. False:
-// there is none.
+// RetryDead makes a dead entry, identified by its RoutingKey and ID, the newest of its routing key again, to be sent.
+// The entry gets another ID. RetryDead returns false if there is no such entry.
 func (o *MemoryOutbox) RetryDead(e OutboxEntry) bool {
 	o.mu.Lock()
 	kept, ok := o.takeDead(e)
@@ -173,7 +173,7 @@ func (o *MemoryOutbox) RetryDead(e OutboxEntry) bool {
 	return ok
 }
 
-// RemoveDead forgets a dead entry, named by its RoutingKey and ID. False: there is none.
+// RemoveDead deletes a dead entry, identified by its RoutingKey and ID. It returns false if there is no such entry.
 func (o *MemoryOutbox) RemoveDead(e OutboxEntry) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -184,7 +184,7 @@ func (o *MemoryOutbox) RemoveDead(e OutboxEntry) bool {
 	return ok
 }
 
-// takeDead is called with mu locked. It removes an entry from the dead ones.
+// takeDead removes an entry from the dead ones. mu must be locked.
 func (o *MemoryOutbox) takeDead(e OutboxEntry) (OutboxEntry, bool) {
 	i := slices.IndexFunc(o.dead, func(d OutboxEntry) bool { return d.ID == e.ID && d.RoutingKey == e.RoutingKey })
 	if i < 0 {
@@ -202,7 +202,8 @@ func (o *MemoryOutbox) Notify(added func(routingKey string)) {
 	o.added = added
 }
 
-// TakeDead returns the dead entries as [MemoryOutbox.Dead] does and forgets them: what becomes of them is then the caller's.
+// TakeDead returns the dead entries as [MemoryOutbox.Dead] does and removes them. The caller is then responsible for
+// them.
 func (o *MemoryOutbox) TakeDead() []OutboxEntry {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -214,12 +215,12 @@ func (o *MemoryOutbox) TakeDead() []OutboxEntry {
 	return dead
 }
 
-// size is what MaxBytes counts.
+// size returns the number of bytes that MaxBytes counts.
 func (e *OutboxEntry) size() int {
 	return len(e.Exchange) + len(e.RoutingKey) + len(e.ContentType) + len(e.UUID) + len(e.Name) + len(e.Body) + headerSize(e.Headers)
 }
 
-// headerSize is about how many bytes a header takes.
+// headerSize returns about how many bytes a header takes.
 func headerSize(v any) int {
 	n := 8
 	switch v := v.(type) {

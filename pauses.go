@@ -12,29 +12,30 @@ import (
 )
 
 const (
-	// intervalJitter is the share by which a fixed interval is made longer or shorter, at random.
+	// intervalJitter is the share by which a fixed interval is lengthened or shortened at random.
 	intervalJitter = 0.2
-	// awayPause is about how long a call waits before it is tried again because a queue is away. A try is cheap.
+	// awayPause is about how long to wait before a call is retried because a queue is away. A try is cheap.
 	awayPause = 1500 * time.Millisecond
 )
 
-// reconnectPauses gives the pauses between the tries of an outage.
+// reconnectPauses returns the pauses between the tries of an outage.
 func reconnectPauses(interval time.Duration) backoff.BackOff {
 	if interval > 0 {
 		return jittered(interval)
 	}
-	// Full jitter: with a factor of 1 the library draws from [0, 2x], so x is half of the bound that grows 0.5 s → 30 s.
+	// Full jitter: with a factor of 1, package backoff draws from [0, 2x]. So x is half of the bound, which grows from
+	// 0.5 s to 30 s.
 	return newBackOff(250*time.Millisecond, 15*time.Second, 1)
 }
 
-// pacing gives the pauses between the tries of a connection.
+// pacing yields the pauses between the tries to connect.
 type pacing struct {
 	backoff.BackOff
 	grows bool // the user has set no interval
 }
 
-// answered is the pause before the next try when some node has accepted the connection: a failure after that is no reason for a long
-// pause.
+// answered returns the pause before the next try after a node has accepted the connection. A failure after that is no
+// reason for a long pause.
 func (p pacing) answered() time.Duration {
 	pause := p.NextBackOff()
 	if p.grows {
@@ -43,7 +44,8 @@ func (p pacing) answered() time.Duration {
 	return pause
 }
 
-// pauseAfter is the next of some growing pauses, or a short one if a queue is away, so that its users go on soon after it is back.
+// pauseAfter returns the next of the growing pauses. If a queue is away it returns a short one, so that its users go on
+// soon after it is back.
 func pauseAfter(err error, pauses interface{ NextBackOff() time.Duration }) time.Duration {
 	pause := pauses.NextBackOff()
 	if errors.Is(err, broker.ErrUnavailable) {
@@ -52,20 +54,20 @@ func pauseAfter(err error, pauses interface{ NextBackOff() time.Duration }) time
 	return pause
 }
 
-// retryPauses gives the pauses between the tries of one call, about 100 ms → 30 s.
+// retryPauses returns the pauses between the tries of one call, growing from about 100 ms to 30 s.
 func retryPauses() *backoff.ExponentialBackOff {
 	return newBackOff(100*time.Millisecond, 30*time.Second, 0.5)
 }
 
-// newBackOff is an exponential backoff that never ends: the library's own limit of 15 minutes would make a reconnect loop
-// stop in silence.
+// newBackOff returns an exponential backoff that never ends. Package backoff's own limit of 15 minutes would silently
+// stop a reconnect loop.
 func newBackOff(initial, most time.Duration, jitter float64) *backoff.ExponentialBackOff {
 	return backoff.NewExponentialBackOff(
 		backoff.WithInitialInterval(initial), backoff.WithMaxInterval(most), backoff.WithMultiplier(2),
 		backoff.WithRandomizationFactor(jitter), backoff.WithMaxElapsedTime(0))
 }
 
-// jittered is a fixed interval, give or take intervalJitter.
+// jittered is a fixed interval, varied at random by up to intervalJitter.
 type jittered time.Duration
 
 func (j jittered) NextBackOff() time.Duration {
@@ -73,7 +75,7 @@ func (j jittered) NextBackOff() time.Duration {
 }
 func (j jittered) Reset() {}
 
-// sleep waits for d and reports whether it did so to the end: false means that ctx ended first.
+// sleep waits for d. It returns false if ctx ends first.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

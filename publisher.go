@@ -15,34 +15,34 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
-// Publish sends task and waits until the broker has confirmed it. A nil error means: confirmed, and in at least one
-// queue. Otherwise the error Is exactly one of [ErrNotSent], [ErrRejected], [ErrUnconfirmed] and, with ServerConfig.Outbox,
-// [ErrInOutbox], which say whether it may be published again. What was once sent is not sent again by the library itself,
-// unless it is in the outbox.
+// Publish sends task and waits until the broker has confirmed it. A nil error means that the task is confirmed and in
+// at least one queue. Otherwise the error Is exactly one of [ErrNotSent], [ErrRejected], [ErrUnconfirmed] and, with
+// ServerConfig.Outbox, [ErrInOutbox], which say whether it may be published again. The library itself never sends a
+// task twice, unless it is in the outbox.
 //
-// An empty UUID is filled with a random one (version 4) and an empty RoutingKey with ServerConfig.DefaultRoutingKey, in the
-// caller's task and also when an error is returned, so that a second try keeps the identity. Do not change or publish
-// the same *Task elsewhere during the call.
+// An empty UUID is filled with a random one (version 4) and an empty RoutingKey with ServerConfig.DefaultRoutingKey.
+// This is done in the caller's task, even when an error is returned, so that a second try keeps the identity. Do not
+// change or publish the same *Task elsewhere during the call.
 //
 // Publish fails at once with [ErrDisconnected] when there is no connection; otherwise it blocks for at most
-// ServerConfig.PublishTimeout. With an outbox it does not fail then, but keeps the task there, as ServerConfig.Outbox says.
+// ServerConfig.PublishTimeout. With an outbox it keeps the task there instead of failing, as described at
+// ServerConfig.Outbox.
 func (s *Server) Publish(task *Task) error {
 	return s.publisher.publish(context.Background(), []*Task{task}, false)[0]
 }
 
-// PublishContext is [Server.Publish] with a bound of the caller's: it ends with ctx, at the latest after
-// ServerConfig.PublishTimeout. When there is no connection it waits for one; with ServerConfig.Outbox it keeps the task there
-// instead, unless ctx has ended.
+// PublishContext is [Server.Publish] bounded by ctx, and at the latest by ServerConfig.PublishTimeout. When there is no
+// connection it waits for one. With ServerConfig.Outbox it keeps the task there instead, unless ctx has ended.
 //
-// If ctx ends after the task was sent and before it was confirmed, the error Is [ErrUnconfirmed] and the ctx's error.
+// If ctx ends after the task was sent and before it was confirmed, the error Is [ErrUnconfirmed] and ctx's error.
 func (s *Server) PublishContext(ctx context.Context, task *Task) error {
 	return s.publisher.publish(ctx, []*Task{task}, true)[0]
 }
 
 // PublishBatch publishes tasks in their order and waits for all of them. It returns one error a task, in the same
-// order, or nil if all went well; each error is as from [Server.PublishContext], and a bad task does not hold up the
-// others. It is much faster than one call a task, since the broker confirms many at once. ServerConfig.PublishTimeout bounds
-// the whole batch: for more than some thousands of tasks use [Server.PublishAll].
+// order, or nil if all were published. Each error is as from [Server.PublishContext], and a bad task does not hold up
+// the others. It is much faster than one call a task, since the broker confirms many at once.
+// ServerConfig.PublishTimeout bounds the whole batch: for more than some thousands of tasks use [Server.PublishAll].
 func (s *Server) PublishBatch(ctx context.Context, tasks []*Task) []error {
 	errs := s.publisher.publish(ctx, tasks, true)
 	for _, err := range errs {
@@ -53,7 +53,7 @@ func (s *Server) PublishBatch(ctx context.Context, tasks []*Task) []error {
 	return nil
 }
 
-// contentType is that of a task's body.
+// contentType is the content type of a task's body.
 const contentType = "application/json"
 
 // publisher turns tasks into confirmed messages.
@@ -64,8 +64,8 @@ type publisher struct {
 	courier *courier // nil without an outbox
 }
 
-// publish returns one outcome a task. With wait it waits for a session until ctx ends, or PublishTimeout has passed. With an
-// outbox it never waits for one.
+// publish returns one outcome a task. With wait it waits for a session until ctx ends or PublishTimeout has passed.
+// With an outbox it never waits for one.
 func (p *publisher) publish(caller context.Context, tasks []*Task, wait bool) []error {
 	began := time.Now()
 	ctx, cancel := p.cfg.bound(caller)
@@ -93,7 +93,7 @@ func (p *publisher) publish(caller context.Context, tasks []*Task, wait bool) []
 
 // conclude counts an outcome, calls the hook and returns the error for the caller.
 func (p *publisher) conclude(task *Task, began time.Time, err error) error {
-	// The seed's errors keep their whole text.
+	// The errors of gofort/dispatcher keep their whole text.
 	if err != nil && err != ErrDisconnected && err != ErrTaskName && task != nil {
 		err = fmt.Errorf("publish task %q (%q) with key %q: %w", text.Excerpt(task.Name), text.Excerpt(task.UUID), text.Excerpt(task.RoutingKey), advised(err))
 	}
@@ -116,15 +116,15 @@ func advised(err error) error {
 	return err
 }
 
-// outbound is a batch on its way.
+// outbound is a batch that is being published.
 type outbound struct {
 	msgs  []broker.Message // those without an outcome, in order
 	index []int            // of msgs[i] in errs
 	errs  []error
 }
 
-// send publishes until every message has its outcome. What was certainly not sent because its session died goes to the next
-// session, if the caller waits; all else is final.
+// send publishes until every message has its outcome. If the caller waits, messages that were certainly not sent
+// because their session died go to the next session. All other outcomes are final.
 func (p *publisher) send(ctx context.Context, out *outbound, wait bool) {
 	var session broker.Session
 	for len(out.msgs) > 0 {
@@ -147,10 +147,10 @@ func (p *publisher) send(ctx context.Context, out *outbound, wait bool) {
 	}
 }
 
-// sendOrKeep is send with an outbox: what cannot be sent now, or must not overtake what is in the outbox, is kept there. ctx is
-// the caller's with PublishTimeout.
+// sendOrKeep is send with an outbox. It keeps messages that cannot be sent now, or that must not overtake entries of
+// the outbox. ctx is the caller's with PublishTimeout.
 func (p *publisher) sendOrKeep(caller, ctx context.Context, out *outbound) {
-	// When PublishTimeout has passed at a broker that blocks, there must be a moment left to keep the task.
+	// When PublishTimeout has passed at a broker that blocks, there must be time left to keep the task.
 	keeping, cancel := context.WithTimeout(caller, p.cfg.PublishTimeout+closeTimeout)
 	defer cancel()
 	session, err := p.willing()
@@ -162,7 +162,7 @@ func (p *publisher) sendOrKeep(caller, ctx context.Context, out *outbound) {
 	p.courier.keep(keeping, p.courier.divert(out, true))
 }
 
-// willing returns the session that takes a message at once, or why there is none.
+// willing returns the session if it takes a message at once, or an error that says why there is none.
 func (p *publisher) willing() (broker.Session, error) {
 	session, err := p.sup.session()
 	if err == nil {
@@ -173,7 +173,8 @@ func (p *publisher) willing() (broker.Session, error) {
 	return session, err
 }
 
-// sendOnce publishes through one session and notes the outcomes. It leaves in out those whose outcome again holds for.
+// sendOnce publishes through one session and notes the outcomes. It leaves in out the messages for whose outcome again
+// reports true.
 func (p *publisher) sendOnce(ctx context.Context, session broker.Session, out *outbound, again func(error) bool) {
 	r := newReceipts(len(out.msgs))
 	session.Publish(ctx, out.msgs, r.done)
@@ -191,13 +192,13 @@ func (p *publisher) sendOnce(ctx context.Context, session broker.Session, out *o
 	out.msgs, out.index = out.msgs[:rest], out.index[:rest]
 }
 
-// read returns the outcome that a session's answer stands for.
+// read translates a session's answer into an outcome.
 func (p *publisher) read(err error) error {
 	switch {
 	case errors.Is(err, ErrNotSent) && errors.Is(err, broker.ErrSessionLost):
 		err = fmt.Errorf("%w: %w", ErrDisconnected, err)
 	case err != nil && !errors.Is(err, ErrNotSent) && !errors.Is(err, ErrRejected) && !errors.Is(err, ErrUnconfirmed):
-		err = fmt.Errorf("%w: %w", ErrUnconfirmed, err) // a broker that does not say promises nothing
+		err = fmt.Errorf("%w: %w", ErrUnconfirmed, err) // an answer that does not say proves nothing
 	}
 	if errors.Is(err, broker.ErrExchangeGone) {
 		p.sup.exchangeGone()
@@ -205,7 +206,7 @@ func (p *publisher) read(err error) error {
 	return err
 }
 
-// prepare fills what the task leaves open, in the caller's struct, then checks and encodes it.
+// prepare fills empty fields in the caller's struct, then checks and encodes the task.
 func (p *publisher) prepare(task *Task) (broker.Message, error) {
 	if task == nil {
 		return broker.Message{}, fmt.Errorf("publish: task is nil: %w", ErrRejected)
@@ -278,8 +279,8 @@ func newReceipts(n int) *receipts {
 	return r
 }
 
-// done is what the session calls for each message. A second call for the same message, against the seam's rule, is
-// ignored: the first outcome was told to the caller.
+// done is called by the session for each message. It ignores a second call for the same message, which breaks the
+// seam's rule: the caller has already received the first outcome.
 func (r *receipts) done(i int, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -292,8 +293,8 @@ func (r *receipts) done(i int, err error) {
 	}
 }
 
-// wait returns the outcomes when all are there. What has none when ctx ends is unconfirmed; it may come later and then
-// nobody hears of it.
+// wait returns the outcomes when all are there. Messages without one when ctx ends are unconfirmed; an outcome that
+// comes later is dropped.
 func (r *receipts) wait(ctx context.Context) []error {
 	select {
 	case <-r.all:

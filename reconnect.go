@@ -14,44 +14,44 @@ import (
 const (
 	// openTimeout bounds one try to connect, declarations included.
 	openTimeout = 30 * time.Second
-	// closeTimeout bounds the clean end of a session or consumer that nobody waits for in particular.
+	// closeTimeout bounds the clean end of a session or consumer if no caller waits for it.
 	closeTimeout = 5 * time.Second
-	// settleTimeout is how long a worker that stops goes on trying to write a dead letter.
+	// settleTimeout is how long a stopping worker keeps trying to write a dead letter.
 	settleTimeout = 30 * time.Second
 	// stableAfter is how long a session or consumer must live before its successor is opened without a pause and the
-	// pauses start small again. Without it a broker that accepts and drops at once would be dialled in a hot loop.
+	// pauses start small again. Without it, a broker that accepts and drops at once would be dialled in a hot loop.
 	stableAfter = 5 * time.Second
 )
 
-// State is what a server's connection is doing.
+// State is the state of a server's connection.
 type State string
 
 const (
 	StateConnected  State = "connected"
-	StateConnecting State = "connecting" // lost, and being tried again
-	StateGivenUp    State = "given up"   // lost for good: the retries are used up
-	StateClosed     State = "closed"     // by Close or Shutdown
+	StateConnecting State = "connecting" // lost, and the server is reconnecting
+	StateGivenUp    State = "given up"   // lost for good, because the retries are used up
+	StateClosed     State = "closed"     // closed by Close or Shutdown
 )
 
-// supervisor keeps one broker session alive. It knows no transport: a session dies with a reason and the supervisor
+// supervisor keeps one broker session alive. It knows no transport. When a session dies with a reason, the supervisor
 // opens the next one, until it is stopped or the retries of one outage are used up.
 type supervisor struct {
 	open    func(context.Context) (broker.Session, error)
-	prepare func(context.Context, broker.Session, bool) error // declares the topology of a new session, which may be the first
+	prepare func(context.Context, broker.Session, bool) error // declares a new session's topology; true = the first session
 	first   int                                               // retries of the first connect; negative = for ever
-	retries int                                               // of one outage; likewise
+	retries int                                               // retries of one outage; likewise
 	offline bool                                              // start need not wait for a connection
 	pause   func() pacing
 	log     *slog.Logger
 	hooks   *Hooks
 
-	exchangeGone func() // has what was declared declared again: somebody has deleted the exchange. It does not block
+	exchangeGone func() // declares everything again after the exchange was deleted; does not block
 
-	early  chan struct{}      // ends the pause before the next try; holds one
+	early  chan struct{}      // ends the pause before the next try; buffers one
 	cancel context.CancelFunc // ends run
-	ended  chan struct{}      // closed when run has returned; set by start
+	ended  chan struct{}      // closed when run has returned
 
-	mu      sync.Mutex // guards what follows; never held across I/O
+	mu      sync.Mutex // guards the fields below; never held across I/O
 	link    link
 	last    broker.Session // the latest session, dead or alive
 	changed chan struct{}  // closed at every change of link, then replaced
@@ -63,16 +63,16 @@ type link struct {
 	session broker.Session // nil unless connected
 	since   time.Time
 	err     error     // the last problem; nil if there was none
-	errAt   time.Time // when that was
+	errAt   time.Time // time of err
 	opened  int64     // sessions opened so far
 }
 
-// over returns why there will be no session any more.
+// over returns why there will be no more sessions.
 func (l link) over() error {
 	if l.state != StateGivenUp {
 		return ErrServerClosed
 	}
-	// Not wrapped: it may be the outcome of another publish.
+	// l.err is not wrapped: it may be the outcome of another publish.
 	return &sentinel{fmt.Sprintf("the connection was given up at %s: %v", l.since.UTC().Format(time.RFC3339), l.err), ErrServerClosed}
 }
 
@@ -95,7 +95,7 @@ func newSupervisor(cfg *ServerConfig, log *slog.Logger, prepare func(context.Con
 	}
 }
 
-// retries of the first connect and of one outage, as the configuration wants them; negative = for ever.
+// retries returns the configured retries of the first connect and of one outage. Negative means for ever.
 func (c *ServerConfig) retries() (first, outage int) {
 	switch n := c.ReconnectionRetries; {
 	case c.ReconnectionRetriesForever:
@@ -107,8 +107,9 @@ func (c *ServerConfig) retries() (first, outage int) {
 	}
 }
 
-// start makes the first connection, which ctx bounds, and keeps it up from then on. After an error nothing runs. A supervisor that may
-// start offline tries once; if that fails for a reason that may pass, the first outage has begun.
+// start makes the first connection, bounded by ctx, and keeps it up from then on. After an error nothing runs. A
+// supervisor that may start offline tries once. If that try fails for a reason that may pass, the first outage has
+// begun.
 func (s *supervisor) start(ctx context.Context) error {
 	o := &outage{pauses: s.pause(), first: true}
 	session, err := s.connect(ctx, o)
@@ -125,8 +126,8 @@ func (s *supervisor) start(ctx context.Context) error {
 	return nil
 }
 
-// run waits for the death of the session and opens the next one. It ends when stop has cancelled ctx, or when the
-// connection was given up. Without a session it goes on with the outage that start has begun.
+// run waits for the session to die and opens the next one. It ends when stop has cancelled ctx or the connection is
+// given up. Without a session it continues the outage that start began.
 func (s *supervisor) run(ctx context.Context, session broker.Session, o *outage) {
 	defer close(s.ended)
 	lost, connected := time.Now(), "connected again"
@@ -167,7 +168,7 @@ func (s *supervisor) run(ctx context.Context, session broker.Session, o *outage)
 			}
 			return
 		}
-		s.log.Info(connected, append(where(session), "outage", rounded(time.Since(lost)))...) // before the workers say that they go on
+		s.log.Info(connected, append(where(session), "outage", rounded(time.Since(lost)))...) // before the workers log that they go on
 		connected = "connected again"
 		if !s.set(StateConnected, session, nil) {
 			s.discard(session)
@@ -177,7 +178,7 @@ func (s *supervisor) run(ctx context.Context, session broker.Session, o *outage)
 	}
 }
 
-// where is the node of a session, for the log.
+// where returns the node of a session as log attributes.
 func where(session broker.Session) []any {
 	if node := session.Status().Node; node != "" {
 		return []any{"node", node}
@@ -191,15 +192,16 @@ func (s *supervisor) tell(hook func(ConnectionEvent), state State, err error) {
 	}
 }
 
-// outage is the time without a session, from the first try to connect on.
+// outage is the time without a session, from the first try to connect.
 type outage struct {
 	pauses pacing
 	first  bool          // start waits for the outcome
-	tries  int           // that failed
-	pause  time.Duration // before the next one
+	tries  int           // failed tries
+	pause  time.Duration // pause before the next try
 }
 
-// connect tries until there is a prepared session, the retries are used up or ctx ends. nil, nil: start goes on without a session.
+// connect tries until there is a prepared session, the retries are used up or ctx ends. If it returns nil, nil, start
+// goes on without a session.
 func (s *supervisor) connect(ctx context.Context, o *outage) (broker.Session, error) {
 	for {
 		session, opened, err := s.try(ctx, o.first)
@@ -208,12 +210,13 @@ func (s *supervisor) connect(ctx context.Context, o *outage) (broker.Session, er
 			return session, nil
 		}
 		offline := o.first && s.offline
-		// Offline, a deadline only says how long start waits. A canceled start has no use for a server.
+		// When starting offline, a deadline only bounds how long start waits. A canceled start needs no server.
 		if ctx.Err() != nil && !(offline && errors.Is(ctx.Err(), context.DeadlineExceeded)) {
 			return nil, fmt.Errorf("connect: %w: last error: %w", ctx.Err(), err)
 		}
-		// At the first connect a wrong address or a refused declaration is the programmer's error, to be reported at once. Later it
-		// is an operator's change, and may be undone. A queue that is away is neither: it is waited for.
+		// At the first connect, a wrong address or a refused declaration is the programmer's error and is reported at
+		// once. Later it is an operator's change and may be undone. A queue that is away is neither, so connect waits
+		// for it.
 		if o.first && (errors.Is(err, broker.ErrPermanent) || errors.Is(err, broker.ErrRejected) || errors.Is(err, errors.ErrUnsupported)) {
 			return nil, fmt.Errorf("connect: %w", err)
 		}
@@ -250,7 +253,7 @@ func (s *supervisor) exhausted(o *outage) bool {
 	return retries >= 0 && o.tries >= retries
 }
 
-// rest waits for d, or until somebody is in a hurry. False: ctx ended first.
+// rest waits for d or until hurry is called. It returns false if ctx ends first.
 func (s *supervisor) rest(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -272,7 +275,7 @@ func (s *supervisor) hurry() {
 	}
 }
 
-// try opens one session and prepares it. It also reports whether some node accepted the connection.
+// try opens and prepares one session. It also reports whether a node accepted the connection.
 func (s *supervisor) try(ctx context.Context, first bool) (_ broker.Session, opened bool, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
@@ -296,22 +299,23 @@ func (s *supervisor) discard(session broker.Session) {
 	}
 }
 
-// stop ends the supervision and closes the session. It waits, at most until ctx ends, for what was handed to the broker; then
-// the session cuts. Called twice, each call waits.
+// stop ends the supervision and closes the session. Until ctx ends, it waits for everything that was handed to the
+// broker. Then the session cuts the connection. If stop is called twice, each call waits.
 func (s *supervisor) stop(ctx context.Context) error {
-	s.set(StateClosed, nil, nil) // first: whoever waits for a session need not wait for what follows
+	s.set(StateClosed, nil, nil) // first, so that callers waiting for a session return at once
 	s.cancel()
 	late := time.NewTimer(closeTimeout)
 	defer late.Stop()
 	var err error
 	select {
-	case <-s.ended: // Open returns soon after its ctx ended: the seam's rule
+	case <-s.ended: // package broker requires Open to return soon after its ctx ended
 	case <-late.C:
-		// A broker that breaks that rule, or a hook: perhaps the one that has called Close. Whatever is opened yet, run discards.
+		// The broker breaks that rule, or a hook does not return, perhaps because it called Close. run discards a
+		// session that is still opened.
 		err = errors.New("the broker does not return from Open, or a hook not from its call")
 	}
 	s.mu.Lock()
-	session := s.last // the last of all, since set takes none any more
+	session := s.last // the final one, since set accepts no more
 	s.mu.Unlock()
 	if session == nil { // there was none
 		return err
@@ -322,8 +326,8 @@ func (s *supervisor) stop(ctx context.Context) error {
 	return err
 }
 
-// set changes the link and wakes everyone who waits for that. The last problem is kept until there is a new one. Closed is
-// final: false = it is closed, and nothing was changed.
+// set changes the link and wakes everyone who waits for a change. It keeps the last problem until there is a new one.
+// StateClosed is final: set then returns false and changes nothing.
 func (s *supervisor) set(state State, session broker.Session, err error) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -345,7 +349,7 @@ func (s *supervisor) set(state State, session broker.Session, err error) bool {
 	return true
 }
 
-// failed notes why a try did not succeed, for Health.
+// failed records why a try did not succeed, for Health.
 func (s *supervisor) failed(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -359,7 +363,7 @@ func (s *supervisor) now() (link, <-chan struct{}) {
 	return s.link, s.changed
 }
 
-// session returns the current session, or an error that Is ErrNotSent at once.
+// session returns the current session, or at once an error that Is ErrNotSent.
 func (s *supervisor) session() (broker.Session, error) {
 	l, _ := s.now()
 	switch l.state {
@@ -372,7 +376,7 @@ func (s *supervisor) session() (broker.Session, error) {
 	}
 }
 
-// await waits for a session other than the one given, which is dead for its caller. The error Is ErrNotSent.
+// await waits for a session other than not, which is dead for its caller. The error Is ErrNotSent.
 func (s *supervisor) await(ctx context.Context, not broker.Session) (broker.Session, error) {
 	for {
 		l, changed := s.now()
@@ -390,8 +394,8 @@ func (s *supervisor) await(ctx context.Context, not broker.Session) (broker.Sess
 	}
 }
 
-// endedBefore is the outcome of a publish whose ctx ended. The cause is told and not wrapped: it may be any error, one that
-// Is another outcome included.
+// endedBefore returns the outcome of a publish whose ctx ended. It quotes the cause and does not wrap it, because the
+// cause may be any error, even one that Is another outcome.
 func endedBefore(outcome error, ctx context.Context) error {
 	err := ctx.Err()
 	if cause := context.Cause(ctx); cause != err {

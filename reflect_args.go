@@ -9,32 +9,33 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
-// From a function to its call plan, and from arguments to values. What is known about a function is found out once, in
-// newCallPlan; a task costs one pass over its arguments and one reflect.Call.
+// This file turns a function into its call plan, and arguments into values. newCallPlan examines a function once. A
+// task then costs one pass over its arguments and one reflect.Call.
 
 var (
 	contextType = reflect.TypeFor[context.Context]()
 	errorType   = reflect.TypeFor[error]()
 )
 
-// callPlan is what a worker knows about one function. It is not written after newCallPlan: any number of goroutines may use
+// callPlan describes one function to a worker. It is read-only after newCallPlan, so any number of goroutines may use
 // it at once.
 type callPlan struct {
 	task         string
 	fn           reflect.Value
 	takesContext bool
 	takesUUID    bool
-	uuidType     reflect.Type   // a string kind
+	uuidType     reflect.Type   // of kind string
 	lead         int            // parameters before the arguments: context and uuid
 	params       []reflect.Type // one for each argument
-	rest         reflect.Type   // of the further arguments of a variadic function; nil = there are none
+	rest         reflect.Type   // type of the variadic arguments; nil = none
 	returnsError bool
 }
 
-// boundCall holds the converted arguments of one call. It is used up by it.
+// boundCall holds the converted arguments of one call. It serves only one call.
 type boundCall struct{ in []reflect.Value }
 
-// newCallPlan checks a function and plans its calls. The error names the task, the parameter (counted from 1) and its type.
+// newCallPlan checks a function and plans its calls. The error names the task, the parameter (counted from 1) and its
+// type.
 func newCallPlan(task string, fn any, uuidFirst bool) (*callPlan, error) {
 	v := reflect.ValueOf(fn)
 	if !v.IsValid() || v.Kind() == reflect.Func && v.IsNil() {
@@ -85,8 +86,9 @@ func newCallPlan(task string, fn any, uuidFirst bool) (*callPlan, error) {
 	return p, nil
 }
 
-// bind converts the arguments of a task for one call. The error is an *ArgumentError; a wrong number of arguments has the
-// position -1. It runs user code only where a parameter's type has its own UnmarshalJSON or UnmarshalText, and contains its panics.
+// bind converts the arguments of a task for one call. The error is an *ArgumentError, with position -1 if the number of
+// arguments is wrong. bind runs user code only if a parameter's type has its own UnmarshalJSON or UnmarshalText, and
+// contains its panics.
 func (p *callPlan) bind(args []wire.Value) (boundCall, error) {
 	if n := len(args); n < len(p.params) || n > len(p.params) && p.rest == nil {
 		return boundCall{}, &ArgumentError{p.task, -1, p.arity(), strconv.Itoa(n)}
@@ -106,7 +108,7 @@ func (p *callPlan) bind(args []wire.Value) (boundCall, error) {
 	return boundCall{in}, nil
 }
 
-// store binds args to the variables that pointers point to. If it fails, it has changed none.
+// store assigns args to the variables that pointers point to. If it fails, it changes none of them.
 func store(task string, args []wire.Value, pointers []any) error {
 	p := callPlan{task: task}
 	for i, pointer := range pointers {
@@ -137,8 +139,8 @@ func (p *callPlan) arity() string {
 	return s
 }
 
-// call calls the function on this goroutine and returns its error result, if it has one. ctx and uuid are used only if the
-// function takes them. A panic of the function passes through: the worker contains it.
+// call calls the function on this goroutine and returns its error result, if it has one. ctx and uuid are used only if
+// the function takes them. A panic of the function passes through; the worker contains it.
 func (p *callPlan) call(ctx context.Context, uuid string, b boundCall) error {
 	if p.takesContext {
 		if ctx == nil {
@@ -156,7 +158,7 @@ func (p *callPlan) call(ctx context.Context, uuid string, b boundCall) error {
 		return nil
 	}
 	last := out[len(out)-1]
-	if last.IsNil() { // a nil *MyError, which would be an error that is not nil
+	if last.IsNil() { // a nil *MyError would be a non-nil error
 		return nil
 	}
 	return last.Interface().(error)

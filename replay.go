@@ -13,17 +13,21 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
-// Replay runs the dead letters that fit the filter again, oldest first: each goes back to its queue, and to no other queue, as a
-// task without a past, with the same uuid, body, routing key and headers, its attempts and its expiry forgotten. It returns how
-// many. A letter that dies again meanwhile is not replayed a second time by the same call.
+// Replay runs the dead letters that match the filter again, oldest first, and returns their number. The zero filter is
+// an error; [DeadLetters.ReplayAll] replays all. Each letter goes back to its queue, and to no other queue. It keeps
+// its uuid, body, routing key and headers; its attempts and its expiry are forgotten. A letter that dies again
+// meanwhile is not replayed a second time by the same call.
 //
-// An undeliverable one goes to the queue or the routing key that it was meant for; if it was published to another exchange than
-// this server's, it stays and is an error.
+// An undeliverable letter goes to the queue or the routing key that it was meant for. If it was published to another
+// exchange than this server's, it stays and is an error.
 //
-// A letter is removed after its task is confirmed in its queue. So none is lost, whatever ends first: ctx, the connection or the
-// process. If the error Is [ErrUnconfirmed], some tasks may be in their queue and among the dead letters as well, and would run twice if
-// they are replayed again; the uuid shows it. The zero filter is an error: that is [DeadLetters.ReplayAll]. Other errors say that those not counted are dead letters still: [ErrUnroutable] when
-// their queue does not exist, [ErrRejected], [ErrNotSent], or those of all methods. One refused letter does not hold up the others.
+// A letter is removed after its task is confirmed in its queue. So none is lost, whether ctx, the connection or the
+// process ends first.
+//
+// If the error Is [ErrUnconfirmed], some tasks may be both in their queue and among the dead letters. They would run
+// twice if they were replayed again; the uuid shows it. After any other error, the letters that were not counted are
+// still dead letters. It Is [ErrUnroutable] if their queue does not exist, [ErrRejected], [ErrNotSent], or an error
+// that all methods return. One refused letter does not hold up the others.
 func (d *DeadLetters) Replay(ctx context.Context, filter DeadLetterFilter) (int, error) {
 	if filter.isZero() {
 		return 0, d.wrap("replay", errors.New("the filter is empty; ReplayAll replays all"))
@@ -31,7 +35,7 @@ func (d *DeadLetters) Replay(ctx context.Context, filter DeadLetterFilter) (int,
 	return d.replay(ctx, filter)
 }
 
-// ReplayAll is Replay of all dead letters.
+// ReplayAll replays all dead letters, as Replay does.
 func (d *DeadLetters) ReplayAll(ctx context.Context) (int, error) {
 	return d.replay(ctx, DeadLetterFilter{})
 }
@@ -53,10 +57,10 @@ type replay struct {
 	began  time.Time
 
 	done     int   // confirmed in their queue
-	doubtful int   // of those not counted in done: perhaps in their queue, and dead letters still
-	unacked  bool  // whether the broker knows that those in done are no dead letters any more is not certain
+	doubtful int   // not counted in done: perhaps in their queue, and still dead letters
+	unacked  bool  // some of those in done may still be dead letters
 	refused  int   // certainly not replayed
-	refusal  error // why the first of them was not
+	refusal  error // why the first of them was refused
 }
 
 func (r *replay) run(ctx context.Context) error {
@@ -82,7 +86,7 @@ func (r *replay) run(ctx context.Context) error {
 	}
 }
 
-// chunk replays those of some letters that fit, and holds the others. An error ends the replay.
+// chunk replays the letters that match the filter and holds the others. An error ends the replay.
 func (r *replay) chunk(ctx context.Context, s *deadScan, found []broker.Delivery) error {
 	var letters []broker.Delivery
 	var msgs []broker.Message
@@ -118,7 +122,7 @@ func (r *replay) chunk(ctx context.Context, s *deadScan, found []broker.Delivery
 		switch {
 		case err == nil:
 			r.done++
-			if err = letters[i].Ack(); err != nil { // its session is dead: it is a dead letter still
+			if err = letters[i].Ack(); err != nil { // its session is dead, so it is still a dead letter
 				end = err
 			}
 			continue
@@ -146,14 +150,14 @@ func (r *replay) chunk(ctx context.Context, s *deadScan, found []broker.Delivery
 	return full
 }
 
-// wants reports whether a letter is to be replayed. One that died since the replay began has just been replayed by this call, or
-// by another one beside it. A time that is yet to come is of a wrong clock, and says nothing.
+// wants reports whether a letter is to be replayed. A letter that died since the replay began has just been replayed,
+// by this call or a concurrent one. A time of death in the future comes from a wrong clock and is ignored.
 func (r *replay) wants(m *broker.Message) bool {
 	who := r.identify(m)
 	return r.filter.fits(&who) && !(who.diedAt.After(r.began) && !who.diedAt.After(time.Now()))
 }
 
-// message is the task as it is sent again.
+// message returns the task as it is sent again.
 func (r *replay) message(letter *broker.Message) (broker.Message, error) {
 	m := letter.Forward()
 	if r.undeliverable() {
@@ -163,7 +167,7 @@ func (r *replay) message(letter *broker.Message) (broker.Message, error) {
 				text.Excerpt(m.Type), text.Excerpt(m.ID), text.Excerpt(m.Exchange), r.server.cfg.Exchange, ErrRejected)
 		}
 	} else {
-		// Past the exchange, or it would run in every queue that is bound to its key.
+		// Bypass the exchange, or the task would run in every queue that is bound to its key.
 		m.Exchange, m.RoutingKey = "", r.queue
 	}
 	for name := range m.Headers {
@@ -185,7 +189,7 @@ func (r *replay) refuse(err error) {
 	}
 }
 
-// explain says how far the replay came. The error that ended it is told first, and that letters were refused also when none did.
+// explain adds how far the replay came. It reports the error that ended the replay, or else the first refusal.
 func (r *replay) explain(err error) error {
 	if err == nil {
 		err = r.refusal
@@ -204,13 +208,13 @@ func (r *replay) explain(err error) error {
 		text += ", some of the replayed perhaps kept as well"
 	}
 	if r.unacked || r.doubtful > 0 {
-		// Whatever else the error that ended it promises, it does so for its own letters only.
+		// The outcome in the error that ended the replay holds for its own letters only.
 		return fmt.Errorf("%s: %w: %w", text, ErrUnconfirmed, opaque{err})
 	}
 	return fmt.Errorf("%s: %w", text, err)
 }
 
-// opaque hides the outcomes in an error, so that one publish or replay has one.
+// opaque hides the outcomes in an error, so that a publish or a replay has exactly one.
 type opaque struct{ err error }
 
 func (o opaque) Error() string { return o.err.Error() }

@@ -9,29 +9,32 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
-// RetryPolicy says whether and when a task whose attempt failed is tried again. It is set for a task, a worker or the whole
-// server; the nearest one counts, as a whole. Without any, a task has one attempt.
+// RetryPolicy decides whether and when a task whose attempt failed is tried again. It is set for a task, a worker or
+// the whole server; the nearest one counts, as a whole. Without any, a task has one attempt.
 //
-// The pause after attempt n is InitialInterval × Multiplier^(n-1), at most MaxInterval, then changed at random by Jitter. Attempts that ended
-// with [RetryAfter] do not count in this n: whoever waits for a rate limit has not failed that often. What a policy
-// needs to go on travels with the task, so it outlives workers. A task that has used up its attempts becomes a dead letter.
+// The pause after attempt n is InitialInterval × Multiplier^(n-1), at most MaxInterval, then changed at random by
+// Jitter. Attempts that ended with [RetryAfter] do not count in this n, since a task that waits for a rate limit has
+// not failed that often. The state of a policy travels with the task, so it outlives workers. A task that has used up
+// its attempts becomes a dead letter.
 type RetryPolicy struct {
-	// MaxAttempts is how often a task is tried in all, the first time included. 0: 5. Negative: as often as MaxAge allows.
+	// MaxAttempts is the number of attempts in all, the first one included. 0: 5. Negative: as many as MaxAge allows.
 	MaxAttempts int
 	// InitialInterval is the pause after the first attempt. 0: 1 s. Negative, or above a year: an error.
 	InitialInterval time.Duration
 	// MaxInterval bounds the pauses. 0: 1 h, or InitialInterval if that is longer. Shorter than InitialInterval: an error.
 	MaxInterval time.Duration
-	// Multiplier makes each pause longer than the one before. 0: 2. 1: all pauses are the same. Otherwise from 1 to 1000.
+	// Multiplier is the factor between a pause and the one before. 0: 2. 1: all pauses are the same. Otherwise from 1
+	// to 1000.
 	Multiplier float64
-	// Jitter is the share, up to 1, by which a pause is made longer or shorter at random, so that tasks that failed together do not
-	// come back together. 0: 0.2. Negative: none.
+	// Jitter is the share, up to 1, by which a pause is lengthened or shortened at random, so that tasks that failed
+	// together do not come back together. 0: 0.2. Negative: none.
 	Jitter float64
-	// MaxAge: no attempt begins later than this after the first one began. 0: no such limit. Negative: an error.
+	// MaxAge is the longest time between the beginnings of the first and the last attempt. 0: no limit. Negative: an
+	// error.
 	MaxAge time.Duration
 }
 
-// maxMultiplier is far beyond use, and keeps a slip of the pen from making every second pause the longest.
+// maxMultiplier is far above any useful value. It keeps a typing error from making every second pause the longest.
 const maxMultiplier = 1000
 
 func (p *RetryPolicy) withDefaults() *verdict.Policy { return (*verdict.Policy)(p).WithDefaults() }

@@ -9,15 +9,15 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
-// running knows the tasks whose functions run in this server, so that none runs twice in parallel here: a task is delivered
-// again while it runs when its link was lost, and a person may replay one whose abandoned call goes on.
+// running holds the tasks whose functions run in this server, so that none runs twice in parallel here. A task is
+// delivered again while it runs if its link was lost, and a person may replay a task whose abandoned call still runs.
 type running struct {
 	mu    sync.Mutex
 	tasks map[taskKey]*run
 }
 
-// taskKey: a task that is routed to two queues is two tasks, and a uuid that a program uses for tasks of several names, say an order
-// number, is that of several tasks.
+// taskKey identifies a task. A task that is routed to two queues counts as two tasks. Tasks of different names that
+// share a uuid, say an order number, are different tasks.
 type taskKey struct{ queue, name, uuid string }
 
 // run is one task under way. Guarded by running.mu.
@@ -26,18 +26,18 @@ type run struct {
 	attempts int  // made before this one
 	again    bool // the message was handed out before
 	since    time.Time
-	heir     *run // waits for this one, and seems to be its message delivered again; nil = none does
+	heir     *run // waits for this one, and seems to be its message delivered again; nil = none
 
-	delivery  *broker.Delivery // the latest of the message; nil = it is settled. Read only.
+	delivery  *broker.Delivery // the latest of the message, read only; nil = settled
 	isDecided bool
 	decision  verdict.Verdict
 	abandoned bool          // decided while the function runs on
-	decided   chan struct{} // made by the first who waits; closed with isDecided
+	decided   chan struct{} // made by the first waiter; closed when isDecided
 	ended     chan struct{} // likewise; closed when the function has returned
 }
 
-// begin registers r, or returns the run of the same task that is under way. A task without an identity is always new. heir: r seems to be
-// the message of other, delivered again, and is the first that does.
+// begin registers r, or returns the run of the same task that is under way. A task without a uuid is always new. heir
+// reports whether r seems to be the message of other, delivered again, and is the first that does.
 func (t *running) begin(r *run) (other *run, heir bool) {
 	if r.key.uuid == "" {
 		return nil, false
@@ -69,7 +69,7 @@ func (r *run) looksLike(other *run) bool {
 		other.delivery.Timestamp.Equal(r.delivery.Timestamp) && bytes.Equal(other.delivery.Body, r.delivery.Body)
 }
 
-// decide notes the verdict, which those who wait for it may take. abandoned: the function runs on.
+// decide records the verdict, which waiting runs may take. If abandoned is true, the function still runs.
 func (t *running) decide(r *run, v verdict.Verdict, abandoned bool) {
 	if r.key.uuid == "" {
 		return
@@ -85,9 +85,10 @@ func (t *running) decide(r *run, v verdict.Verdict, abandoned bool) {
 	}
 }
 
-// take has r take the verdict on other, which is decided, if its message is that of other, delivered again: then other's delivery is
-// lost, and r is what holds the message now. What looks the same beside it is another message; to acknowledge that too would lose a
-// task of a program that publishes one task again and again, with one uuid. Otherwise it tells whether other was abandoned.
+// take gives r the verdict already reached for other if r is the same message, delivered again. In that case the
+// delivery of other is lost, and r now holds the message. While that delivery is not lost, a run that looks the same
+// has another message. Acknowledging that too would lose a task of a program that publishes one task again and again
+// with one uuid. abandoned reports whether other was abandoned.
 func (t *running) take(r, other *run) (v verdict.Verdict, taken, abandoned bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -98,7 +99,7 @@ func (t *running) take(r, other *run) (v verdict.Verdict, taken, abandoned bool)
 	return verdict.Verdict{}, false, other.abandoned
 }
 
-// settled notes that the message of r is settled: nothing that comes is it.
+// settled notes that the message of r is settled. No later delivery is that message.
 func (t *running) settled(r *run) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -114,7 +115,7 @@ func isLost(d *broker.Delivery) bool {
 	}
 }
 
-// end lets the task run again: its function has returned.
+// end lets the task run again after its function has returned.
 func (t *running) end(r *run) {
 	if r.key.uuid == "" {
 		return

@@ -12,8 +12,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// Server is one supervised connection to a broker, with a publisher and any number of workers. Make it with [NewServer];
-// all methods may be called by many goroutines at once.
+// Server is one supervised connection to a broker, with a publisher and any number of workers. Make it with
+// [NewServer]. All methods may be called by many goroutines at once.
 type Server struct {
 	cfg       ServerConfig
 	log       *slog.Logger
@@ -25,9 +25,9 @@ type Server struct {
 	replayed  atomic.Int64 // dead letters
 	running   running
 	suspect   chan struct{} // holds one while a suspect runs
-	farewell  sync.Once     // logs what is stranded
+	farewell  sync.Once     // logs stranded tasks
 
-	givenUp  chan struct{} // what NewServer returned: closed once, by watch
+	givenUp  chan struct{} // returned by NewServer; closed once, by watch
 	watched  chan struct{} // closed when watch has returned
 	declared chan struct{} // closed when declareAgain has returned
 
@@ -39,27 +39,29 @@ type Server struct {
 // NewServer connects and returns a server that keeps the connection up.
 //
 // It blocks until the first connection stands, with Exchange and InitQueues declared, or until
-// ServerConfig.ReconnectionRetries are used up: by default one try, 30 s at most. With ReconnectionRetriesForever and no broker that is
-// for ever: use [NewServerContext] to bound it. A wrong address or a refused declaration is an error without retries. A queue
-// whose node is down is retried like a connection.
+// ServerConfig.ReconnectionRetries are used up: by default one try, 30 s at most. With ReconnectionRetriesForever and
+// no broker it blocks for ever; use [NewServerContext] to bound it. A wrong address or a refused declaration is an
+// error without retries. A queue whose node is down is retried like a connection.
 //
-// With ServerConfig.Outbox it tries once, at most 30 s. If that fails for a reason that may pass, and a retry is left, it returns a server
-// that goes on connecting as in any other outage: publishes go to the outbox, Health reports [StateConnecting], and
-// [Server.NewWorker] returns [ErrDisconnected]. The failed try counts as the first of the outage. Hooks.Disconnected is called at once and
-// Hooks.Reconnected when the connection stands. What the broker refuses by then is in Health.Undeclared or retried, and no error here.
+// With ServerConfig.Outbox it tries once, at most 30 s. If the try fails for a reason that may pass, and a retry is
+// left, NewServer returns a server that goes on connecting as in any other outage: publishes go to the outbox, Health
+// reports [StateConnecting], and [Server.NewWorker] returns [ErrDisconnected]. The failed try counts as the first of
+// the outage. Hooks.Disconnected is called at once, and Hooks.Reconnected when the connection stands. A declaration
+// that the broker refuses then is in Health.Undeclared or retried; it is not an error here.
 //
 // The returned channel is closed once the connection is given up for good, after running tasks have ended or
-// ServerConfig.ShutdownTimeout has passed: a program should exit on it and let its supervisor start it again, since its server does
-// nothing any more. That happens only with ReconnectionRetries set. Close and Shutdown do not close it. It is nil when the error is not.
+// ServerConfig.ShutdownTimeout has passed. That happens only with ReconnectionRetries set. The server is of no use
+// then, so a program should exit and let its supervisor start it again. Close and Shutdown do not close the channel. It
+// is nil if the error is not.
 //
-// Errors of the configuration: [ErrExchangeRequired], [ErrDefaultRoutingKeyRequired], [ErrEmptyQueueName],
+// Errors of the configuration are [ErrExchangeRequired], [ErrDefaultRoutingKeyRequired], [ErrEmptyQueueName],
 // [ErrEmptyBindingKey] and others that name the field.
 func NewServer(cfg *ServerConfig) (*Server, chan struct{}, error) {
 	return NewServerContext(context.Background(), cfg)
 }
 
-// NewServerContext is [NewServer] whose first connect ends with ctx. Afterwards ctx has no meaning to the server. With
-// ServerConfig.Outbox, a deadline that passes while it connects is a reason that may pass; a ctx that was canceled is an error.
+// NewServerContext is [NewServer] whose first connect ends with ctx. Afterwards the server does not use ctx. With
+// ServerConfig.Outbox, a deadline that passes while it connects is a reason that may pass; a canceled ctx is an error.
 func NewServerContext(ctx context.Context, cfg *ServerConfig) (*Server, chan struct{}, error) {
 	if cfg == nil {
 		return nil, nil, errors.New("ServerConfig is nil")
@@ -94,7 +96,8 @@ func NewServerContext(ctx context.Context, cfg *ServerConfig) (*Server, chan str
 	return s, s.givenUp, nil
 }
 
-// declare makes the server's topology in a new session. Workers declare their own. In the first one all of it must be accepted.
+// declare declares the server's topology in a new session. Workers declare their own. In the first session the broker
+// must accept all of it.
 func (s *Server) declare(ctx context.Context, session broker.Session, first bool) error {
 	if !first {
 		return s.refused.declare(ctx, session, s.parts())
@@ -108,7 +111,7 @@ func (s *Server) declare(ctx context.Context, session broker.Session, first bool
 	return session.Declare(ctx, all)
 }
 
-// parts are what the server declares: its exchange, and each of InitQueues with its bindings.
+// parts returns what the server declares: its exchange, and each of InitQueues with its bindings.
 func (s *Server) parts() []part {
 	exchange := broker.Exchange{Name: s.cfg.Exchange, Kind: broker.Direct}
 	parts := []part{{kind: "exchange", name: exchange.Name, topology: broker.Topology{Exchanges: []broker.Exchange{exchange}}}}
@@ -122,10 +125,11 @@ func (s *Server) parts() []part {
 	return parts
 }
 
-// errExchangeGone is the problem of everything that was bound to an exchange that somebody has deleted.
+// errExchangeGone is the problem reported for everything that was bound to a deleted exchange.
 var errExchangeGone = errors.New("the exchange was deleted, and its bindings with it")
 
-// exchangeGone has the exchange declared again, with everything bound to it. Workers that do not run declare their own when they start.
+// exchangeGone requests a new declaration of the exchange and of everything bound to it. Workers that do not run
+// declare their own when they start.
 func (s *Server) exchangeGone() {
 	parts := s.parts()
 	s.mu.Lock()
@@ -144,8 +148,7 @@ func (s *Server) declareAgain() {
 	s.refused.run()
 }
 
-// watch waits for the end of the supervision. If the connection was given up, it lets running tasks end and tells the
-// program.
+// watch waits until supervision ends. If the connection was given up, it lets running tasks end and closes givenUp.
 func (s *Server) watch() {
 	defer close(s.watched)
 	<-s.sup.ended
@@ -161,13 +164,15 @@ func (s *Server) watch() {
 }
 
 // NewWorker makes a worker that runs the functions of tasks, each under the name it has in the map. It declares the
-// worker's queue, those of its dead letters and suspects, and its bindings, and takes nothing before [Worker.Start]. Names of workers are
-// unique in a server, and stay taken after Close.
+// worker's queue, the queues of its dead letters and suspects, and its bindings. The worker takes nothing before
+// [Worker.Start]. Names of workers are unique in a server, and stay taken after Close.
 //
-// A function's signature is checked here, once: see [TaskConfig]. Errors, all problems at once: [ErrDisconnected] (no
-// connection now, at once; call it again when Hooks.Reconnected is called), [ErrWorkerNameRequired], [ErrWorkerQueueRequired], [ErrWorkerExists], and others that name field, task
-// and parameter. It blocks for the declarations, at most 30 s, also while a queue's node is down: the error then Is [ErrUnavailable], and
-// the name is free again.
+// The signature of each function is checked here, once: see [TaskConfig]. NewWorker blocks for the declarations, at
+// most 30 s, also while a queue's node is down; the error then Is [ErrUnavailable], and the name is free again.
+//
+// All problems are reported at once: [ErrWorkerNameRequired], [ErrWorkerQueueRequired], [ErrWorkerExists], and others
+// that name field, task and parameter. Without a connection it returns [ErrDisconnected] at once; call it again when
+// Hooks.Reconnected is called.
 func (s *Server) NewWorker(cfg *WorkerConfig, tasks map[string]TaskConfig) (*Worker, error) {
 	if cfg == nil {
 		return nil, errors.New("WorkerConfig is nil")
@@ -199,12 +204,13 @@ func (s *Server) NewWorker(cfg *WorkerConfig, tasks map[string]TaskConfig) (*Wor
 	return w, nil
 }
 
-// declareFirst declares a topology that must be accepted, and waits for queues that are away. The error is that of the last try.
+// declareFirst declares a topology that must be accepted, and waits for queues that are away. It returns the error of
+// the last try.
 func (s *Server) declareFirst(ctx context.Context, session broker.Session, t broker.Topology) error {
 	return s.waitForQueues(ctx, session, func(session broker.Session) error { return session.Declare(ctx, t) })
 }
 
-// waitForQueues calls f, and again while it fails because a queue is away, each time with the session that lives then.
+// waitForQueues calls f, and calls it again while it fails because a queue is away, each time with the current session.
 func (s *Server) waitForQueues(ctx context.Context, session broker.Session, f func(broker.Session) error) error {
 	for {
 		err := f(session)
@@ -236,7 +242,7 @@ func (s *Server) reserve(name string) error {
 	return nil
 }
 
-// register puts w in the place that was reserved; nil gives the name back. False: the server was closed meanwhile.
+// register puts w in the reserved place; nil gives the name back. It reports false if the server was closed meanwhile.
 func (s *Server) register(name string, w *Worker) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -248,8 +254,8 @@ func (s *Server) register(name string, w *Worker) bool {
 	return true
 }
 
-// GetWorkerByName returns the worker that NewWorker made under this name, started or not; [ErrWorkerNotFound] if there
-// is none.
+// GetWorkerByName returns the worker that NewWorker made under this name, started or not. It returns
+// [ErrWorkerNotFound] if there is none.
 func (s *Server) GetWorkerByName(name string) (*Worker, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -259,7 +265,8 @@ func (s *Server) GetWorkerByName(name string) (*Worker, error) {
 	return nil, ErrWorkerNotFound
 }
 
-// Close ends the server as [Server.Shutdown] does, with ServerConfig.ShutdownTimeout as its bound. Twice is harmless. A task that closes its own server waits for itself until that bound.
+// Close ends the server as [Server.Shutdown] does, bounded by ServerConfig.ShutdownTimeout. Calling it twice is safe. A
+// task that closes its own server waits for itself until that bound.
 func (s *Server) Close() {
 	ctx, cancel := s.shutdownContext()
 	defer cancel()
@@ -274,19 +281,22 @@ func (s *Server) shutdownContext() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), s.cfg.ShutdownTimeout)
 }
 
-// Shutdown ends the server in this order: all workers stop taking tasks and give back what has not started; running tasks
-// end, and may still publish; their outcomes are settled; what is in the outbox is sent, and for that a lost connection is
-// waited for, unless it is a [DurableOutbox]; publishes under way are confirmed; the connection is closed. If tasks are left in an outbox that is
-// not durable, the error Is [ErrOutboxNotEmpty]. If the broker is the embedded one, the tasks that are left in it and that no other server takes are counted
-// and logged, once.
+// Shutdown ends the server in this order: all workers stop taking tasks and give back those that have not started;
+// running tasks end, and may still publish; their outcomes are settled; the tasks in the outbox are sent; publishes
+// under way are confirmed; the connection is closed.
 //
-// The outbox has the time that ctx has left. It is given up earlier if the connection is given up, and, if ctx has no deadline, once no task
-// has left it for ServerConfig.PublishTimeout.
+// For the outbox, Shutdown also waits for a lost connection, unless it is a [DurableOutbox]. The outbox has the time
+// that ctx has left. It is given up earlier if the connection is given up, and, if ctx has no deadline, once no task
+// has left it for ServerConfig.PublishTimeout. If tasks are left in an outbox that is not durable, the error Is
+// [ErrOutboxNotEmpty].
+//
+// If the broker is the embedded one, Shutdown counts and logs, once, the tasks that are left in it and that no other
+// server takes.
 //
 // When ctx ends first, the contexts of running tasks are cancelled with [ErrShutdown] as their cause, and they have one
-// more second. Functions that still run then are left behind, and the error Is [ErrTasksRunning]: see [Worker.Shutdown].
-// Shutdown returns at most about fifteen seconds after ctx ended, connected or not. Calls side by side all wait. The begin and the end are
-// logged, and so is the error.
+// more second. Functions that still run then are left behind, and the error Is [ErrTasksRunning]: see
+// [Worker.Shutdown]. Shutdown returns at most about fifteen seconds after ctx ended, connected or not. Concurrent calls
+// all wait. The begin and the end are logged, and so is the error.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	again := s.closing
@@ -297,11 +307,12 @@ func (s *Server) Shutdown(ctx context.Context) error {
 func (s *Server) shutdown(ctx context.Context) error {
 	err := s.stopWorkers(ctx, true)
 	s.courier.flush(ctx)
-	// The session ends last, and flushes what is in flight: a draining task may have follow-up tasks to publish
+	// The session ends last, and flushes what is in flight, because a draining task may still publish follow-up tasks
 	// (gofort/dispatcher closed its publisher first and lost them).
 	closing, cancel := withGrace(ctx, closeTimeout)
 	defer cancel()
-	// Also when ctx has no end: what is in flight for longer than a publish waits has nobody who waits for it.
+	// This bound holds even if ctx has no end: nobody waits for a publish that is in flight for longer than
+	// PublishTimeout.
 	closing, cancel = context.WithTimeout(closing, s.cfg.PublishTimeout+closeTimeout)
 	defer cancel()
 	err = errors.Join(err, s.courier.stop(closing))
@@ -316,7 +327,7 @@ func (s *Server) shutdown(ctx context.Context) error {
 	return err
 }
 
-// logStranded logs how many tasks are left in a broker that ends with the process, if nobody else takes them.
+// logStranded logs how many tasks are left in a broker that ends with the process, if no other server takes them.
 func (s *Server) logStranded() {
 	v, ok := s.cfg.Broker.(broker.Volatile)
 	if !ok {
@@ -330,7 +341,7 @@ func (s *Server) logStranded() {
 	}
 }
 
-// stopWorkers shuts down all workers side by side. For good: none is made or started afterwards.
+// stopWorkers shuts down all workers at the same time. With forGood no worker is made or started afterwards.
 func (s *Server) stopWorkers(ctx context.Context, forGood bool) error {
 	s.mu.Lock()
 	if forGood {
@@ -351,7 +362,7 @@ func (s *Server) stopWorkers(ctx context.Context, forGood bool) error {
 			if forGood {
 				w.retire()
 			}
-			if sh := w.current(); sh != nil { // not Worker.Shutdown: all of it is logged as one
+			if sh := w.current(); sh != nil { // not Worker.Shutdown: the server's shutdown is logged as one
 				errs[i] = sh.stop(ctx)
 			}
 		})
@@ -360,7 +371,7 @@ func (s *Server) stopWorkers(ctx context.Context, forGood bool) error {
 	return errors.Join(errs...)
 }
 
-// calls counts the task functions that run, abandoned ones included.
+// calls counts the task functions that are running, abandoned ones included.
 func (s *Server) calls() (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -372,8 +383,8 @@ func (s *Server) calls() (n int) {
 	return n
 }
 
-// withGrace is a context that ends d after ctx does, and not before: what has to be said to the broker when the time is
-// up still needs a moment.
+// withGrace returns a context that ends d after ctx does, and not before. The last messages to the broker still need a
+// moment when the time is up.
 func withGrace(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 	graced, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() {

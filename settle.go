@@ -8,10 +8,10 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
-// Carrying out verdicts.
+// This file carries out verdicts.
 
-// settle ends a delivery as the verdict says. What cannot be settled because its connection is gone is delivered again by
-// the broker. It reports whether the delivery stays instead, to be called: see errStays.
+// settle ends a delivery as the verdict says. If the connection is gone, the delivery cannot be settled, and the broker
+// delivers it again. settle reports whether the delivery stays instead, to be called: see errStays.
 func (s *shift) settle(c *call, v verdict.Verdict) (stays bool) {
 	stats := &s.w.server.stats
 	var err error
@@ -49,15 +49,15 @@ func (s *shift) settle(c *call, v verdict.Verdict) (stays bool) {
 		stats.lost.Add(1)
 	}
 	attrs := []any{"verdict", string(v.Action), "err", brief(err)}
-	if v.Err != nil { // nobody else may report it
+	if v.Err != nil { // perhaps nothing else reports it
 		attrs = append(attrs, "outcome", logText(v))
 	}
 	s.about(c, v.Made.Number).Warn(what, withStack(v.Outcome, attrs)...)
 	return false
 }
 
-// giveBack returns a delivery whose task was not run, or was interrupted by the shutdown, and is not to be charged for it. A broker
-// that cannot tell what was given back from what was lost gets a copy, which nobody has seen before.
+// giveBack returns a delivery without a charge: its task was not run, or the shutdown interrupted it. A broker that
+// cannot tell returned deliveries from lost ones gets a copy, which was never delivered before.
 func (s *shift) giveBack(c *call) (err error) {
 	defer func() {
 		if err == nil {
@@ -77,10 +77,10 @@ func (s *shift) giveBack(c *call) (err error) {
 	if err == nil {
 		return nil
 	}
-	return c.delivery.Release() // it may be charged: better than to be held
+	return c.delivery.Release() // it may be charged, which is better than being held
 }
 
-// tellForwarded counts and tells what became of a delivery that was forwarded.
+// tellForwarded counts and logs the outcome of a forwarded delivery, and calls the hooks.
 func (s *shift) tellForwarded(c *call, v verdict.Verdict) {
 	switch v.Action {
 	case verdict.Ack, verdict.Discard, verdict.Release:

@@ -18,9 +18,9 @@ import (
 // shift is one run of a worker: from Start, through any number of consumers, until its last call has ended. It owns the
 // goroutines of run, patrol and the slots.
 //
-// These contexts end one after the other when a shift is stopped: taking (nothing new is taken), settling (half a minute
-// later, tasks whose verdict cannot be written are given back), tasks (the parent of all task contexts) and hard (nothing is
-// waited for any more).
+// When a shift is stopped, its contexts end one after the other: taking (no more deliveries are taken), settling (half
+// a minute later; tasks whose verdict cannot be written are given back), tasks (the parent of all task contexts) and
+// hard (nothing is waited for any more).
 type shift struct {
 	w *Worker
 
@@ -33,32 +33,32 @@ type shift struct {
 	hard       context.Context
 	stopHard   context.CancelFunc
 
-	offers    chan offer    // from patrol, or what was held, to a free slot
-	suspected chan struct{} // there is a new suspect; holds one
+	offers    chan offer    // from patrol or hold to a free slot
+	suspected chan struct{} // signals a new suspect; buffers one
 	patrolled chan struct{} // closed when patrol has returned
 
-	began   chan struct{} // closed when Start has ended, either way
+	began   chan struct{} // closed when Start has succeeded or failed
 	stopped chan struct{} // closed when the last consumer has stopped, or did not answer Stop
 	ended   chan struct{} // closed when run has returned, or will never run
 	over    chan struct{} // closed when run and all slots have returned; the worker can be started again
 
-	mu        sync.Mutex    // guards what follows; never held across I/O or user code
-	slots     int           // goroutines of slots, abandoned ones and those aside included
+	mu        sync.Mutex    // guards the fields below; never held across I/O or user code
+	slots     int           // goroutines of slots, including abandoned ones and those aside
 	empty     chan struct{} // closed when slots is 0, which happens once: a slot ends only when the shift is stopped
 	runOver   bool          // run has returned
 	watched   deadlines     // calls with a timeout
-	overdue   list.List     // calls past timeout and grace that keep their slot, since MaxAbandoned are abandoned already; oldest first
+	overdue   list.List     // calls past timeout and grace that keep their slot because of MaxAbandoned; oldest first
 	abandoned int           // calls whose slot was given to others
-	calls     int           // calls of task functions under way, abandoned ones included
+	calls     int           // running calls of task functions, including abandoned ones
 	stuck     int           // deliveries whose verdict cannot be written now
 	held      int           // deliveries that wait for another call of their task
-	fetching  bool          // a suspect
+	fetching  bool          // a suspect is being fetched
 	cancelled time.Time     // when stop cancelled tasks
 	feed      *feed         // the latest; nil before the first
 	fed       chan struct{} // closed when feed is replaced
 	consuming bool
 	err       error     // the last problem with consuming, settling or suspects
-	errAt     time.Time // when that was
+	errAt     time.Time // when err occurred
 	barred    error     // why no suspect can be fetched; nil = the last fetch succeeded
 }
 
@@ -111,7 +111,8 @@ func (s *shift) begin(session broker.Session, consumer broker.Consumer) {
 	}
 }
 
-// consume declares the worker's queues in session, since another program or an operator may have deleted them, and consumes.
+// consume declares the worker's queues in session and starts consuming. Another program or an operator may have deleted
+// the queues.
 func (s *shift) consume(ctx context.Context, session broker.Session) (broker.Consumer, error) {
 	if err := session.Declare(ctx, s.w.topology()); err != nil {
 		return nil, err
@@ -119,8 +120,9 @@ func (s *shift) consume(ctx context.Context, session broker.Session) (broker.Con
 	return session.Consume(ctx, s.w.consuming())
 }
 
-// warnOfConsumerTimeout tells, once, of tasks that may be held for longer than the broker lets a consumer hold them: it then gives them
-// to somebody else while they run. As many are fetched as there are slots, so a task is held for its timeout and its grace.
+// warnOfConsumerTimeout warns, once, of tasks that may run longer than the broker lets a consumer hold them. The broker
+// then gives them to another consumer while they run. The worker fetches as many tasks as it has slots, so it holds a
+// task for its timeout and its grace.
 func (s *shift) warnOfConsumerTimeout(most time.Duration) {
 	if most == 0 {
 		return
@@ -142,7 +144,7 @@ func (s *shift) warnOfConsumerTimeout(most time.Duration) {
 // run gives the slots one consumer after the other, until the shift is stopped.
 func (s *shift) run(session broker.Session, consumer broker.Consumer) {
 	defer s.runEnded()
-	defer func() { <-s.patrolled }() // all ways out have stopped taking
+	defer func() { <-s.patrolled }() // every return path has stopped taking
 	pauses := retryPauses()
 	for consumer != nil {
 		s.feedSlots(newFeed(session, consumer, s.w.cfg.Limit))
@@ -163,19 +165,19 @@ func (s *shift) run(session broker.Session, consumer broker.Consumer) {
 		}
 		session, consumer = s.reopen(session, pauses)
 	}
-	// Stopped, or the server has given up, while there was no consumer: nothing to give back.
+	// The shift was stopped, or the server gave up, while there was no consumer. There is nothing to give back.
 	s.stopTaking()
 	s.awaitSlots()
 }
 
-// reopen consumes again, in the session that lives then. It returns nothing when the shift is stopped or there will be no
-// session any more.
+// reopen consumes again in the current session. It returns nil when the shift is stopped or there will be no more
+// sessions.
 func (s *shift) reopen(dead broker.Session, pauses interface{ NextBackOff() time.Duration }) (broker.Session, broker.Consumer) {
 	var problem error
 	deaths, said := 0, ""
 	for {
-		// The supervisor paces the sessions: no pause here for one that is dead, unless this worker ends one after the other. Its Done
-		// may come later than its consumer's.
+		// The supervisor already paces sessions, so pause after a dead one only if this worker ends one after the
+		// other. A session's Done may come later than its consumer's.
 		if dead.Err() == nil || deaths > 1 {
 			if !sleep(s.taking, pauseAfter(problem, pauses)) {
 				return nil, nil
@@ -211,7 +213,7 @@ func (s *shift) reopen(dead broker.Session, pauses interface{ NextBackOff() time
 	}
 }
 
-// finish ends the last consumer: gives back what has not started, lets the slots end, and flushes.
+// finish ends the last consumer: it gives back tasks that have not started, lets the slots end, and flushes.
 func (s *shift) finish(consumer broker.Consumer) {
 	s.note(false, nil)
 	ctx, cancel := context.WithTimeout(s.hard, closeTimeout)
@@ -230,7 +232,7 @@ func (s *shift) finish(consumer broker.Consumer) {
 	}
 }
 
-// awaitSlots waits for all slots, at most until the shift is stopped hard.
+// awaitSlots waits until all slots have ended, or until the shift is stopped hard.
 func (s *shift) awaitSlots() {
 	select {
 	case <-s.empty:
@@ -238,7 +240,7 @@ func (s *shift) awaitSlots() {
 	}
 }
 
-// stop is Worker.Shutdown. Every step is idempotent, so that calls side by side work together.
+// stop implements Worker.Shutdown. Every step is idempotent, so concurrent calls work together.
 func (s *shift) stop(ctx context.Context) error {
 	s.stopTaking()
 	select {
@@ -275,9 +277,10 @@ func (s *shift) cancelledAt() time.Time {
 	return s.cancelled
 }
 
-// leaveBehind waits for what ends by itself after the hard stop, and counts what does not.
+// leaveBehind waits for goroutines that end by themselves after the hard stop, and reports calls that do not end.
 func (s *shift) leaveBehind() error {
-	// Start's own I/O ends with taking, and run within closeTimeout; only a broker that does not heed its contexts takes longer.
+	// Start's own I/O ends with taking, and run ends within closeTimeout. Only a broker that ignores its contexts takes
+	// longer.
 	late := time.NewTimer(closeTimeout + verdict.Grace)
 	defer late.Stop()
 	for _, ended := range []chan struct{}{s.began, s.ended} {
@@ -296,7 +299,7 @@ func (s *shift) leaveBehind() error {
 	case running > 0:
 		return fmt.Errorf("worker %q: %w: %d", s.w.cfg.Name, ErrTasksRunning, running)
 	}
-	select { // all calls have ended: their slots are about to
+	select { // all calls have ended, and their slots end soon
 	case <-s.over:
 	case <-late.C:
 	}
@@ -315,7 +318,7 @@ func (s *shift) runEnded() {
 	}
 }
 
-// slotEnded notes that the goroutine of a slot returns. The last one out ends the shift.
+// slotEnded notes that the goroutine of a slot returns. The last one ends the shift if run has returned.
 func (s *shift) slotEnded() {
 	s.mu.Lock()
 	s.slots--
@@ -329,7 +332,7 @@ func (s *shift) slotEnded() {
 	}
 }
 
-// endShift comes after everything else, once.
+// endShift releases the contexts and frees the worker. It runs once, after everything else has ended.
 func (s *shift) endShift() {
 	s.mu.Lock()
 	s.watched.timer.Stop()
@@ -355,10 +358,10 @@ func (s *shift) note(consuming bool, err error) {
 	}
 }
 
-// failed records the last problem. s.mu is held.
+// failed records the last problem. The caller holds s.mu.
 func (s *shift) failed(err error) { s.err, s.errAt = err, time.Now() }
 
-// bar records whether suspects can be fetched; nil: they can.
+// bar records why no suspect can be fetched. A nil error means that suspects can be fetched.
 func (s *shift) bar(why error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

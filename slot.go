@@ -11,14 +11,15 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
-// slot is the goroutine that runs tasks, one after the other: WorkerConfig.Limit of them read from the same consumer. The
-// function is called on this goroutine. When a call is abandoned or steps aside, another slot takes over, and this one ends with the call.
+// slot runs tasks, one after the other, and calls their functions on its own goroutine. WorkerConfig.Limit slots read
+// from the same consumer. When a call is abandoned or steps aside, another slot takes over, and this one ends with the
+// call.
 //
-// c and first, if not nil, are a call of the slot this one takes over from, and what is left to do for it.
+// If not nil, c is a call of the slot that this one takes over from, and first does the remaining work for it.
 func (s *shift) slot(c *call, first func()) {
 	calling, over := false, false
 	defer func() {
-		switch { // Only runtime.Goexit, in the user's code, comes here before it is over.
+		switch { // Only runtime.Goexit in the user's code gets here before over is set.
 		case calling:
 			s.goexit(c)
 		case !over && (c == nil || !c.aside):
@@ -42,7 +43,7 @@ func (s *shift) slot(c *call, first func()) {
 			continue
 		}
 		switch s.ready(c) {
-		case isHeld: // and belongs to another goroutine
+		case isHeld: // it belongs to another goroutine now
 			c = nil
 			continue
 		case toBeCalled:
@@ -65,16 +66,16 @@ func (s *shift) slot(c *call, first func()) {
 	over = true
 }
 
-// readiness says how a delivery goes on.
+// readiness is the next step of a delivery.
 type readiness int
 
 const (
 	toBeCalled readiness = iota
 	toBeSettled
-	isHeld // a call of the same task runs: its own goroutine waits for that
+	isHeld // another call of the task runs; a goroutine of its own waits for that
 )
 
-// ready finds out what is to be done with a delivery, and settles it if it is not to be called.
+// ready decides the next step of a delivery, and settles it if it is not to be called.
 func (s *shift) ready(c *call) readiness {
 	v, r := s.prepare(c)
 	for r == toBeSettled && s.settleUncalled(c, v) {
@@ -90,7 +91,8 @@ func (s *shift) outlived(c *call, o verdict.Outcome) {
 	s.about(c, c.history.Attempts+1).Info("abandoned call ended", attrsOf(o, text.OneLine(o.Text), "took", rounded(time.Since(c.started)))...)
 }
 
-// next waits for the next delivery of a feed, one that was held, or a suspect; nil = there was none after all. more is false when the consumer is over.
+// next waits for the next delivery of a feed, a held one, or a suspect. It returns a nil call if there was none after
+// all. more is false when the consumer has ended.
 func (s *shift) next(at *feed) (c *call, more bool) {
 	select {
 	case d, ok := <-at.consumer.Deliveries():
@@ -109,17 +111,17 @@ func (s *shift) next(at *feed) (c *call, more bool) {
 			return s.takeHeld(o.held), true
 		}
 		return s.takeSuspect(at, o), true
-	case <-s.stopped: // the consumer may not end
+	case <-s.stopped: // the consumer may never end
 		return nil, false
 	}
 }
 
-// goexit replaces a slot whose goroutine ends from inside a call: by runtime.Goexit in the function, in a method of its arguments or
-// its error, or in a hook. Nothing stops a Goexit, so the work goes on in a new goroutine.
+// goexit replaces a slot whose goroutine ends from inside a call: by runtime.Goexit in the function, in a method of its
+// arguments or its error, or in a hook. Nothing stops a Goexit, so the work goes on in a new goroutine.
 func (s *shift) goexit(c *call) {
 	if s.callEnded(c) {
 		s.w.server.running.end(&c.run)
-		return // abandoned before: its delivery is settled and its slot replaced
+		return // it was abandoned: its delivery is settled and its slot replaced
 	}
 	s.startSlot(c, func() { s.conclude(c, verdict.OutcomeOf(ErrGoexit), false) })
 }
@@ -132,8 +134,8 @@ func (s *shift) startSlot(c *call, first func()) {
 	go s.slot(c, first)
 }
 
-// stepAside gives the slot of c to others while c waits for anything but its function. The prefetch bounds how many wait aside. A suspect lets
-// the next one run.
+// stepAside gives the slot of c to others while c waits for anything but its function. The prefetch bounds how many
+// calls wait aside. If c is a suspect, the next suspect may run.
 func (s *shift) stepAside(c *call) {
 	if c.aside {
 		return
@@ -143,13 +145,13 @@ func (s *shift) stepAside(c *call) {
 	s.startSlot(nil, nil)
 }
 
-// accept reports whether a delivery is to be worked on.
+// accept reports whether to work on a delivery.
 func (s *shift) accept(d *broker.Delivery, at *feed) bool {
 	stats := &s.w.server.stats
 	select {
 	case <-d.Lost():
 		stats.received.Add(1)
-		stats.lost.Add(1) // it is, or will be, with somebody else
+		stats.lost.Add(1) // it is, or will be, delivered to somebody else
 		return false
 	default:
 	}
@@ -157,13 +159,13 @@ func (s *shift) accept(d *broker.Delivery, at *feed) bool {
 		stats.received.Add(1)
 		return true
 	}
-	// Given back while the consumer is still there, it would come straight back: a hot loop of releases. If the consumer
+	// Releasing the delivery while the consumer is still there would loop: it would come straight back. If the consumer
 	// does not end, the delivery is left to Consumer.Close.
 	select {
 	case <-at.consumer.Done():
 	case <-s.stopped:
 	}
-	select { // both may be closed, and what is left to Close is charged
+	select { // both may be closed, and a delivery that is left to Close is charged
 	case <-at.consumer.Done():
 		stats.received.Add(1)
 		s.settle(newCall(*d, at), verdict.Verdict{Action: verdict.Release})
@@ -172,7 +174,8 @@ func (s *shift) accept(d *broker.Delivery, at *feed) bool {
 	return false
 }
 
-// prepare decodes the body and finds the function. It runs none of the user's code. A delivery that is not called gets its verdict here.
+// prepare decodes the body and finds the function. It runs no user code. If the task is not to be called, prepare
+// returns its verdict.
 func (s *shift) prepare(c *call) (verdict.Verdict, readiness) {
 	if c.claimed { // it was held
 		return s.admit(c)
@@ -189,17 +192,17 @@ func (s *shift) prepare(c *call) (verdict.Verdict, readiness) {
 	if task.UUID != "" {
 		c.uuid = task.UUID
 	}
-	if d.Unreadable != "" { // its attempts and its expiry are not known
+	if d.Unreadable != "" { // its attempts and its expiry are unknown
 		return verdict.DeadLetter(ReasonMalformed, verdict.OutcomeOf(fmt.Errorf("%w: its headers cannot be read: %s", ErrMalformed, d.Unreadable))), toBeSettled
 	}
-	// First of all: what runs here has not ended its worker, and has not expired either.
+	// This comes first: a task that runs here has neither ended its worker nor expired.
 	if v, r := s.claim(c); r != toBeCalled {
 		return v, r
 	}
 	return s.admit(c)
 }
 
-// admit decides whether a task that is ours is to be called.
+// admit decides whether to call a claimed task.
 func (s *shift) admit(c *call) (verdict.Verdict, readiness) {
 	if v, run := verdict.Losses(c.history, c.losses, c.suspect()); !run {
 		return v, toBeSettled
@@ -220,8 +223,8 @@ func (s *shift) admit(c *call) (verdict.Verdict, readiness) {
 	return verdict.Verdict{}, toBeCalled
 }
 
-// replace starts the slot that takes over from that of an abandoned call, and has the dead letter written by it.
-// abandonOverdue has counted it.
+// replace starts a slot in place of that of an abandoned call. The new slot first writes the dead letter.
+// abandonOverdue has already counted the new slot.
 func (s *shift) replace(c *call) {
 	go s.slot(c, func() { s.conclude(c, verdict.OutcomeOf(errAbandoned), true) })
 }

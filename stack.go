@@ -7,14 +7,15 @@ import (
 	"strings"
 )
 
-// maxFrames bounds a stack that is kept.
+// maxFrames bounds the frames of a stack that is kept.
 const maxFrames = 64
 
-// ownPrefix begins the names of this package's functions. User code in a package below it has a slash there.
+// ownPrefix begins the names of this package's functions. The name of a function in a package below it has a slash in
+// place of the dot.
 const ownPrefix = "github.com/seed-416683c9/dispatcher."
 
-// userStack returns the stack of the panic that its caller, a deferred function, has recovered. It begins where the user's code panicked and
-// leaves out the frames of the library. Unlike debug.Stack it shows no argument values.
+// userStack returns the stack of the panic that its caller, a deferred function, has recovered. The stack begins where
+// the user's code panicked and has no frames of the library. Unlike debug.Stack, it shows no argument values.
 func userStack() []byte {
 	pcs := make([]uintptr, maxFrames)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs)])
@@ -23,7 +24,7 @@ func userStack() []byte {
 	for more := true; more; {
 		var f runtime.Frame
 		f, more = frames.Next()
-		if !panicked { // these are the deferred function's
+		if !panicked { // frames of the deferred function
 			panicked = f.Function == "runtime.gopanic"
 			continue
 		}

@@ -5,8 +5,8 @@ import (
 	"sync/atomic"
 )
 
-// Stats are counts since the server was made. They are taken one after the other while work goes on, so sums may be off by
-// what happened meanwhile. The names of the JSON are those of the tags.
+// Stats are counts since the server was made. They are read one after the other while work goes on, so sums may be off
+// by what happened meanwhile. As JSON they have the names of the tags.
 type Stats struct {
 	Published   int64 `json:"published"`   // tasks confirmed and routed, also from the outbox
 	NotSent     int64 `json:"not_sent"`    // publishes that ended with ErrNotSent
@@ -15,14 +15,14 @@ type Stats struct {
 	Outboxed    int64 `json:"outboxed"`    // … with ErrInOutbox
 	OutboxDead  int64 `json:"outbox_dead"` // tasks in the outbox that the broker refused
 
-	// Received is the sum of the eight from Succeeded to Lost, but for what has no verdict yet.
+	// Received is the sum of the eight from Succeeded to Lost, except for deliveries without a verdict yet.
 	Received     int64 `json:"received"`      // deliveries taken by workers
-	Succeeded    int64 `json:"succeeded"`     // attempts that ended well and were acknowledged
+	Succeeded    int64 `json:"succeeded"`     // successful attempts that were acknowledged
 	Discarded    int64 `json:"discarded"`     // attempts that failed and were acknowledged because the function said Discard
 	Retried      int64 `json:"retried"`       // attempts that failed and are followed by another
-	Postponed    int64 `json:"postponed"`     // deliveries put off without an attempt: of unknown tasks, of tasks of which a call runs, and of tasks that were lost once
+	Postponed    int64 `json:"postponed"`     // deliveries put off without an attempt: unknown tasks, tasks that another call is running, and tasks that were lost once
 	Suspected    int64 `json:"suspected"`     // deliveries moved to the suspects
-	DeadLettered int64 `json:"dead_lettered"` // deliveries that became dead letters, for whatever reason
+	DeadLettered int64 `json:"dead_lettered"` // deliveries that became dead letters, for any reason
 	Released     int64 `json:"released"`      // deliveries given back by a worker that stopped
 	Lost         int64 `json:"lost"`          // deliveries whose connection ended before they were settled: the broker delivers them again, unless their queue was deleted
 	Abandoned    int64 `json:"abandoned"`     // calls given up on because they ran on after their timeout
@@ -52,7 +52,7 @@ func (c *publishCounters) count(err error) error {
 	return err
 }
 
-// taskCounters counts what became of deliveries.
+// taskCounters counts the outcomes of deliveries.
 type taskCounters struct {
 	received, succeeded, discarded, retried, postponed, suspected, deadLettered, released, lost, abandoned atomic.Int64
 }

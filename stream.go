@@ -10,29 +10,33 @@ import (
 )
 
 const (
-	// maxOpen is how many tasks of one PublishAll may be without a result: twice what a session takes at once (window
-	// in broker/rabbitmq), so that an oldest task that is answered late does not leave the window empty.
+	// maxOpen is how many tasks of one PublishAll may be without a result. It is twice what a session takes at once
+	// (window in broker/rabbitmq), so that a late answer for the oldest task does not leave the window empty.
 	maxOpen = 2000
 	// maxOpenBytes is how many bytes their bodies may have together.
 	maxOpenBytes = 8 << 20
 )
 
-// PublishAll publishes the tasks of a sequence, of any length, in their order, and yields each of them with its outcome, in the same
-// order. Nothing is published before the result is ranged over, and ranging over it twice publishes twice. It is as fast as
-// [Server.PublishBatch] (measured on RabbitMQ, bench/README.md), and needs constant memory: at most 2,000 tasks, or 8 MiB of bodies, are taken from the sequence and not yet yielded.
+// PublishAll publishes the tasks of a sequence, of any length, in their order, and yields each of them with its
+// outcome, in the same order. Nothing is published before the result is ranged over, and ranging over it twice
+// publishes twice. It is as fast as [Server.PublishBatch] (measured on RabbitMQ, bench/README.md). It needs constant
+// memory: at most 2,000 tasks, or 8 MiB of bodies, are taken from the sequence and not yet yielded.
 //
-// Each error is as from [Server.PublishContext]. ServerConfig.PublishTimeout bounds each task, from when it is taken from the
-// sequence, or a hundredth less. While there is no connection, or the broker blocks publishers, no other task is taken, and what is known is
-// yielded first. With ServerConfig.Outbox tasks go to the outbox meanwhile. The body of the loop may publish. A nil task is yielded with an error that Is [ErrRejected]. Yield a new *Task each time, and do not
-// change it before its result.
+// Each error is as from [Server.PublishContext]. ServerConfig.PublishTimeout, or a hundredth less, bounds each task,
+// from when it is taken from the sequence. While there is no connection, or the broker blocks publishers, known
+// outcomes are yielded first and no other task is taken. With ServerConfig.Outbox tasks go to the outbox meanwhile. A
+// nil task is yielded with an error that Is [ErrRejected].
 //
-// When ctx ends, the next task is yielded with an error that Is [ErrNotSent] and ctx's error, and no more are taken. So a loop
-// that has seen no error has published the whole sequence.
+// Yield a new *Task each time, and do not change it before its result. The body of the loop may publish.
 //
-// When the loop is left early, no more tasks are taken. Those that were taken and not yielded are still published: PublishAll waits for
-// their outcomes, at most for PublishTimeout or until ctx ends, and reports them to Stats and Hooks.Published only. The same holds if the
-// sequence or the body of the loop panics; the panic then goes on. PublishAll starts no goroutine and calls the sequence on the caller's, so results
-// wait while the sequence does.
+// When ctx ends, the next task is yielded with an error that Is [ErrNotSent] and ctx's error, and no more are taken. So
+// a loop that has seen no error has published the whole sequence.
+//
+// When the loop is left early, no more tasks are taken. Tasks that were taken and not yielded are still published:
+// PublishAll waits for their outcomes, at most for PublishTimeout or until ctx ends, and reports them only to Stats and
+// Hooks.Published. The same holds if the sequence or the body of the loop panics; the panic then goes on.
+//
+// PublishAll starts no goroutine and calls the sequence on the caller's, so results wait while the sequence does.
 func (s *Server) PublishAll(ctx context.Context, tasks iter.Seq[*Task]) iter.Seq2[*Task, error] {
 	return func(yield func(*Task, error) bool) {
 		st := &stream{p: s.publisher, caller: ctx}
@@ -52,23 +56,24 @@ func (s *Server) PublishAll(ctx context.Context, tasks iter.Seq[*Task]) iter.Seq
 	}
 }
 
-// stream is one PublishAll. One goroutine uses it.
+// stream is one PublishAll. Only one goroutine uses it.
 type stream struct {
 	p       *publisher
 	caller  context.Context
 	session broker.Session // the last that was written to
 	open    []*parcel      // taken and not yielded, oldest first
 	bytes   int            // of their bodies
-	unsent  []*parcel      // those of open that have to be sent, in the same order
+	unsent  []*parcel      // those of open that must be sent, in the same order
 	bound   *bound         // of the latest
 }
 
-// bound is the context of tasks that were taken within a moment: one each would cost as much as encoding the task.
+// bound is the context of tasks that were taken within a moment. A context for each task would cost as much as encoding
+// it.
 type bound struct {
 	context.Context // the caller's with PublishTimeout
 	cancel          context.CancelFunc
 	began           time.Time
-	tasks           int // that are not over, and one for the stream while it may add more
+	tasks           int // not over yet, and one for the stream while it may add more
 }
 
 func (b *bound) release() {
@@ -85,7 +90,7 @@ type parcel struct {
 	msg   [1]broker.Message
 
 	tried  broker.Session // the last that it was written to; nil = none
-	answer chan error     // in flight; holds one
+	answer chan error     // not nil while in flight; holds one
 	over   bool
 	err    error // once it is over
 }
@@ -96,10 +101,10 @@ func (p *parcel) end(err error) {
 	p.ctx.release()
 }
 
-// answered reports whether look will not wait.
+// answered reports whether look returns without waiting.
 func (p *parcel) answered() bool { return p.answer == nil || len(p.answer) > 0 }
 
-// boundFor returns the context of a task that is taken now. Its deadline is at most a hundredth of PublishTimeout early.
+// boundFor returns the context of a task taken now. Its deadline is at most a hundredth of PublishTimeout early.
 func (s *stream) boundFor(now time.Time) *bound {
 	if b := s.bound; b == nil || now.Sub(b.began) > s.p.cfg.PublishTimeout/100 || b.Err() != nil {
 		s.unbind()
@@ -110,7 +115,7 @@ func (s *stream) boundFor(now time.Time) *bound {
 	return s.bound
 }
 
-// unbind lets no more tasks share the latest context.
+// unbind ends the sharing of the latest context: later tasks get a new one.
 func (s *stream) unbind() {
 	if s.bound != nil {
 		s.bound.release()
@@ -137,8 +142,8 @@ func (s *stream) take(task *Task, ended bool) {
 	s.send(false)
 }
 
-// yield yields the oldest tasks whose outcome is there, and waits for outcomes while more than that many are open, or one is unsent. False:
-// the consumer wants no more.
+// yield yields the oldest tasks whose outcome is there. It waits for outcomes while more than most tasks are open, or
+// one is unsent. It reports false if the consumer wants no more.
 func (s *stream) yield(to func(*Task, error) bool, most int) bool {
 	for len(s.open) > 0 {
 		p := s.open[0]
@@ -163,7 +168,7 @@ func (s *stream) yield(to func(*Task, error) bool, most int) bool {
 	return true
 }
 
-// wait returns the answer, or ErrUnconfirmed if there is none when ctx ends; it may come later and then nobody hears of it.
+// wait returns the answer, or ErrUnconfirmed if there is none when ctx ends. An answer that comes later is dropped.
 func (p *parcel) wait() error {
 	select {
 	case err := <-p.answer:
@@ -178,10 +183,10 @@ func (p *parcel) wait() error {
 	}
 }
 
-// lookAgain is how long a stream that has unsent tasks waits for one answer before it looks whether it can send them.
+// lookAgain is how long a stream that has unsent tasks waits for one answer before it tries again to send them.
 const lookAgain = 100 * time.Millisecond
 
-// soon waits for the answer, or the end of ctx, for a moment.
+// soon waits briefly for the answer or the end of ctx. It reports false if neither came.
 func (p *parcel) soon() bool {
 	t := time.NewTimer(lookAgain)
 	defer t.Stop()
@@ -195,7 +200,8 @@ func (p *parcel) soon() bool {
 	return true
 }
 
-// look waits for the outcome of a parcel in flight. The parcel is unsent afterwards if it was certainly not sent and has another try.
+// look waits for the outcome of a parcel in flight. If the parcel was certainly not sent and has another try, it is
+// unsent afterwards.
 func (s *stream) look(p *parcel) {
 	if p.answer == nil {
 		return
@@ -211,7 +217,8 @@ func (s *stream) look(p *parcel) {
 	}
 }
 
-// send sends what is unsent, or keeps it in the outbox, until nothing is. Without wait it stops as soon as it would have to wait for a session.
+// send sends all unsent parcels, or keeps them in the outbox. Without wait it stops as soon as it would have to wait
+// for a session.
 func (s *stream) send(wait bool) {
 	for len(s.unsent) > 0 {
 		p := s.unsent[0]
@@ -223,7 +230,7 @@ func (s *stream) send(wait bool) {
 		}
 		session, err := s.sessionFor(p)
 		if err == nil && session != s.session {
-			// What the last session did not send must not be overtaken.
+			// Later parcels must not overtake those that the last session did not send.
 			s.session = session
 			s.settle()
 			continue
@@ -253,7 +260,7 @@ func (s *stream) sessionFor(p *parcel) (broker.Session, error) {
 	}
 }
 
-// settle waits for everything in flight, and finds what is unsent.
+// settle waits for everything in flight, then collects the unsent parcels.
 func (s *stream) settle() {
 	for _, p := range s.open {
 		s.look(p)
@@ -261,7 +268,7 @@ func (s *stream) settle() {
 	s.gather()
 }
 
-// gather finds what is unsent, in order.
+// gather collects the unsent parcels, in order.
 func (s *stream) gather() {
 	s.unsent = s.unsent[:0:0]
 	for _, p := range s.open {
@@ -271,7 +278,7 @@ func (s *stream) gather() {
 	}
 }
 
-// write sends one parcel. It is unsent afterwards if that is known at once.
+// write sends one parcel. If the session reports at once that it did not send it, the parcel is unsent afterwards.
 func (s *stream) write(session broker.Session, p *parcel) {
 	answer := make(chan error, 1)
 	p.tried, p.answer = session, answer
@@ -286,8 +293,8 @@ func (s *stream) write(session broker.Session, p *parcel) {
 	}
 }
 
-// keep puts a parcel into the outbox, if there is one and it must: always, or because its key has entries there. Older ones
-// of its key that turn out to be unsent go first.
+// keep puts a parcel into the outbox, if there is one, when must is true or its key has entries there. Older parcels of
+// its key that turn out to be unsent go first.
 func (s *stream) keep(p *parcel, must bool) bool {
 	c := s.p.courier
 	if c == nil {

@@ -11,9 +11,9 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
-// Suspects: tasks whose worker was lost more than once while it held them, waiting in <queue>.suspects. Each runs alone: one at a
-// time in a server, so that it is known which task ended a process. They are fetched, not pushed: a broker charges whatever it
-// has handed out when a link ends, so a suspect is handed out only when it runs at once.
+// Suspects are tasks whose worker was lost more than once while it held them. They wait in <queue>.suspects. A server
+// runs one suspect at a time, so that it is known which task ended a process. When a link ends, the broker charges
+// every task that it has handed out. So suspects are fetched, not pushed, and only when they run at once.
 
 // suspectsEvery is how often a worker looks for suspects that others have put there. There are hardly ever any.
 const suspectsEvery = 15 * time.Second
@@ -28,12 +28,12 @@ type offer struct {
 type offerAnswer int
 
 const (
-	noSuspect   offerAnswer = iota // there is none for this worker, or it cannot be told
+	noSuspect   offerAnswer = iota // there is none for this worker, or that is unknown
 	oneSuspect                     // one was run, or moved on
-	anotherRuns                    // one of another worker of this server
+	anotherRuns                    // another worker of this server runs one
 )
 
-// patrol offers the slots a suspect now and then, and at once after one was found or made here.
+// patrol offers the slots a suspect from time to time, and at once after one was found or made here.
 func (s *shift) patrol() {
 	defer close(s.patrolled)
 	turn := false
@@ -43,7 +43,7 @@ func (s *shift) patrol() {
 			turn = false
 			select {
 			case s.offers <- offer{answer: answer, turn: true}:
-			default: // no slot is free: nobody is to wait for that
+			default: // no slot is free: others must not wait for one
 				<-s.w.server.suspect
 				continue
 			}
@@ -76,8 +76,8 @@ func (s *shift) patrol() {
 	}
 }
 
-// awaitTurn waits until no suspect runs in this server, and lets none run then: many workers that only looked, and began anew when
-// another one was looking, would keep each other from it.
+// awaitTurn waits until no suspect runs in this server, and then lets none run. If workers only looked, and started
+// over when another one was looking, many of them would block each other.
 func (s *shift) awaitTurn() bool {
 	select {
 	case s.w.server.suspect <- struct{}{}:
@@ -87,7 +87,7 @@ func (s *shift) awaitTurn() bool {
 	}
 }
 
-// takeSuspect fetches a suspect if none runs in this server; nil: there is none.
+// takeSuspect fetches a suspect if none runs in this server. It returns nil if there is none.
 func (s *shift) takeSuspect(at *feed, o offer) *call {
 	alone := s.w.server.suspect
 	if !o.turn {
@@ -122,9 +122,9 @@ func (s *shift) takeSuspect(at *feed, o offer) *call {
 	return c
 }
 
-// fetchSuspect takes one message from the queue of suspects, through the session of the feed; nil = none within closeTimeout. A cancelled
-// fetch may have taken one, and the broker would charge it with a loss. So the fetch goes on beside the slot: a late suspect is given back,
-// and no other fetch begins before.
+// fetchSuspect takes one message from the queue of suspects through the feed's session. It returns nil if none arrives
+// within closeTimeout. A cancelled fetch may have taken a suspect, and the broker would charge it with a loss. So the
+// fetch goes on beside the slot and gives a late suspect back. No other fetch begins before it ends.
 func (s *shift) fetchSuspect(at *feed) *broker.Delivery {
 	if !s.mayFetch() {
 		return nil
@@ -155,8 +155,8 @@ func (s *shift) fetchSuspect(at *feed) *broker.Delivery {
 	}
 }
 
-// mayFetch counts the goroutine of a fetch and reports true, unless a fetch is under way or Limit verdicts cannot be written: the prefetch
-// does not bound suspects.
+// mayFetch counts the goroutine of a fetch and reports true, unless a fetch is under way or Limit verdicts cannot be
+// written. The prefetch does not bound suspects.
 func (s *shift) mayFetch() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -174,7 +174,8 @@ func (s *shift) fetchEnded() {
 	s.fetching = false
 }
 
-// getSuspect asks the broker for a suspect until the session is lost, or the shift was stopped some seconds ago.
+// getSuspect asks the broker for a suspect. It gives up when the session is lost, or some seconds after the shift was
+// stopped.
 func (s *shift) getSuspect(at *feed) *broker.Delivery {
 	ctx, cancel := withGrace(s.taking, closeTimeout)
 	defer cancel()
@@ -196,7 +197,7 @@ func (s *shift) getSuspect(at *feed) *broker.Delivery {
 	return nil
 }
 
-// suspectMade has patrol look at once.
+// suspectMade makes patrol look for a suspect at once.
 func (s *shift) suspectMade() {
 	select {
 	case s.suspected <- struct{}{}:

@@ -16,94 +16,99 @@ import (
 
 // Task is a request to call the function that a worker has registered under Name.
 //
-// Publish fills UUID and RoutingKey in the caller's Task when they are empty and reads the rest, so a Task belongs to one
-// goroutine until Publish returns. Nothing of it is kept afterwards.
+// Publish fills UUID and RoutingKey in the caller's Task if they are empty, and reads the rest. So a Task belongs to
+// one goroutine until Publish returns. Nothing of it is kept afterwards.
 type Task struct {
-	// UUID is the identity of the task and of its message. "" = Publish sets a random one. Valid UTF-8, at most 255 bytes: a program that
-	// needs it before Publish may take crypto/rand.Text.
+	// UUID is the identity of the task and of its message. "": Publish sets a random one. Valid UTF-8, at most
+	// 255 bytes. A program that needs it before Publish may use crypto/rand.Text.
 	UUID string `json:"uuid"`
 	// Name chooses the function. Required; valid UTF-8.
 	Name string `json:"name"`
-	// RoutingKey decides which queues get the task. "" = Publish sets ServerConfig.DefaultRoutingKey. At most 255 bytes. It is
-	// not part of the body.
+	// RoutingKey decides which queues get the task. "": Publish sets ServerConfig.DefaultRoutingKey. At most 255 bytes.
+	// It is not part of the body.
 	RoutingKey string `json:"-"`
-	// Args are the arguments of the function, in its order, without the context and without the uuid of TaskUUIDAsFirstArg.
-	// nil = none. [Args] makes them from plain values.
+	// Args are the arguments of the function, in its order, without the context and without the uuid of
+	// TaskUUIDAsFirstArg. nil: none. [Args] makes them from plain values.
 	Args []TaskArgument `json:"args"`
-	// Headers travel beside the body; nil = none. Values are string, bool, integers (sent as int64, a larger uint64 is an
-	// error), floats (not NaN and not infinite), []byte, time.Time (cut to its second and in UTC on every broker, since AMQP carries
-	// no more), nil, and slices and maps with string keys of these, at most 16 deep. Names have 1 to 255 bytes; CC, BCC and names that begin with x-dispatcher- are refused.
+	// Headers travel beside the body. nil: none. Values are string, bool, integers (sent as int64, a larger uint64 is
+	// an error), floats (not NaN and not infinite), []byte, time.Time (cut to its second and in UTC on every broker,
+	// since AMQP carries no more), nil, and slices and maps with string keys of these, at most 16 deep. Names have 1 to
+	// 255 bytes. CC, BCC and names that begin with x-dispatcher- are refused.
 	//
-	// Together they take at most 65,536 bytes as they travel; more is [ErrTooLarge]. A name takes 1 byte and its length, a string or
-	// []byte 5 bytes and its length, a number or a time 9 bytes, a bool 2, nil 1, a slice or map 5 bytes and its elements. There are
-	// at most 8,000 headers, and 8,000 elements in each slice or map: what RabbitMQ adds must leave a message that a worker can read.
+	// Together they take at most 65,536 bytes as they travel; more is [ErrTooLarge]. A name takes 1 byte and its
+	// length, a string or []byte 5 bytes and its length, a number or a time 9 bytes, a bool 2, nil 1, a slice or map 5
+	// bytes and its elements. There are at most 8,000 headers, and 8,000 elements in each slice or map, because
+	// RabbitMQ adds to a message and a worker must still be able to read it.
 	Headers map[string]interface{} `json:"-"`
-	// Delay keeps the task back for that long from the call of Publish on; never early, slightly late (docs/guarantees.md says how
-	// late). 0 = none. Negative, or more than 366 days: an error. On RabbitMQ the pause is kept by the broker, accurate to 32 ms.
-	// Publish then returns nil when the broker has stored the task; if its routing key leads nowhere when it is due, it is found in
-	// DeadLetters(Undeliverable).
+	// Delay keeps the task back for that long, counted from the call of Publish. It is never early, slightly late
+	// (docs/guarantees.md says how late). 0: no delay. Negative, or more than 366 days: an error. On RabbitMQ the
+	// broker keeps the pause, accurate to 32 ms. Publish then returns nil when the broker has stored the task. If its
+	// routing key leads nowhere when it is due, the task is in DeadLetters(Undeliverable).
 	Delay time.Duration `json:"-"`
-	// NotBefore is Delay as a time, by this machine's clock. Zero or past = no delay. Setting both is an error.
+	// NotBefore is Delay as a time, by this machine's clock. Zero or past: no delay. Setting both is an error.
 	NotBefore time.Time `json:"-"`
-	// ExpiresAt: a task that has not started by then is not started any more, and becomes a dead letter with the reason expired.
-	// Earlier, if an attempt fails and the next one would begin too late. A replay forgets it. By the worker's clock. Zero = never. Past, or
-	// not after the delay: an error.
+	// ExpiresAt is the time, by the worker's clock, after which the task is not started any more. It then becomes a
+	// dead letter with the reason expired; earlier, if an attempt fails and the next one would begin too late. A replay
+	// forgets it. Zero: never. Past, or not after the delay: an error.
 	ExpiresAt time.Time `json:"-"`
 }
 
 // TaskArgument is one argument with its declared type. [Args] declares the types of plain values.
 type TaskArgument struct {
-	// Type is one of: bool, string, int, int8, int16, int32, int64, uint, uint8, uint16, uint32, uint64, float32, float64;
-	// []byte, time.Time, time.Duration; a slice []T or a map map[string]T of the first fourteen; json. A worker that runs
-	// gofort/dispatcher knows the first fourteen only, and any other name crashes it.
+	// Type is one of: bool, string, int, int8, int16, int32, int64, uint, uint8, uint16, uint32, uint64, float32,
+	// float64; []byte, time.Time, time.Duration; a slice []T or a map map[string]T of the first fourteen; json. A
+	// worker that runs gofort/dispatcher knows only the first fourteen, and any other name crashes it.
 	Type string `json:"type"`
-	// Value is of the declared type, or of another Go type when its JSON is a value of the declared type: 5 and 5.0 are an int8,
-	// 300 and 1.5 are not. What does not fit is an *ArgumentError from Publish.
+	// Value is of the declared type, or of another Go type whose JSON is a value of the declared type: 5 and 5.0 are an
+	// int8, 300 and 1.5 are not. A value that does not fit is an *ArgumentError from Publish.
 	Value interface{} `json:"value"`
 }
 
-// TaskConfig is what a worker does for tasks of one name. It is read when the worker is created.
+// TaskConfig configures how a worker runs the tasks of one name. It is read when the worker is created.
 type TaskConfig struct {
-	// TimeoutSeconds bounds one attempt, in seconds; 0 = no limit, unless Timeout is set. Setting both is an error.
+	// TimeoutSeconds bounds one attempt, in seconds. 0: no limit, unless Timeout is set. Setting both is an error.
 	TimeoutSeconds int64
-	// Function is any func; required. Its parameters are: a [context.Context] (optional), the uuid (with TaskUUIDAsFirstArg),
-	// then one for each argument of the task; it may be variadic. Results are ignored, except a last one that is an error
-	// (an interface or a pointer): non-nil = the attempt failed. It is called from several goroutines at once, as many as WorkerConfig.Limit.
+	// Function is any func; required. Its parameters are a [context.Context] (optional), the uuid (with
+	// TaskUUIDAsFirstArg), then one for each argument of the task. It may be variadic. Results are ignored, except a
+	// last one that is an error (an interface or a pointer): if it is not nil, the attempt failed. Function is called
+	// from several goroutines at once, as many as WorkerConfig.Limit.
 	//
-	// Integers fit any integer parameter that can hold the value, float32 fits float64, and float64 fits float32 when nothing
-	// is lost. In json, an array must have as many elements as the array it fills, and an integer must be one that its float can hold.
-	// A parameter of type any gets the declared type; in what json decodes into any, numbers are [json.Number], so
-	// that large integers stay exact.
+	// An integer fits any integer parameter that can hold the value. float32 fits float64, and float64 fits float32
+	// when nothing is lost. In json, an array must have as many elements as the array it fills, and an integer must be
+	// one that its float can hold. A parameter of type any gets the declared type. Numbers that json decodes into any
+	// are [json.Number], so that large integers stay exact.
 	Function interface{}
 	// TaskUUIDAsFirstArg passes the task's uuid before its arguments; that parameter must be a string.
 	TaskUUIDAsFirstArg bool
-	// Timeout bounds one attempt; 0 = no limit, unless TimeoutSeconds is set. Setting both is an error.
+	// Timeout bounds one attempt. 0: no limit, unless TimeoutSeconds is set. Setting both is an error.
 	Timeout time.Duration
-	// Retry says when the task is tried again after a failed attempt; nil = as the worker says.
+	// Retry decides when the task is tried again after a failed attempt. nil: as the worker says.
 	Retry *RetryPolicy
-	// Middleware is put around the function, inside the worker's; the first is outermost. No element may be nil.
+	// Middleware wraps the function, inside the worker's; the first is outermost. No element may be nil.
 	Middleware []Middleware
 }
 
-// NewTask returns a task with the given name and with [Args] of the values. It never panics and checks nothing: an empty
-// name or an unsupported value is an error from Publish.
+// NewTask returns a task with the given name and with [Args] of the values. It never panics and checks nothing: Publish
+// returns an error for an empty name or an unsupported value.
 func NewTask(name string, args ...any) *Task {
 	return &Task{Name: name, Args: Args(args...)}
 }
 
-// Args declares the type of each value. No values = nil.
+// Args declares the type of each value. Without values it returns nil.
 //
-//   - bool, string, the sizes of int and uint, float32 and float64 keep their name; values of named types such as
-//     [time.Duration] are converted to those, because every worker understands them: a duration travels as int64 nanoseconds.
-//   - []byte is base64; [time.Time] is RFC 3339 with nanoseconds and keeps the offset, not the name, of its zone. Anywhere in a value, a time
-//     whose offset has seconds is an *ArgumentError: RFC 3339 cannot write it.
+//   - bool, string, the sizes of int and uint, float32 and float64 keep their name. Values of named types such as
+//     [time.Duration] are converted to those, because every worker understands them: a duration travels as int64
+//     nanoseconds.
+//   - []byte is base64. [time.Time] is RFC 3339 with nanoseconds and keeps the offset, not the name, of its zone.
+//     Anywhere in a value, a time whose offset has seconds is an *ArgumentError: RFC 3339 cannot write it.
 //   - Slices of those fourteen are "[]int64" and the like, maps with string keys "map[string]int64" and the like.
-//   - Everything else is "json": nil, structs, pointers, arrays, [json.RawMessage], slices of slices, …. A RawMessage as an argument of its own
-//     keeps its bytes, without white space around them; inside another value encoding/json changes white space and escapes.
+//   - Everything else is "json": nil, structs, pointers, arrays, [json.RawMessage], slices of slices, …. A RawMessage
+//     as an argument of its own keeps its bytes, without white space around them; inside another value encoding/json
+//     changes white space and escapes.
 //
-// It never panics. A chan, func, complex number, uintptr or unsafe.Pointer, a struct with fields none of which JSON sees, or a
-// slice, array, map or pointer of those, keeps the Type "", and Publish returns an *ArgumentError with its position. The values are not copied deeply: don't change
-// what they point to before Publish returns.
+// Args never panics. A chan, func, complex number, uintptr or unsafe.Pointer, a struct with fields none of which JSON
+// sees, or a slice, array, map or pointer of those, keeps the Type "", and Publish returns an *ArgumentError with its
+// position. The values are not copied deeply: don't change what they point to before Publish returns.
 func Args(values ...any) []TaskArgument {
 	if len(values) == 0 {
 		return nil
@@ -134,9 +139,9 @@ func Args(values ...any) []TaskArgument {
 	return args
 }
 
-// encodeTask returns the body of a task, byte for byte what json.Marshal of the task gives except that a json.RawMessage stays as it is, or an
-// *ArgumentError. It
-// checks that every value is of its declared type, so that what was published can be decoded.
+// encodeTask returns the body of a task: byte for byte what json.Marshal gives, except that a json.RawMessage stays as
+// it is. It checks that every value is of its declared type, so that every published task can be decoded. Otherwise it
+// returns an *ArgumentError.
 func encodeTask(t *Task) ([]byte, error) {
 	if !utf8.ValidString(t.UUID) {
 		return nil, &ArgumentError{t.Name, -1, "a uuid in valid UTF-8", strconv.Quote(text.Excerpt(t.UUID))}
@@ -164,7 +169,7 @@ func encodeTask(t *Task) ([]byte, error) {
 	return append(buf, "]}"...), nil
 }
 
-// due is when the task may be delivered, zero = at once, from what its three times say.
+// due returns when the task may be delivered, from its three times. Zero means at once.
 func (t *Task) due(now time.Time) (time.Time, error) {
 	at := t.NotBefore
 	switch {

@@ -11,8 +11,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
-// TaskInfo tells a task function about the task it runs. Everything but Worker and Queue came over the wire and was written
-// by whoever published the task.
+// TaskInfo describes the task that a task function runs. All fields except Worker and Queue come from the message and
+// were written by the publisher of the task.
 type TaskInfo struct {
 	UUID        string
 	Name        string
@@ -27,14 +27,15 @@ type TaskInfo struct {
 
 type taskInfoKey struct{}
 
-// TaskFromContext returns the task whose function was called with ctx, or a context made from it; false outside of tasks.
+// TaskFromContext returns the task whose function was called with ctx, or with a context that ctx is made from. It
+// reports false outside of tasks.
 func TaskFromContext(ctx context.Context) (TaskInfo, bool) {
 	info, ok := ctx.Value(taskInfoKey{}).(*TaskInfo)
 	if !ok {
 		return TaskInfo{}, false
 	}
 	out := *info
-	out.Headers = nil // a copy: it is the broker's own map, which it may hand out again
+	out.Headers = nil // copied: the map is the broker's own, and it may hand it out again
 	for name, v := range info.Headers {
 		if !record.IsOwn(name) {
 			if out.Headers == nil {
@@ -47,7 +48,7 @@ func TaskFromContext(ctx context.Context) (TaskInfo, bool) {
 }
 
 func init() {
-	// For dispatchertest. The headers become what a worker finds in them.
+	// For dispatchertest. The headers are converted to those that a worker would find.
 	taskcontext.New = func(ctx context.Context, v any) (context.Context, error) {
 		info, ok := v.(TaskInfo)
 		if !ok {

@@ -16,12 +16,12 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// Declarations that the broker does not accept now. At the first connect they are errors; later they are tried again here, and
-// everything else goes on.
+// Here the server retries declarations that the broker does not accept now. At the first connect they are errors. Later
+// they are tried again, and everything else goes on.
 
 const (
-	// declareTimeout bounds the declarations before a new session is used, or a worker consumes in it. Those that take longer are tried
-	// again later: a queue that does not answer must not hold up the others.
+	// declareTimeout bounds the declarations before a new session is used, or a worker consumes in it. Slower ones are
+	// tried again later: a queue that does not answer must not hold up the others.
 	declareTimeout = 5 * time.Second
 	// declareEach bounds one of them.
 	declareEach = 2 * time.Second
@@ -30,8 +30,8 @@ const (
 // errNotYet is the problem of a part that was not tried.
 var errNotYet = errors.New("not declared yet: others take too long")
 
-// Undeclared is a queue or an exchange that the server cannot declare now. It is tried again, with pauses up to 30 s, as long as the
-// server lives.
+// Undeclared is a queue or an exchange that the server cannot declare now. The server tries again, with pauses up to
+// 30 s, as long as it lives.
 type Undeclared struct {
 	Kind    string    `json:"kind"`    // "queue" or "exchange"
 	Name    string    `json:"name"`    // of the queue or exchange
@@ -47,24 +47,24 @@ type part struct {
 	topology broker.Topology
 }
 
-// partKey tells parts apart.
+// partKey identifies a part.
 type partKey struct{ owner, kind, name string }
 
 func (p *part) key() partKey { return partKey{p.owner, p.kind, p.name} }
 
-// brief is the text of an error of its declaration, without its name at the beginning.
+// brief returns the text of a declaration error without the part's name at the beginning.
 func (p *part) brief(err error) string {
 	return brief(err, fmt.Sprintf("declare %s %q: ", p.kind, p.name))
 }
 
-// undeclared keeps the parts that the broker did not accept, and tries them again on its goroutine.
+// undeclared holds the parts that the broker did not accept, and tries them again on its goroutine.
 type undeclared struct {
 	log  *slog.Logger
 	sup  *supervisor
-	wake chan struct{} // there is a new one; holds one
+	wake chan struct{} // signals a new part; holds one
 
 	mu    sync.Mutex // guards what follows; never held across I/O
-	died  partKey    // what was being declared when a session died, if nothing of it was declared since
+	died  partKey    // the part being declared when a session died, if it was not declared since
 	parts map[partKey]*refusedPart
 }
 
@@ -74,7 +74,7 @@ type refusedPart struct {
 	problem string
 	since   time.Time
 	due     time.Time // when it is tried again
-	fatal   bool      // the session ended over it, or in the same moment
+	fatal   bool      // the session ended over it, or at the same moment
 	pauses  backoff.BackOff
 }
 
@@ -82,7 +82,8 @@ func newUndeclared(log *slog.Logger, sup *supervisor) *undeclared {
 	return &undeclared{log: log, sup: sup, wake: make(chan struct{}, 1), parts: make(map[partKey]*refusedPart)}
 }
 
-// declare declares parts one by one and notes those that fail. It returns an error only if the session is dead or ctx has ended.
+// declare declares parts one by one and notes those that fail. It returns an error only if the session is dead or ctx
+// has ended.
 func (u *undeclared) declare(ctx context.Context, session broker.Session, parts []part) error {
 	bounded, cancel := context.WithTimeout(ctx, declareTimeout)
 	defer cancel()
@@ -118,8 +119,8 @@ func (u *undeclared) try(ctx context.Context, session broker.Session, p *part, a
 	return dead
 }
 
-// conclusive reports whether the outcome of a declaration says something about the part. If the session died meanwhile, only the second time
-// in a row does.
+// conclusive reports whether the outcome of a declaration says something about the part. If the session died meanwhile,
+// only the second such outcome in a row does.
 func (u *undeclared) conclusive(p *part, accepted, dead bool) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -134,8 +135,8 @@ func (u *undeclared) conclusive(p *part, accepted, dead bool) bool {
 	return true
 }
 
-// postponed reports whether a part has to wait because a session ended over it: it would end this one before that is used. RabbitMQ ends
-// the connection over a quorum queue that it cannot make (541), for want of a majority.
+// postponed reports whether a part has to wait because a session ended over it: it would end this session before it is
+// used. RabbitMQ ends the connection (541) if it cannot make a quorum queue for want of a majority.
 func (u *undeclared) postponed(p *part) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -143,8 +144,8 @@ func (u *undeclared) postponed(p *part) bool {
 	return r != nil && r.fatal && time.Now().Before(r.due)
 }
 
-// note records the outcome of a declaration, and logs it if it has changed. With again, the outcome is ignored if the part was forgotten
-// meanwhile.
+// note records the outcome of a declaration, and logs it if it has changed. With again, it ignores the outcome of a
+// part that was forgotten meanwhile.
 func (u *undeclared) note(p *part, err error, fatal, again bool) {
 	u.mu.Lock()
 	r := u.parts[p.key()]
@@ -176,7 +177,7 @@ func (u *undeclared) note(p *part, err error, fatal, again bool) {
 	}
 }
 
-// redeclare has parts declared again, in order, although they were accepted before.
+// redeclare schedules parts to be declared again, in order, although they were accepted before.
 func (u *undeclared) redeclare(parts []part, why error) {
 	now := time.Now()
 	u.mu.Lock()
@@ -203,14 +204,14 @@ func (u *undeclared) changed() {
 	}
 }
 
-// forget drops what a worker needs, once it has ended.
+// forget drops the parts of a worker that has ended.
 func (u *undeclared) forget(owner string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	maps.DeleteFunc(u.parts, func(key partKey, _ *refusedPart) bool { return key.owner == owner })
 }
 
-// list returns what is refused now, by name.
+// list returns the parts that are refused now, by name.
 func (u *undeclared) list() []Undeclared {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -225,7 +226,7 @@ func (u *undeclared) list() []Undeclared {
 	return slices.CompactFunc(list, func(a, b Undeclared) bool { return a.Name == b.Name && a.Kind == b.Kind })
 }
 
-// next returns the part to try next, and how long to wait before.
+// next returns the part to try next, and how long to wait for it.
 func (u *undeclared) next() (p *part, wait time.Duration) {
 	u.mu.Lock()
 	defer u.mu.Unlock()

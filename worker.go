@@ -16,8 +16,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
-// Worker runs the tasks of one queue, at most WorkerConfig.Limit at once. Make it with [Server.NewWorker]; all methods may
-// be called by many goroutines at once.
+// Worker runs the tasks of one queue, at most WorkerConfig.Limit at once. Make it with [Server.NewWorker]. All methods
+// may be called by many goroutines at once.
 type Worker struct {
 	server *Server
 	cfg    WorkerConfig
@@ -62,7 +62,7 @@ func (s *Server) planTasks(worker *WorkerConfig, tasks map[string]TaskConfig) (m
 
 func isNil(m Middleware) bool { return m == nil }
 
-// timeout is the task's timeout, from whichever of the two fields is set.
+// timeout returns the task's timeout, from whichever of the two fields is set.
 func (c *TaskConfig) timeout() (time.Duration, error) {
 	switch {
 	case c.TimeoutSeconds != 0 && c.Timeout != 0:
@@ -82,7 +82,7 @@ func newWorker(s *Server, cfg WorkerConfig, tasks map[string]*taskPlan) *Worker 
 	return &Worker{server: s, cfg: cfg, tasks: tasks, log: s.log.With("queue", cfg.Queue, "worker", cfg.Name)}
 }
 
-// topology is what the worker needs: its queue, those that belong to it, its bindings.
+// topology returns what the worker declares: its queue, the queues that belong to it, and its bindings.
 func (w *Worker) topology() broker.Topology {
 	t := broker.Topology{Queues: []broker.QueueSpec{
 		{Name: w.cfg.Queue}, {Name: w.cfg.Queue + broker.DeadSuffix}, {Name: w.cfg.Queue + broker.SuspectsSuffix},
@@ -93,7 +93,7 @@ func (w *Worker) topology() broker.Topology {
 	return t
 }
 
-// parts are topology, to be declared one by one.
+// parts returns the topology in parts that are declared one by one.
 func (w *Worker) parts() []part {
 	t := w.topology()
 	parts := make([]part, len(t.Queues))
@@ -107,14 +107,14 @@ func (w *Worker) parts() []part {
 // running reports whether the worker is started.
 func (w *Worker) running() bool { return w.current() != nil }
 
-// current returns the worker's shift; nil = it is not started.
+// current returns the worker's shift, or nil if it is not started.
 func (w *Worker) current() *shift {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.shift
 }
 
-// consumeAgain consumes in a session that is not the worker's first, also if some of its queues cannot be declared.
+// consumeAgain consumes in a session that is not the worker's first, even if some of its queues cannot be declared.
 func (w *Worker) consumeAgain(ctx context.Context, session broker.Session) (broker.Consumer, error) {
 	if err := w.server.refused.declare(ctx, session, w.parts()); err != nil {
 		return nil, err
@@ -128,14 +128,21 @@ func (w *Worker) consuming() broker.ConsumeOptions {
 }
 
 // Start begins to take tasks. s must be the server that made the worker; it is an argument because gofort/dispatcher
-// has it so. It blocks until the broker has accepted the consumer, at most 30 s, also while a queue's node is down. From then on
-// the worker outlives lost connections: its queue is declared and consumed again in every new one. A queue that cannot be declared then is
-// shown in Health.Undeclared, and consumed nevertheless if the broker allows it. After Close or Shutdown it can be started again.
+// has it. Start blocks until the broker has accepted the consumer, at most 30 s, also while a queue's node is down.
 //
-// Errors: [ErrWorkerDisconnected], when there is no connection now; [ErrWorkerStarted], when it runs already or calls
-// of its former run have not ended; [ErrShutdown], when it was closed meanwhile; [ErrServerClosed], also when the connection
-// was given up; [ErrUnavailable], when a queue's node stayed down; an error that Is ErrRejected and names the limit, when the connection
-// has as many consumers as it can have (RabbitMQ: 1,966, unless the node allows fewer channels).
+// From then on the worker outlives lost connections: its queue is declared and consumed again in every new one. A queue
+// that cannot be declared then is shown in Health.Undeclared, and consumed nevertheless if the broker allows it. After
+// Close or Shutdown the worker can be started again.
+//
+// Errors:
+//
+//   - [ErrWorkerDisconnected]: there is no connection now.
+//   - [ErrWorkerStarted]: the worker runs already, or calls of its former run have not ended.
+//   - [ErrShutdown]: the worker was closed meanwhile.
+//   - [ErrServerClosed]: the server was closed, or the connection was given up.
+//   - [ErrUnavailable]: a queue's node stayed down.
+//   - An error that Is ErrRejected and names the limit: the connection has as many consumers as it can have (RabbitMQ:
+//     1,966, unless the node allows fewer channels).
 func (w *Worker) Start(s *Server) error {
 	if s != w.server {
 		return fmt.Errorf("start worker %q: it was made by another server", w.cfg.Name)
@@ -187,24 +194,26 @@ func (w *Worker) Start(s *Server) error {
 	return nil
 }
 
-// Close ends the worker as [Worker.Shutdown] does, with ServerConfig.ShutdownTimeout as its bound. A worker that was never started, or is
-// closed already, is left alone.
+// Close ends the worker as [Worker.Shutdown] does, bounded by ServerConfig.ShutdownTimeout. It does nothing if the
+// worker was never started or is closed already.
 func (w *Worker) Close() {
 	ctx, cancel := w.server.shutdownContext()
 	defer cancel()
 	_ = w.Shutdown(ctx) // logged
 }
 
-// Shutdown takes no more tasks, gives back those that have not started, and waits for running ones until ctx ends. Then it
-// cancels their contexts with [ErrShutdown] as their cause and gives them one more second. Tasks that return an error
-// because of that are given back to the queue, not failed. What still runs then is left behind, and the error Is
-// [ErrTasksRunning] and says how many: their messages are unsettled and the broker delivers them again, except those of calls
-// that were abandoned before, which are dead letters already.
+// Shutdown takes no more tasks, gives back those that have not started, and waits for running ones until ctx ends. Then
+// it cancels their contexts with [ErrShutdown] as their cause and gives them one more second. Tasks that return an
+// error because of that are given back to the queue, not failed.
+//
+// Calls that still run then are left behind, and the error Is [ErrTasksRunning] and says how many. Their messages are
+// unsettled and the broker delivers them again, except those of calls that were abandoned before, which are dead
+// letters already.
 //
 // A task whose retry or dead letter the broker does not take is given back after half a minute, or when ctx ends.
 //
-// Shutdown returns at most about seven seconds after ctx ended, whatever the broker does. Calls at the same time each have their
-// own bound. A worker that does not run is left alone. The begin and the end are logged, and so is the error.
+// Shutdown returns at most about seven seconds after ctx ended, whatever the broker does. Each concurrent call has its
+// own bound. It does nothing if the worker does not run. The begin and the end are logged, and so is the error.
 func (w *Worker) Shutdown(ctx context.Context) error {
 	sh := w.current()
 	if sh == nil {

@@ -1,6 +1,6 @@
 package broker
 
-// Topology is what has to exist before messages flow. It is declared in the order of its fields.
+// Topology describes what must exist before messages flow. Its fields are declared in order.
 type Topology struct {
 	Exchanges []Exchange
 	Queues    []QueueSpec
@@ -26,12 +26,13 @@ type QueueSpec struct {
 	Name string
 	// Type is the broker's kind of queue, "" = its default. A type the broker does not have is errors.ErrUnsupported.
 	Type string
-	// Ephemeral: it lives and dies with the session that declared it and only that session may consume it. Declaring a name that
-	// another session holds is ErrLocked, until that session ends: which makes it a lock. See Capabilities.Ephemeral.
+	// Ephemeral: the queue lives and dies with the session that declared it, and only that session may consume it.
+	// Declaring a name that another session holds is ErrLocked until that session ends, so it can serve as a lock. See
+	// Capabilities.Ephemeral.
 	Ephemeral bool
 }
 
-// Binding sends the messages of a routing key of an exchange to a queue. Twice the same is once.
+// Binding sends the messages of a routing key of an exchange to a queue. Declaring it twice has no further effect.
 type Binding struct {
 	Queue    string
 	Exchange string

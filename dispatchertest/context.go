@@ -9,11 +9,12 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/taskcontext"
 )
 
-// Context returns a context in which [dispatcher.TaskFromContext] finds info: for calling a task function directly, without a server. It is
-// made from the context of the test, so it ends with that; a timeout is the caller's to add.
+// Context returns a context in which [dispatcher.TaskFromContext] finds info, for calling a task function directly,
+// without a server. It is made from the test's context and ends with it. The caller may add a timeout.
 //
-// UUID, Name, Queue, RoutingKey and Worker are "test" where info leaves them empty, and Attempt is 1. Headers become what a worker finds
-// in them: all integers are int64. If Publish would refuse them, the test fails at once.
+// If UUID, Name, Queue, RoutingKey or Worker is empty in info, it becomes "test"; an empty Attempt becomes 1. Headers
+// are converted to what a worker finds in them: all integers are int64. If Publish would refuse them, the test fails at
+// once.
 func Context(tb testing.TB, info dispatcher.TaskInfo) context.Context {
 	tb.Helper()
 	for _, field := range []*string{&info.UUID, &info.Name, &info.Queue, &info.RoutingKey, &info.Worker} {

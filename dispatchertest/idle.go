@@ -13,25 +13,28 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/memory"
 )
 
-// Result is what happened until the Kit was idle, and what is left. An attempt is one call of a task function.
+// Result describes what happened until the Kit was idle, and what is left. An attempt is one call of a task function.
 type Result struct {
-	// Succeeded and Failed are the attempts that ended since the last RunUntilIdle, in the order in which they ended: those whose function
-	// returned without an error, and all others. Verdict says what became of the task, Err is what the function returned.
+	// Succeeded and Failed are the attempts that ended since the last RunUntilIdle, in the order in which they ended.
+	// Succeeded holds those whose function returned without an error, Failed all others. Verdict is the fate of the
+	// task, and Err is the error that the function returned.
 	Succeeded, Failed []dispatcher.FinishEvent
-	// DeadLetters are all that are there now, by queue and oldest first, those of tasks that were never called included.
+	// DeadLetters are all dead letters that are there now, by queue and oldest first, including those of tasks that
+	// were never called.
 	DeadLetters []dispatcher.DeadLetter
-	// Waiting counts the tasks that are left in queues from which no started worker takes, by queue. nil = none.
+	// Waiting counts, by queue, the tasks in queues from which no started worker takes. nil = none.
 	Waiting map[string]int
 }
 
-// RunUntilIdle waits until the workers that are started have nothing left to do: no task is queued for them, running, or delayed, so
-// what is left are dead letters and tasks that nobody takes. Follow-up tasks and retries are waited for as well. It starts no worker
-// and leaves no goroutine. It does not know of tasks in an outbox, nor of goroutines that are about to publish.
+// RunUntilIdle waits until the started workers have nothing left to do: no task is queued for them, running, or
+// delayed. Then only dead letters and tasks that nobody takes are left. It waits for follow-up tasks and retries as
+// well. It starts no worker and leaves no goroutine. It does not know of tasks in an outbox, nor of goroutines that are
+// about to publish.
 //
-// If ctx ends first, the error Is ctx's and says what is left to do, and Result is what happened so far. Give ctx a deadline: a task that
-// never returns or is retried for ever keeps the Kit busy, also inside testing/synctest, where a day passes in a moment. Outside of it,
-// delays and pauses between attempts take their time. More than 10,000 dead letters of one queue are an error, and only the first of them
-// are in Result.
+// If ctx ends first, the error Is ctx's and lists what is left to do, and Result holds what happened so far. Give ctx a
+// deadline: a task that never returns or is retried for ever keeps the Kit busy, also inside testing/synctest, where a
+// day passes in a moment. Outside of it, delays and pauses between attempts take their time. More than 10,000 dead
+// letters of one queue are an error, and Result holds only the first of them.
 //
 // Call it from one goroutine at a time: each attempt is in one Result only.
 func (k *Kit) RunUntilIdle(ctx context.Context) (Result, error) {
@@ -65,7 +68,7 @@ func (k *Kit) RunUntilIdle(ctx context.Context) (Result, error) {
 // waitIdle returns nil once nothing is left to do.
 func (k *Kit) waitIdle(ctx context.Context) error {
 	for {
-		// Both before the look, so that no change is missed.
+		// Both before looking, so that no change is missed.
 		emptied, stopped := k.broker.Emptied(), k.nextStop()
 		if k.left(k.broker.Content()) == "" {
 			return nil
@@ -77,12 +80,12 @@ func (k *Kit) waitIdle(ctx context.Context) error {
 			if left := k.left(k.broker.Content()); left != "" {
 				return fmt.Errorf("run until idle: not done: %s: %w", left, ctx.Err())
 			}
-			return nil // in the same moment
+			return nil // idle at the same moment
 		}
 	}
 }
 
-// left says what is left to do; "" = nothing.
+// left describes what is left to do; "" = nothing.
 func (k *Kit) left(c memory.Content) string {
 	var parts []string
 	for _, queue := range slices.Sorted(maps.Keys(c.Queues)) {
@@ -97,8 +100,8 @@ func (k *Kit) left(c memory.Content) string {
 	return strings.Join(parts, "; ")
 }
 
-// serves reports whether a worker takes from queue, or will again when it is connected again. Suspects belong to the workers of their
-// owner.
+// serves reports whether a worker takes from queue, or will again once it is reconnected. The workers of a queue also
+// take its suspects.
 func (k *Kit) serves(c memory.Content, queue string) bool {
 	queue = broker.Owner(queue)
 	if c.Queues[queue].Consumers > 0 {
@@ -114,7 +117,7 @@ func (k *Kit) serves(c memory.Content, queue string) bool {
 	return false
 }
 
-// nextStop is closed when a worker stops.
+// nextStop returns a channel that is closed when a worker stops.
 func (k *Kit) nextStop() <-chan struct{} {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -128,12 +131,12 @@ func isDead(queue string) bool {
 	return queue == broker.Undeliverable || strings.HasSuffix(queue, broker.DeadSuffix)
 }
 
-// deadLetters reads all dead letters, as a program does: through a server of its own, which is closed again.
+// deadLetters reads all dead letters as a program does: through a server of its own, which it closes again.
 func (k *Kit) deadLetters(c memory.Content) ([]dispatcher.DeadLetter, error) {
 	if c.Dead == 0 {
 		return nil, nil
 	}
-	ctx := context.Background() // that of the caller may have ended, and nothing here waits
+	ctx := context.Background() // the caller's may have ended, and nothing here waits
 	server, _, err := dispatcher.NewServerContext(ctx, &dispatcher.ServerConfig{
 		Broker: k.broker, Exchange: "dispatchertest", DefaultRoutingKey: "none", Logger: new(testLog),
 	})
@@ -162,7 +165,7 @@ func (k *Kit) deadLetters(c memory.Content) ([]dispatcher.DeadLetter, error) {
 
 const maxPage = 1000 // of DeadLetters.List
 
-// String lists what happened and what is left, for the message of a failing test.
+// String describes what happened and what is left, for the message of a failing test.
 func (r Result) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "attempts that succeeded: %d, that failed: %d; dead letters: %d", len(r.Succeeded), len(r.Failed), len(r.DeadLetters))

@@ -1,17 +1,17 @@
-// Package dispatchertest helps to test programs that use package dispatcher: what they publish, and what their tasks do.
+// Package dispatchertest helps to test programs that use package dispatcher: what they publish and what their tasks do.
 //
-// A [Kit] stands in for the message broker. It is the embedded broker with a record of what is published, so encoding, routing, retries,
-// delays and dead letters are those of a running program:
+// A [Kit] replaces the message broker. It is the embedded broker with a record of the published messages, so encoding,
+// routing, retries, delays and dead letters are those of a running program:
 //
 //	kit := dispatchertest.New()
 //	server := kit.NewServer(t, nil)
 //	err := welcome(server, "ann@example.org") // the code under test: it publishes
 //	task := kit.RequirePublished(t, "send", "ann@example.org", 2)
 //
-// When workers are started, [Kit.RunUntilIdle] waits until they have nothing left to do, and returns what happened. Inside testing/synctest,
-// hours of retries and delays take milliseconds. [Context] makes a context for calling a task function directly.
-// [dispatcher.Task.DecodeArgs] decodes the arguments of a published task, and [dispatcher.DecodeTask] a message's body. docs/testing.md
-// shows all of it.
+// When workers are started, [Kit.RunUntilIdle] waits until they have nothing left to do, and returns what happened.
+// Inside testing/synctest, hours of retries and delays take milliseconds. [Context] makes a context for calling a task
+// function directly. [dispatcher.Task.DecodeArgs] decodes the arguments of a published task, and
+// [dispatcher.DecodeTask] a message's body. docs/testing.md shows all of it.
 package dispatchertest
 
 import (
@@ -22,15 +22,15 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/memory"
 )
 
-// Kit stands in for the message broker of one test. Make it with [New]. Any number of servers may share it, as the programs of a system
-// share their broker. All methods may be called by many goroutines at once. It has no goroutine and nothing to close.
+// Kit replaces the message broker in one test. Make it with [New]. Any number of servers may share it, as the programs
+// of a system share their broker. All methods are safe for concurrent use. A Kit has no goroutine and nothing to close.
 type Kit struct {
 	broker *memory.Broker
 
 	mu       sync.Mutex // guards what follows
 	records  []*record  // in the order of the calls that published them
 	finished []dispatcher.FinishEvent
-	serving  map[dispatcher.WorkerEvent]int // started workers and not stopped
+	serving  map[dispatcher.WorkerEvent]int // workers that are started and not stopped
 	stopped  chan struct{}                  // closed when a worker stops; nil while nobody waits
 }
 
@@ -39,11 +39,12 @@ func New() *Kit {
 	return &Kit{broker: memory.New(), serving: make(map[dispatcher.WorkerEvent]int)}
 }
 
-// Config returns a copy of cfg that uses the Kit: for a program that makes its server itself. Broker becomes the Kit's, the five fields of
-// RabbitMQ (AMQPConnectionString, TLSConfig, SecureConnection, ConnectionName, QueueType) are emptied, and the Kit's hooks are called
-// before those of cfg. Everything else stays. Add hooks to cfg before, since a Kit whose hooks were replaced learns of no attempt.
+// Config returns a copy of cfg that uses the Kit, for a program that makes its server itself. It sets Broker to the
+// Kit's, empties the five fields of RabbitMQ (AMQPConnectionString, TLSConfig, SecureConnection, ConnectionName,
+// QueueType), and calls the Kit's hooks before those of cfg. Everything else stays. Add hooks to cfg before: a Kit
+// whose hooks were replaced sees no attempts.
 //
-// nil stands for an exchange, a default routing key and a queue with the name "test".
+// A nil cfg stands for an exchange, a default routing key and a queue, all named "test".
 func (k *Kit) Config(cfg *dispatcher.ServerConfig) *dispatcher.ServerConfig {
 	if cfg == nil {
 		const name = "test"
@@ -53,7 +54,7 @@ func (k *Kit) Config(cfg *dispatcher.ServerConfig) *dispatcher.ServerConfig {
 	}
 	c := *cfg
 	c.AMQPConnectionString, c.TLSConfig, c.SecureConnection, c.ConnectionName, c.QueueType = "", nil, false, "", ""
-	if c.Broker != (recorder{k}) { // otherwise it comes from this method, and its hooks are the Kit's already
+	if c.Broker != (recorder{k}) { // otherwise it comes from this method and already has the Kit's hooks
 		c.Broker = recorder{k}
 		c.Hooks = dispatcher.Tee(dispatcher.Hooks{
 			Finished:      k.finish,
@@ -64,11 +65,11 @@ func (k *Kit) Config(cfg *dispatcher.ServerConfig) *dispatcher.ServerConfig {
 	return &c
 }
 
-// NewServer makes a server from [Kit.Config] of cfg and closes it when the test ends. Without a Logger it logs to the test. If the server
-// cannot be made, the test fails at once.
+// NewServer makes a server from [Kit.Config] of cfg and closes it when the test ends. Without a Logger it logs to the
+// test. If the server cannot be made, the test fails at once.
 //
-// As in production, publishing to a routing key that no queue is bound to fails with [dispatcher.ErrUnroutable]. Start the worker first or
-// set ServerConfig.InitQueues.
+// As in production, publishing to a routing key that no queue is bound to fails with [dispatcher.ErrUnroutable]. Start
+// the worker first or set ServerConfig.InitQueues.
 func (k *Kit) NewServer(tb testing.TB, cfg *dispatcher.ServerConfig) *dispatcher.Server {
 	tb.Helper()
 	c := k.Config(cfg)

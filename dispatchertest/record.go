@@ -10,8 +10,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// recorder is the broker that servers see: the Kit's, with every publish recorded. It does not implement [broker.Volatile], since nobody
-// misses what a test leaves in its broker.
+// recorder is the broker that servers see: the Kit's, with every publish recorded. It does not implement
+// [broker.Volatile], since nobody misses the messages that a test leaves in its broker.
 type recorder struct{ kit *Kit }
 
 func (r recorder) Open(ctx context.Context) (broker.Session, error) {
@@ -33,8 +33,8 @@ type record struct {
 	accepted bool // guarded by Kit.mu, as records is
 }
 
-// Publish implements [broker.Session]. The records are made before the broker has the messages: a worker may run one of them, and publish
-// another, before this call returns.
+// Publish implements [broker.Session]. It makes the records before the broker has the messages: a worker may run one of
+// them, and publish another, before this call returns.
 func (s session) Publish(ctx context.Context, msgs []broker.Message, done func(i int, err error)) {
 	records := make([]*record, len(msgs))
 	for i, m := range msgs {
@@ -52,13 +52,13 @@ func (s session) Publish(ctx context.Context, msgs []broker.Message, done func(i
 	})
 }
 
-// Published returns the tasks with one of these names that were published and accepted; without names, all. They come in the order in
-// which they were published, also those that have run since.
+// Published returns the tasks with one of these names that were published and accepted, or all such tasks if there are
+// no names. They come in the order in which they were published, including those that have run since.
 //
-// The tasks are read from the messages that traveled. So a task in the outbox is among them once it was sent, and one that was refused
-// is not; replays of dead letters are left out. The values of Args are JSON: use [dispatcher.Task.DecodeArgs]. Headers are the publisher's
-// own, as a task function finds them: integers are int64. Of a delayed task both NotBefore and Delay are set, Delay counted from the
-// publish. The tasks are copies.
+// The tasks are read from the messages that were sent. So a task in the outbox is among them once it was sent. Refused
+// tasks and replays of dead letters are not. The values of Args are JSON: use [dispatcher.Task.DecodeArgs]. Headers are
+// the publisher's own, as a task function finds them: integers are int64. A delayed task has both NotBefore and Delay
+// set, Delay counted from the publish. The tasks are copies.
 func (k *Kit) Published(names ...string) []*dispatcher.Task {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -74,17 +74,17 @@ func (k *Kit) Published(names ...string) []*dispatcher.Task {
 	return tasks
 }
 
-// Of the names in docs/adr/0007-failure-engine.md.
+// Header names from docs/adr/0007-failure-engine.md.
 const (
 	headerPrefix    = "x-dispatcher-"
 	headerExpiresAt = headerPrefix + "expires-at"
 )
 
-// task reads the message.
+// task decodes the message.
 func (r *record) task() *dispatcher.Task {
 	letter := dispatcher.DeadLetter{UUID: r.ID, Name: r.Type, RoutingKey: r.RoutingKey, Headers: r.publishersHeaders(), Body: r.Body}
 	task, err := letter.Task()
-	if err != nil { // not by a Server
+	if err != nil { // not published by a Server
 		task = &dispatcher.Task{UUID: r.ID, Name: r.Type, RoutingKey: r.RoutingKey, Headers: letter.Headers}
 	}
 	if !r.NotBefore.IsZero() {

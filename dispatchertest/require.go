@@ -13,12 +13,12 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// RequirePublished returns the task of that name that was published, and fails the test at once unless there is exactly one. If args are
-// given, it looks only at tasks with these arguments: each is decoded into the Go type of args[i], as a worker would do for a parameter
-// of that type, and must then equal args[i] after the same journey. Times are equal if they are the same instant. The failure shows what
-// was published instead.
+// RequirePublished returns the published task of that name, and fails the test at once unless there is exactly one. If
+// args are given, only tasks with these arguments count: each argument is decoded into the Go type of args[i], as a
+// worker would do for a parameter of that type, and must then equal args[i] after the same conversion. Times are equal
+// if they are the same instant. The failure message lists what was published instead.
 //
-// It looks at the whole of [Kit.Published] and waits for nothing: call it when the code under test has returned, or after
+// It looks at all of [Kit.Published] and does not wait: call it when the code under test has returned, or after
 // [Kit.RunUntilIdle].
 func (k *Kit) RequirePublished(tb testing.TB, name string, args ...any) *dispatcher.Task {
 	tb.Helper()
@@ -50,8 +50,8 @@ func (k *Kit) RequirePublished(tb testing.TB, name string, args ...any) *dispatc
 	return nil
 }
 
-// RequireNotPublished fails the test at once if a task with one of these names was published; without names, if any task was. The
-// failure shows what was published.
+// RequireNotPublished fails the test at once if a task with one of these names was published, or, without names, if any
+// task was. The failure message lists what was published.
 func (k *Kit) RequireNotPublished(tb testing.TB, names ...string) {
 	tb.Helper()
 	found := k.Published(names...)
@@ -65,7 +65,7 @@ func (k *Kit) RequireNotPublished(tb testing.TB, names ...string) {
 	tb.Fatalf("want %s to be published, got %d.\n%s", wanted, len(found), describe(found))
 }
 
-// sameArguments reports whether task has the arguments args, of which want is made.
+// sameArguments reports whether task has the arguments args, from which want was made.
 func sameArguments(task, want *dispatcher.Task, args []any) bool {
 	got, wanted := variables(args), variables(args)
 	if task.DecodeArgs(got...) != nil || want.DecodeArgs(wanted...) != nil {
@@ -97,7 +97,7 @@ func variables(values []any) []any {
 	return pointers
 }
 
-// Bounds of what a failure shows.
+// Bounds of a failure message.
 const (
 	maxShown     = 50  // tasks
 	maxShownText = 300 // bytes of the arguments, or the headers, of one
@@ -130,7 +130,8 @@ func describe(tasks []*dispatcher.Task) string {
 	return b.String()
 }
 
-// arguments shows the arguments of a task as JSON. They are decoded first, so that those of a wanted and of a published task look the same.
+// arguments returns the arguments of a task as JSON. They are decoded first, so that those of a wanted and of a
+// published task look the same.
 func arguments(task *dispatcher.Task) string {
 	values := variables(make([]any, len(task.Args)))
 	if err := task.DecodeArgs(values...); err != nil {
@@ -147,7 +148,7 @@ func arguments(task *dispatcher.Task) string {
 			b.WriteString(err.Error())
 		}
 	}
-	return cut(strings.ReplaceAll(b.String(), "\n", "")) // Encode ends each value with one, and has none inside
+	return cut(strings.ReplaceAll(b.String(), "\n", "")) // Encode ends each value with a newline, and has none inside
 }
 
 func cut(text string) string {

@@ -10,7 +10,7 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// fullEntry has a value in every field but ID and those of dead entries.
+// fullEntry returns an entry with a value in every field but ID and the fields of dead entries.
 func fullEntry() dispatcher.OutboxEntry {
 	zone := time.FixedZone("far", 5*3600+45*60)
 	nested := map[string]any{"list": []any{int64(1), 1.0, "1", []byte("1"), nil, true, map[string]any{"deep": []any{}}}, "at": time.Date(1900, 1, 1, 12, 0, 0, 999_999_999, zone)}

@@ -1,7 +1,8 @@
-// Package outboxtest checks that an outbox keeps the contract of [dispatcher.Outbox].
+// Package outboxtest checks that an outbox satisfies the contract of [dispatcher.Outbox].
 //
-// [Run] is the conformance suite for everyone who writes one. Each area of the contract is a subtest, and each behaviour a subtest of its
-// area. The suite itself is tested with outboxes that are broken on purpose (broken_test.go): each must be caught.
+// [Run] is the conformance suite for authors of outboxes. Each area of the contract is a subtest, and each behaviour is
+// a subtest of its area. The suite is itself tested with outboxes that are broken on purpose (broken_test.go). It must
+// catch each of them.
 package outboxtest
 
 import (
@@ -15,22 +16,25 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// Harness tells the suite how to make one kind of outbox. A field that may be nil skips the tests that need it, and they say so.
+// Harness makes and controls one kind of outbox for the suite. If a field that may be nil is nil, the tests that need
+// it are skipped and say so.
 type Harness struct {
-	// New returns an empty outbox that holds at most maxEntries entries, or its default if that is 0. It is called once for every test,
-	// by many goroutines at once.
+	// New returns an empty outbox that holds at most maxEntries entries, or its default if maxEntries is 0. It is called
+	// once for every test, by many goroutines at once.
 	New func(tb testing.TB, maxEntries int) dispatcher.Outbox
 
-	// Restart ends o and returns the outbox that the next process would have, with the same entries. nil: it ends with its process.
+	// Restart ends o and returns the outbox of the next process, with the same entries. It is nil if an outbox ends with
+	// its process.
 	Restart func(tb testing.TB, o dispatcher.Outbox) dispatcher.Outbox
 
-	// Dead returns the dead entries, the one that was refused first in front.
+	// Dead returns the dead entries in the order in which they were refused. It may be nil.
 	Dead func(o dispatcher.Outbox) ([]dispatcher.OutboxEntry, error)
-	// Retry makes a dead entry the newest of its routing key again, and Remove forgets it. false: there is none. nil: not possible.
+	// Retry makes a dead entry the newest of its routing key again, and Remove removes it. They return false if there is
+	// no such entry. They are nil if the outbox does not support them.
 	Retry, Remove func(o dispatcher.Outbox, e dispatcher.OutboxEntry) (bool, error)
 }
 
-// areas is the suite. A test holds every one of them to a broken outbox that it catches.
+// areas are the parts of the suite. A test checks that each of them catches a broken outbox.
 var areas = []struct {
 	name  string
 	cases func(a *area)
@@ -45,7 +49,7 @@ var areas = []struct {
 	{"restart", testRestart},
 }
 
-// Run checks the outboxes of h against the contract, one subtest an area.
+// Run checks the outboxes of h against the contract, with one subtest per area.
 func Run(t *testing.T, h Harness) {
 	for _, ar := range areas {
 		t.Run(ar.name, func(t *testing.T) {
@@ -69,7 +73,7 @@ func (a *area) test(name string, f func(k *kit)) {
 	})
 }
 
-// kit is one test: an outbox, and calls that fail the test over an error.
+// kit is one test: an outbox, and methods that fail the test if a call returns an error.
 type kit struct {
 	testing.TB
 	ctx context.Context
@@ -77,7 +81,7 @@ type kit struct {
 	o   dispatcher.Outbox
 }
 
-// entry is a plain entry.
+// entry returns a plain entry.
 func entry(key, uuid string) dispatcher.OutboxEntry {
 	return dispatcher.OutboxEntry{
 		Exchange: "exchange", RoutingKey: key, UUID: uuid, Name: "name", ContentType: "application/json", Body: []byte("{}"),
@@ -166,7 +170,7 @@ func (k *kit) keys(want ...string) {
 	}
 }
 
-// dead returns the dead entries, and skips the test if the harness cannot.
+// dead returns the dead entries. It skips the test if the harness has no Dead.
 func (k *kit) dead() []dispatcher.OutboxEntry {
 	k.Helper()
 	if k.h.Dead == nil {
@@ -187,7 +191,7 @@ func (k *kit) oneDead() dispatcher.OutboxEntry {
 	return dead[0]
 }
 
-// same fails the test unless two entries are equal in all but ID. Times are equal if they are the same moment.
+// same fails the test unless two entries are equal in all but ID. Times are equal if they are the same instant.
 func (k *kit) same(got, want dispatcher.OutboxEntry) {
 	k.Helper()
 	g, w := reflect.ValueOf(got), reflect.ValueOf(want)
@@ -202,7 +206,7 @@ func (k *kit) same(got, want dispatcher.OutboxEntry) {
 	}
 }
 
-// differ says where two values are not equal; "" if they are.
+// differ describes the first difference between two values. It returns "" if they are equal.
 func differ(path string, got, want any) string {
 	if reflect.TypeOf(got) != reflect.TypeOf(want) {
 		return fmt.Sprintf("%s is a %T, want %T", path, got, want)
@@ -244,7 +248,7 @@ func differ(path string, got, want any) string {
 	return ""
 }
 
-// excerpt is the beginning of a value's text.
+// excerpt returns the beginning of a value's text.
 func excerpt(v any) string {
 	text := fmt.Sprint(v)
 	switch v.(type) {

@@ -1,19 +1,22 @@
-// Package brokertest checks that a broker keeps the contract of package broker, and breaks brokers for the tests above it.
+// Package brokertest checks that a broker satisfies the contract of package broker, and breaks brokers for the tests of
+// the code above it.
 //
-// [Run] is the conformance suite: every broker passes it, so code above the seam needs to know no broker. Each area of the
-// contract is a file and a subtest, each behaviour a subtest of its area. The suite itself is tested with brokers that are
-// broken on purpose (broken_test.go): each must be caught, in the area that is meant to catch it.
+// [Run] is the conformance suite. Every broker passes it, so the code above works with any broker. Each area of the
+// contract is a file and a subtest, and each behaviour is a subtest of its area. The suite is itself tested with
+// brokers that are broken on purpose (broken_test.go). Each must be caught in the area that is meant to catch it.
 //
 // [Chaos] wraps a healthy broker and makes it fail on demand.
 //
 // # How the suite waits
 //
-// The contract promises few effects at once, and a broker behind a network gives none. So a test waits for what must come, up
-// to a generous deadline, and never sleeps to see that nothing comes: it makes something happen that can only happen after
-// (a marker at the end of the queue, or another consumer that receives the rest) and looks at what came before it. A delayed
-// message may be late and never early, and what has to be done before it is due is done again with more time if it was not.
+// The contract promises few immediate effects, and a broker behind a network has none. A test therefore waits for
+// expected events up to a generous deadline. It never sleeps to see that nothing comes. Instead it causes an event that
+// can only happen later (a marker at the end of the queue, or another consumer that receives the rest) and checks what
+// came before. A delayed message may be late but never early. If a test is too slow to act before a message is due, it
+// tries again with more time.
 //
-// The tests of a server share one queue, [broker.Undeliverable]: they take only their own messages from it and give back the rest.
+// The tests of a server share one queue, [broker.Undeliverable]. They take only their own messages from it and give
+// back the rest.
 package brokertest
 
 import (
@@ -22,26 +25,26 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// Harness tells the suite how to make and hurt one kind of broker.
+// Harness makes and breaks one kind of broker for the suite.
 type Harness struct {
-	// New returns a broker that is ready to be opened. It is called once for every test. The server behind it may be shared
-	// (every test uses names of its own), the value must not be, since Kill hits all of its sessions.
+	// New returns a broker that is ready to be opened. It is called once for every test. Tests may share the server behind
+	// it, since each uses names of its own. They must not share the value, since Kill cuts all of its sessions.
 	New func(tb testing.TB) broker.Broker
 
-	// Kill cuts every live session of b, as a lost link would. It need not wait until they have noticed.
+	// Kill cuts every live session of b, as a lost link would. It need not wait until the sessions notice.
 	Kill func(tb testing.TB, b broker.Broker)
 
-	// Restart stops the server behind b and starts it again; it returns when the server starts or has started. The tests that
-	// use it run alone, before the others. nil = not possible, that area is skipped.
+	// Restart stops the server behind b and starts it again. It returns when the server starts or has started. The tests
+	// that use it run alone, before the others. If it is nil, that area is skipped.
 	Restart func(tb testing.TB, b broker.Broker)
 }
 
-// areas is the suite. A test holds every one of them to a broken broker that it catches.
+// areas are the parts of the suite. A test checks that each of them catches a broken broker.
 var areas = []struct {
 	name  string
 	cases func(a *area)
 }{
-	{"restart", testRestart}, // alone and first, since it ends the sessions of everybody
+	{"restart", testRestart}, // alone and first, since it ends all sessions
 	{"publish", testPublish},
 	{"topology", testTopology},
 	{"settle", testSettle},
@@ -63,9 +66,9 @@ var areas = []struct {
 	{"fanout", testFanout},
 }
 
-// Run checks the broker of h against the contract, one subtest an area. It deletes the queues that it made; what stays is
-// exchanges, because the seam cannot delete them, the queue [broker.Undeliverable], and of a broker with delays one message that is
-// due in 300 days.
+// Run checks the broker of h against the contract, with one subtest per area. It deletes the queues that it made. It
+// leaves exchanges, because a broker.Session cannot delete them, the queue [broker.Undeliverable] and, if the broker
+// has delays, one message that is due in 300 days.
 func Run(t *testing.T, h Harness) {
 	for _, ar := range areas {
 		t.Run(ar.name, func(t *testing.T) {

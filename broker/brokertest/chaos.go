@@ -13,11 +13,11 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// Chaos is a broker that fails on demand: it passes everything to a healthy broker until a knob is turned. The knobs may be
-// turned at any time by any goroutine, and act on the sessions that are open as well.
+// Chaos is a broker that fails on demand. It passes every call to a healthy broker unless one of its methods has set a
+// fault. The methods may be called at any time by any goroutine, and also affect open sessions.
 //
-// With all knobs at rest it keeps the contract, with one difference: it takes deliveries from the inner consumer before anybody
-// receives them, so it does not have [broker.Capabilities.ExactLosses].
+// Without faults it satisfies the contract, with one difference: it takes deliveries from the inner consumer before
+// they are received, so it does not have [broker.Capabilities.ExactLosses].
 type Chaos struct {
 	inner broker.Broker
 	cut   func() // kills the inner sessions; nil = Kill closes them
@@ -29,7 +29,7 @@ type Chaos struct {
 	declare  error            // from Declare
 	dead     error            // from DeadLetter
 	retry    error            // from Retry and Suspect
-	queues   map[string]error // by queue, from what touches it
+	queues   map[string]error // by queue, from the calls of FailQueue
 	gate     chan struct{}
 	opens    int
 	sessions map[*chaosSession]struct{} // the live ones
@@ -40,13 +40,13 @@ var (
 	_ broker.Volatile = (*Chaos)(nil)
 )
 
-// NewChaos wraps inner. kill ends all sessions of inner as a lost link would; if it is nil, [Chaos.Kill] closes them and they
-// report a lost link.
+// NewChaos wraps inner. kill ends all sessions of inner as a lost link would. If kill is nil, [Chaos.Kill] closes the
+// sessions and they report a lost link.
 func NewChaos(inner broker.Broker, kill func()) *Chaos {
 	return &Chaos{inner: inner, cut: kill, sessions: make(map[*chaosSession]struct{})}
 }
 
-// Stranded implements [broker.Volatile] as the inner broker does; 0 if it does not.
+// Stranded implements [broker.Volatile] by calling the inner broker. It returns 0 if that does not implement it.
 func (c *Chaos) Stranded() (messages, dead int) {
 	if v, ok := c.inner.(broker.Volatile); ok {
 		return v.Stranded()
@@ -73,7 +73,7 @@ func (c *Chaos) FailQueue(queue string, err error) {
 	}
 }
 
-// away returns why a queue cannot be used.
+// away returns the reason why a queue cannot be used, or nil.
 func (c *Chaos) away(queue string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -83,7 +83,7 @@ func (c *Chaos) away(queue string) error {
 	return nil
 }
 
-// refuses returns why a topology cannot be declared.
+// refuses returns the reason why a topology cannot be declared, or nil.
 func (c *Chaos) refuses(t broker.Topology) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -109,9 +109,9 @@ func (c *Chaos) FailDeadLetter(err error) { c.set(&c.dead, err) }
 // FailRetry makes every Retry and Suspect return err and leave its delivery open, until FailRetry(nil).
 func (c *Chaos) FailRetry(err error) { c.set(&c.retry, err) }
 
-// Block makes whatever publishes wait at a gate, as a broker without memory does: Publish, Retry, Suspect and DeadLetter. They go on
-// after Block(false), and fail with ErrNotSent if their context or the session ends first. What has passed the gate is not
-// held.
+// Block makes Publish, Retry, Suspect and DeadLetter wait at a gate, as a broker without free memory does. They go on
+// after Block(false), and fail with ErrNotSent if their context or the session ends first. Calls that have passed the
+// gate are not held.
 func (c *Chaos) Block(on bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -124,9 +124,9 @@ func (c *Chaos) Block(on bool) {
 	}
 }
 
-// HoldConfirms holds back the broker's answers to Publish: the messages are passed on, done does not run. HoldConfirms(false)
-// gives the answers, on its own goroutine; the end of the session gives ErrUnconfirmed instead. Close of a session waits for
-// held answers as for others. Retry, Suspect and DeadLetter are not held.
+// HoldConfirms holds back the broker's answers to Publish: the messages are passed on, but done does not run.
+// HoldConfirms(false) gives the answers, on the caller's goroutine. If the session ends first, the answer is
+// ErrUnconfirmed. Close of a session waits for held answers as for others. Retry, Suspect and DeadLetter are not held.
 func (c *Chaos) HoldConfirms(on bool) {
 	c.hold.Store(on)
 	if on {
@@ -147,14 +147,14 @@ func (c *Chaos) Opens() int {
 // Live returns how many sessions are open now.
 func (c *Chaos) Live() int { return len(c.live()) }
 
-// Kill ends all live sessions as a lost link would. It does not wait until that is noticed: see Done of the sessions.
+// Kill ends all live sessions as a lost link would. It does not wait until the sessions notice: see their Done.
 func (c *Chaos) Kill() {
 	if c.cut != nil {
 		c.cut()
 		return
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	cancel() // a lost link waits for nobody
+	cancel() // a lost link does not wait
 	for _, s := range c.live() {
 		if s.Session.Err() == nil {
 			s.killed.Store(true)
@@ -202,7 +202,7 @@ func (c *Chaos) live() []*chaosSession {
 	return slices.Collect(maps.Keys(c.sessions))
 }
 
-// pass waits at the gate.
+// pass waits at the gate of Block.
 func (c *Chaos) pass(ctx context.Context, over <-chan struct{}, reason error) error {
 	c.mu.Lock()
 	gate := c.gate
@@ -220,7 +220,7 @@ func (c *Chaos) pass(ctx context.Context, over <-chan struct{}, reason error) er
 	}
 }
 
-// wrap puts the knobs in front of a delivery's settler.
+// wrap puts the faults in front of a delivery's settler.
 func (c *Chaos) wrap(d broker.Delivery) broker.Delivery {
 	d.Settler = &chaosSettler{Settler: d.Settler, c: c}
 	return d
@@ -243,7 +243,7 @@ func (s *chaosSettler) DeadLetter(ctx context.Context, m broker.Message) error {
 	return s.publish(ctx, &s.c.dead, func() error { return s.Settler.DeadLetter(ctx, m) })
 }
 
-// publish settles by publishing, unless the knob is turned, after the gate.
+// publish returns the error of the knob if it is set. Otherwise it passes the gate and calls settle.
 func (s *chaosSettler) publish(ctx context.Context, knob *error, settle func() error) error {
 	if err := s.c.get(knob); err != nil {
 		return err

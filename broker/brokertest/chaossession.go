@@ -10,18 +10,18 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// chaosSession is a session of Chaos. It dies after the inner one, when it has answered every publish.
+// chaosSession is a session of Chaos. It ends after the inner session, when every publish has its answer.
 type chaosSession struct {
 	broker.Session
 	c      *Chaos
-	killed atomic.Bool   // by Kill through Close: report a lost link
+	killed atomic.Bool   // Kill closed the inner session: report a lost link
 	done   chan struct{} // closed by run
 
 	mu    sync.Mutex // guards the rest
-	over  bool       // the inner session is dead: nothing is held any more
+	over  bool       // the inner session is dead: no more answers are held
 	calls sync.WaitGroup
 	held  []heldAnswer
-	empty chan struct{} // closed when the held ones are answered; nil while none are held
+	empty chan struct{} // closed when the held answers are given; nil while none are held
 }
 
 type heldAnswer struct {
@@ -30,7 +30,7 @@ type heldAnswer struct {
 	err  error
 }
 
-// run ends the session after the inner one.
+// run ends the session after the inner one has ended.
 func (s *chaosSession) run() {
 	<-s.Session.Done()
 	s.mu.Lock()
@@ -54,7 +54,7 @@ func (s *chaosSession) Capabilities() broker.Capabilities {
 	return caps
 }
 
-// Blocked implements [broker.Session]: Chaos.Block blocks.
+// Blocked implements [broker.Session]. It also reports a block by Chaos.Block.
 func (s *chaosSession) Blocked() (reason string, blocked bool) {
 	s.c.mu.Lock()
 	shut := s.c.gate != nil
@@ -88,10 +88,10 @@ func (s *chaosSession) Publish(ctx context.Context, msgs []broker.Message, done 
 	s.Session.Publish(ctx, msgs, func(i int, err error) { s.answer(heldAnswer{done, i, err}) })
 }
 
-// answer runs done, or holds it if it is told what the broker said.
+// answer runs done. If confirms are held and the broker has answered, it holds the answer instead.
 func (s *chaosSession) answer(a heldAnswer) {
 	s.mu.Lock()
-	// hold is read under mu, so that what is held here is seen by the release that follows its reset.
+	// hold is read under mu, so that the release after its reset sees every answer held here.
 	if s.c.hold.Load() && !s.over && (a.err == nil || errors.Is(a.err, broker.ErrRejected) || errors.Is(a.err, broker.ErrNacked)) {
 		if s.empty == nil {
 			s.empty = make(chan struct{})
@@ -104,7 +104,7 @@ func (s *chaosSession) answer(a heldAnswer) {
 	a.done(a.i, a.err)
 }
 
-// release tells the held what the broker said.
+// release gives the held answers.
 func (s *chaosSession) release() {
 	s.mu.Lock()
 	if s.over {
@@ -123,7 +123,7 @@ func (s *chaosSession) release() {
 	}
 }
 
-// takeHeld is called with mu locked.
+// takeHeld returns the held answers and clears them. The caller holds mu.
 func (s *chaosSession) takeHeld() (held []heldAnswer, empty chan struct{}) {
 	held, empty = s.held, s.empty
 	s.held, s.empty = nil, nil
@@ -198,7 +198,7 @@ func (s *chaosSession) Close(ctx context.Context) error {
 	return errors.Join(late, err)
 }
 
-// reason hides that Kill has closed the session.
+// reason replaces the error of a session that Kill has closed with that of a lost link.
 func (s *chaosSession) reason(err error) error {
 	if err != nil && s.killed.Load() {
 		return fmt.Errorf("killed: %w", broker.ErrSessionLost)
@@ -232,8 +232,8 @@ func tap(inner broker.Consumer, prefetch int, wrap func(broker.Delivery) broker.
 	return t
 }
 
-// run passes deliveries on until the inner consumer ends, and gives back those that nobody received. It never blocks on out,
-// which holds as many as may be unsettled.
+// run passes deliveries on until the inner consumer ends, and releases those that were not received. It never blocks on
+// out, which has room for all unsettled deliveries.
 func (t *tapped) run(wrap func(broker.Delivery) broker.Delivery) {
 	defer close(t.done)
 	defer close(t.out)
@@ -243,7 +243,7 @@ func (t *tapped) run(wrap func(broker.Delivery) broker.Delivery) {
 	for {
 		select {
 		case d := <-t.out:
-			_ = d.Release() // ErrDeliveryLost is the same to whoever gets it next
+			_ = d.Release() // ErrDeliveryLost has the same effect
 		default:
 			return
 		}
@@ -258,7 +258,7 @@ func (t *tapped) Stop(ctx context.Context) error { return t.end(ctx, t.Consumer.
 
 func (t *tapped) Close(ctx context.Context) error { return t.end(ctx, t.Consumer.Close(ctx)) }
 
-// end waits until the deliveries in out are given back as well.
+// end waits until the deliveries in out are given back too.
 func (t *tapped) end(ctx context.Context, err error) error {
 	select {
 	case <-t.done:

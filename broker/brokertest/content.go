@@ -8,7 +8,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// richMessage uses every property and every type of header that the contract allows.
+// richMessage returns a message with every property and every type of header that the contract allows.
 func richMessage(queue, id string) broker.Message {
 	at := time.Unix(1_700_000_000, 0).UTC()
 	return broker.Message{
@@ -23,7 +23,7 @@ func richMessage(queue, id string) broker.Message {
 		Priority:        7,
 		Timestamp:       at,
 		Body:            []byte(`{"a": "ü"}`),
-		Expiration:      "1", // as the two below: not looked at
+		Expiration:      "1", // ignored, like the two below
 		UserID:          "nobody",
 		Unreadable:      "not looked at",
 		Headers: map[string]any{
@@ -35,7 +35,7 @@ func richMessage(queue, id string) broker.Message {
 	}
 }
 
-// same checks that got carries the content of want. Brokers may add headers of their own and choose another route.
+// same checks that got has the content of want. Brokers may add headers of their own and choose another route.
 func (k *kit) same(got, want broker.Message) {
 	k.Helper()
 	for _, p := range []struct{ name, got, want string }{
@@ -73,7 +73,7 @@ func (k *kit) same(got, want broker.Message) {
 	}
 }
 
-// sameValue compares header values: the types must be the same, and times be in UTC.
+// sameValue compares header values. Their types must be the same, and times must be in UTC.
 func sameValue(a, b any) bool {
 	switch b := b.(type) {
 	case time.Time:

@@ -4,8 +4,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// testCrash holds a broker to what the accounting of crashes rests on: what is lost is kept and marked, however often that
-// happens; what was given back, or copied, is not charged.
+// testCrash checks the guarantees that the accounting of crashes relies on. A lost message is kept and marked, however
+// often it is lost. A message that was given back or copied is not charged.
 func testCrash(a *area) {
 	for _, c := range copies {
 		a.test("the past of a message ends with a "+c.name, func(k *kit) {
@@ -25,12 +25,12 @@ func testCrash(a *area) {
 			want := d.Forward()
 			want.Headers["x-dispatcher-losses"] = int64(2)
 			k.must(c.name, c.do(k, d, want))
-			k.close(s) // which flushes the ack of the original
+			k.close(s) // flushes the ack of the original
 
 			s = k.open()
 			d = k.receive(k.consume(s, q+c.to, 1))
 			k.copied(d, q+c.to, want)
-			k.kill(s) // and another past begins
+			k.kill(s) // the copy's first loss
 			s = k.open()
 			d = k.take(s, q+c.to, 1)[0]
 			k.handedOut(d, 1)
@@ -57,7 +57,7 @@ func testCrash(a *area) {
 			k.ok("release", d.Release())
 		}
 		k.buffered(c, 1)
-		k.must("stop", c.Stop(k.ctx)) // gives back what nobody received
+		k.must("stop", c.Stop(k.ctx)) // gives back deliveries that were not received
 		d := k.take(s, q, 1)[0]
 		k.handedOut(d, 1)
 		k.ok("release", d.Release())
@@ -68,7 +68,7 @@ func testCrash(a *area) {
 		k.ok("ack", d.Ack())
 	})
 
-	// What waits is not held by anybody, so that taking suspects one by one charges only the one that ran.
+	// Waiting messages are held by no session, so taking suspects one by one charges only the one that ran.
 	a.test("a lost session is charged to what it has pulled and to nothing behind it", func(k *kit) {
 		_, _, suspects := k.family("q")
 		msgs := messages(suspects, 4)
@@ -76,7 +76,7 @@ func testCrash(a *area) {
 		lost := make(map[string]int)
 		for range 3 {
 			s := k.open()
-			d := k.take(s, suspects, 1)[0] // not always the oldest: a broker may take a while to give that back
+			d := k.take(s, suspects, 1)[0] // not always the oldest: the broker may requeue that later
 			k.handedOut(d, lost[d.ID])
 			lost[d.ID]++
 			k.kill(s)
@@ -91,7 +91,7 @@ func testCrash(a *area) {
 		}
 	})
 
-	// A broker that has a limit of its own to deliveries drops what comes too often, or hides it where nobody looks.
+	// A broker with its own delivery limit drops messages that come too often, or moves them where nobody looks.
 	a.test("what is lost again and again is still there", func(k *kit) {
 		const losses = 20
 		q, dead, suspects := k.family("q")
@@ -111,7 +111,7 @@ func testCrash(a *area) {
 				k.handedOut(d, i)
 			}
 			if i%5 == 0 {
-				k.close(s) // in peace it is charged as well
+				k.close(s) // a clean close is charged too
 			} else {
 				k.kill(s)
 			}
@@ -120,10 +120,10 @@ func testCrash(a *area) {
 			s := k.open()
 			d := k.receive(k.consume(s, queue, 1))
 			k.handedOut(d, losses)
-			k.must("retry", d.Retry(k.ctx, d.Forward(), 0)) // it can still be settled in every way
+			k.must("retry", d.Retry(k.ctx, d.Forward(), 0)) // it can still be settled
 			k.close(s)
 		}
-		k.expectLeft(q, "m", "m") // its own and that of the suspects
+		k.expectLeft(q, "m", "m") // its own and the retried suspect
 		k.expectLeft(dead, "m")
 		k.expectLeft(suspects)
 	})

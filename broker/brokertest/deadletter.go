@@ -33,7 +33,7 @@ func testDeadLetter(a *area) {
 		k.send(message(q, "m"))
 		d := k.receive(k.consume(k.s, q, 1))
 		letter := d.Forward()
-		letter.Exchange, letter.RoutingKey = "", other // not used
+		letter.Exchange, letter.RoutingKey = "", other // ignored
 		k.must("dead-letter", d.DeadLetter(k.ctx, letter))
 		k.close(k.s)
 		k.expectLeft(dead, "m")
@@ -74,7 +74,7 @@ func testDeadLetter(a *area) {
 		}
 		k.must("dead-letter", d.DeadLetter(k.ctx, d.Forward()))
 		k.close(k.s)
-		k.left(dead, "m") // twice, if the failed one was written
+		k.left(dead, "m") // twice if the failed dead letter was written
 		k.expectLeft(q)
 	})
 

@@ -45,7 +45,7 @@ func testDelay(a *area) {
 	testRouteWhenDue(test)
 }
 
-// testDelayedRetry is the part of the area that is about Settler.Retry, for brokers that have delays.
+// testDelayedRetry is the part of the area that tests Settler.Retry, for brokers that have delays.
 func testDelayedRetry(test func(name string, f func(k *kit))) {
 	test("a delayed retry comes whole, to its own queue only, and is gone until then", func(k *kit) {
 		const delay = 300 * time.Millisecond
@@ -58,7 +58,7 @@ func testDelayedRetry(test func(name string, f func(k *kit))) {
 		d := k.receive(c)
 		start := time.Now()
 		k.must("retry", d.Retry(k.ctx, d.Forward(), delay))
-		k.send(message(q, "meanwhile")) // its place among the unsettled is free
+		k.send(message(q, "meanwhile")) // the retry has freed a place among the unsettled
 		for range 2 {
 			d := k.receive(c)
 			k.ok("ack", d.Ack())
@@ -110,7 +110,7 @@ func testDelayedRetry(test func(name string, f func(k *kit))) {
 		k.expectLeft(q)
 	})
 
-	// TTLs of single messages in one queue expire at its head only: there the short ones wait for the long ones.
+	// Per-message TTLs expire only at the head of a queue: in one queue, short delays would wait for long ones.
 	test("short delays are not held up behind a long one", func(k *kit) {
 		const long = 1500 * time.Millisecond
 		q := k.queue("q")
@@ -157,7 +157,7 @@ func testDelayedRetry(test func(name string, f func(k *kit))) {
 			k.must("retry", d.Retry(k.ctx, again, delay))
 			k.is("ack of what was retried", d.Ack(), broker.ErrSettled)
 			end(s)
-			// Cutting the link may lose the ack of the original, and then it comes too, and at once.
+			// Cutting the link may lose the ack of the original. The original then comes too, at once.
 			c := k.consume(k.open(), q, 1)
 			for d = k.receive(c); d.Headers["attempt"] == nil; d = k.receive(c) {
 				k.ok("ack", d.Ack())

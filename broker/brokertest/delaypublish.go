@@ -10,7 +10,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// testDelayedPublish is the part of the area "delay" that is about Message.NotBefore, for brokers that have delays.
+// testDelayedPublish is the part of the area "delay" that tests Message.NotBefore, for brokers that have delays.
 func testDelayedPublish(test func(name string, f func(k *kit))) {
 	test("a delayed publish comes whole, to every queue of its key only, and not before", func(k *kit) {
 		q1, q2, other := k.queue("q1"), k.queue("q2"), k.queue("other")
@@ -94,7 +94,7 @@ func testDelayedPublish(test func(name string, f func(k *kit))) {
 			k.is("publish to nowhere", errs[1], broker.ErrUnroutable)
 			k.oneOutcome(errs[1])
 		}
-		k.expectLeft(q, "0", "1", "2", "3") // and when they are confirmed they are there
+		k.expectLeft(q, "0", "1", "2", "3") // confirmed messages are in the queue
 	})
 
 	test("a delay above the limit is refused and touches nothing", func(k *kit) {
@@ -128,7 +128,7 @@ func testDelayedPublish(test func(name string, f func(k *kit))) {
 		k.expectLeft(q, "m")
 	})
 
-	// The one message that this suite leaves in a broker.
+	// This is the only message that the suite leaves in a broker.
 	test("a delay of 300 days is taken and holds nobody up", func(k *kit) {
 		q := k.queue("q")
 		long, short := message(q, "long"), message(q, "short")
@@ -180,7 +180,7 @@ func testDelayedPublish(test func(name string, f func(k *kit))) {
 	})
 }
 
-// testNoDelay is for brokers that have none.
+// testNoDelay tests brokers that have no delays.
 func testNoDelay(k *kit) {
 	q := k.queue("q")
 	late, past := message(q, "late"), message(q, "past")
@@ -205,7 +205,7 @@ func (k *kit) arrived(d broker.Delivery, want broker.Message) {
 	}
 }
 
-// needDelay skips the test of a broker that has no delays.
+// needDelay skips the test if the broker has no delays.
 func (k *kit) needDelay() {
 	k.Helper()
 	if !k.s.Capabilities().Delay {

@@ -31,7 +31,7 @@ func testEphemeral(a *area) {
 	test("everybody may publish to it and its session consumes it", func(k *kit) {
 		q, key := k.name("q"), k.name("key")
 		k.declare(ephemeral(q))
-		k.declare(ephemeral(q)) // again is a success and changes nothing
+		k.declare(ephemeral(q)) // succeeds again and changes nothing
 		k.bind(key, q)
 		m := message(key, "by key")
 		m.Exchange = directExchange
@@ -61,7 +61,7 @@ func testEphemeral(a *area) {
 			k.is("consume by another", err, broker.ErrLocked)
 
 			e.end(k, holder)
-			next := k.open() // the lost link was also that of k.s
+			next := k.open() // k.s lost its link too
 			k.eventually("the name to be free", func() bool {
 				err := next.Declare(k.ctx, ephemeral(q))
 				if err != nil {
@@ -71,7 +71,7 @@ func testEphemeral(a *area) {
 			})
 			k.ok("publish", k.publish(next, message(q, "new"))[0])
 			d := k.receive(k.consume(next, q, 1))
-			k.expectIDs([]broker.Delivery{d}, "new") // the old one went with its queue
+			k.expectIDs([]broker.Delivery{d}, "new") // the old message went with its queue
 		})
 	}
 

@@ -6,7 +6,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// ways are those that a message may travel. Each lets m travel and returns the name of the queue where it arrives.
+// ways returns the ways that a message may travel. Each sends m and returns the name of the queue where it arrives.
 func ways() map[string]func(k *kit, q string, m broker.Message) (arrives string) {
 	ways := map[string]func(k *kit, q string, m broker.Message) string{
 		"publish": func(k *kit, q string, m broker.Message) string {
@@ -34,8 +34,8 @@ func ways() map[string]func(k *kit, q string, m broker.Message) (arrives string)
 	return ways
 }
 
-// testExpiry: brokers know nothing of when a message expires. Whoever runs it does, and reads that in headers: so they have to
-// arrive as they were sent, on every way, and no broker may act on them.
+// testExpiry checks that the headers of expiry arrive as they were sent, on every way, and that no broker acts on them.
+// The runner of a message reads them; brokers do not know when a message expires.
 func testExpiry(a *area) {
 	times := []struct{ name, at string }{
 		{"expires later", "2999-12-31T23:59:59.123456789Z"},
@@ -59,7 +59,7 @@ func testExpiry(a *area) {
 				k.same(d.Message, want)
 				k.ok("ack", d.Ack())
 			}
-			k.close(k.s) // so that the acks are there
+			k.close(k.s) // flushes the acks
 			for _, suffix := range []string{"", broker.DeadSuffix, broker.SuspectsSuffix} {
 				k.expectLeft(q + suffix)
 			}

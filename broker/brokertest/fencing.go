@@ -2,8 +2,8 @@ package brokertest
 
 import "github.com/seed-416683c9/dispatcher/broker"
 
-// A settlement that comes too late must not reach the message in the hands of its next owner: whoever settles there would
-// lose somebody else's work. The proof is that the message comes a third time after the second owner went away with it.
+// testFencing checks that a late settlement does not settle the message for its next owner, whose work would be lost.
+// The proof is that the message comes a third time after the second owner has ended without settling it.
 func testFencing(a *area) {
 	ends := []struct {
 		name string
@@ -49,7 +49,7 @@ func testFencing(a *area) {
 		}
 	}
 
-	// The first delivery of each session has the same number in AMQP.
+	// In AMQP the first delivery of each session has the same number.
 	a.test("a late ack does not reach another message in the same place", func(k *kit) {
 		q := k.queue("q")
 		k.send(message(q, "first"))

@@ -8,7 +8,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// name returns a name that no other test has. It is deleted as a queue, with those that belong to it, when the test ends.
+// name returns a name that no other test has. When the test ends, the queue of that name and those that belong to it
+// are deleted.
 func (k *kit) name(s string) string {
 	name := k.prefix + s
 	k.queues = append(k.queues, name, name+broker.DeadSuffix, name+broker.SuspectsSuffix)
@@ -23,7 +24,7 @@ func (k *kit) queue(s string) string {
 	return q
 }
 
-// queueAndDead declares a queue and the queue of its dead letters.
+// queueAndDead declares a queue and its queue of dead letters.
 func (k *kit) queueAndDead(s string) (queue, dead string) {
 	k.Helper()
 	q := k.queue(s)
@@ -54,12 +55,12 @@ func (k *kit) bind(key string, queues ...string) {
 	k.declare(t)
 }
 
-// message makes a small message for a queue; its body is its id.
+// message returns a small message for a queue. Its body is its id.
 func message(queue, id string) broker.Message {
 	return broker.Message{RoutingKey: queue, ID: id, Body: []byte(id)}
 }
 
-// messages makes n of them, with the ids m0000, m0001, …
+// messages returns n small messages with the ids m0000, m0001, …
 func messages(queue string, n int) []broker.Message {
 	msgs := make([]broker.Message, n)
 	for i := range msgs {
@@ -76,7 +77,7 @@ func ids(msgs []broker.Message) []string {
 	return s
 }
 
-// publish returns the outcome of every message.
+// publish publishes msgs and returns the outcome of every message.
 func (k *kit) publish(s broker.Session, msgs ...broker.Message) []error {
 	k.Helper()
 	o := newOutcomes(len(msgs))
@@ -85,7 +86,7 @@ func (k *kit) publish(s broker.Session, msgs ...broker.Message) []error {
 	return o.errs
 }
 
-// send publishes what must be confirmed.
+// send publishes messages and fails the test unless all are confirmed.
 func (k *kit) send(msgs ...broker.Message) {
 	k.Helper()
 	for i, err := range k.publish(k.s, msgs...) {
@@ -126,7 +127,7 @@ func (k *kit) receiveN(c broker.Consumer, n int) []broker.Delivery {
 	return ds
 }
 
-// take pulls n messages, however many calls that needs.
+// take pulls n messages, with as many calls as needed.
 func (k *kit) take(s broker.Session, queue string, n int) []broker.Delivery {
 	k.Helper()
 	var ds []broker.Delivery
@@ -139,8 +140,9 @@ func (k *kit) take(s broker.Session, queue string, n int) []broker.Delivery {
 	return ds
 }
 
-// left consumes and acks what is in a queue and returns the ids in order of arrival. It waits for all of want and then reads
-// up to a marker of its own, which proves that nothing else was ready. Sessions that held messages must have ended.
+// left consumes and acks all messages of a queue and returns their ids in order of arrival. It waits for all of want
+// and then reads up to a marker of its own, which proves that nothing else was ready. Sessions that held messages must
+// have ended.
 func (k *kit) left(queue string, want ...string) []string {
 	k.Helper()
 	const marker = "the end of the queue"
@@ -184,7 +186,7 @@ func (k *kit) expectLeft(queue string, want ...string) {
 	}
 }
 
-// expectIDs checks deliveries, in order.
+// expectIDs checks the ids of deliveries, in order.
 func (k *kit) expectIDs(ds []broker.Delivery, want ...string) {
 	k.Helper()
 	var got []string
@@ -196,7 +198,7 @@ func (k *kit) expectIDs(ds []broker.Delivery, want ...string) {
 	}
 }
 
-// rest waits until a consumer is over and returns what was left in its channel, which has to be closed by then.
+// rest waits until a consumer ends and returns the deliveries left in its channel. The channel must be closed by then.
 func (k *kit) rest(c broker.Consumer) []broker.Delivery {
 	k.Helper()
 	k.wait("the consumer's Done", c.Done())
@@ -214,7 +216,7 @@ func (k *kit) rest(c broker.Consumer) []broker.Delivery {
 	}
 }
 
-// expectEnd checks that a consumer dies. Deliveries may be left in its channel; they cannot be settled.
+// expectEnd checks that a consumer ends. Deliveries may be left in its channel, but cannot be settled.
 func (k *kit) expectEnd(c broker.Consumer) {
 	k.Helper()
 	for _, d := range k.rest(c) {

@@ -13,7 +13,7 @@ func testInspect(a *area) {
 		k.send(messages(q, 7)...)
 		k.counts(q, broker.QueueInfo{Ready: 7})
 		c := k.consume(k.s, q, 3)
-		k.buffered(c, 3) // handed out, though nobody received them
+		k.buffered(c, 3) // handed out, but not received
 		k.counts(q, broker.QueueInfo{Ready: 4, Unsettled: 3, Consumers: 1})
 		other := k.consume(k.open(), q, 1)
 		k.receive(other)
@@ -52,7 +52,7 @@ func testInspect(a *area) {
 	})
 }
 
-// counts waits until Inspect tells want, where -1 is no answer.
+// counts waits until Inspect returns want. It ignores numbers that Inspect does not know and returns as -1.
 func (k *kit) counts(queue string, want broker.QueueInfo) {
 	k.Helper()
 	var got broker.QueueInfo

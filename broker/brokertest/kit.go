@@ -11,20 +11,20 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// patience is how long one test may take. It is generous, since only a broken broker makes a test wait that long. The tests of
-// this package shorten it for brokers that are broken on purpose.
+// patience is the time limit of one test. It is generous, since only a broken broker makes a test wait that long. The
+// tests of this package shorten it for brokers that are broken on purpose.
 var patience = time.Minute
 
-// directExchange is shared by all tests, each with keys of its own: the seam cannot delete exchanges, so few are made.
+// directExchange is shared by all tests, each with keys of its own, since a broker.Session cannot delete exchanges.
 const directExchange = "brokertest.direct"
 
-// kit is what one test works with. Its methods fail the test and are for the test's own goroutine only.
+// kit is the broker, session and helpers of one test. Its methods fail the test and belong to its goroutine.
 type kit struct {
 	*testing.T
 	h      Harness
 	b      broker.Broker
-	s      broker.Session  // the session that most of a test happens in
-	ctx    context.Context // ends when the test's patience has
+	s      broker.Session  // the main session of the test
+	ctx    context.Context // ends after patience
 	prefix string          // of all names of this test
 
 	queues []string // names that may have been declared
@@ -39,7 +39,8 @@ func newKit(t *testing.T, h Harness) *kit {
 	return k
 }
 
-// deleteQueues uses a session of its own, since those of the test may be dead, and a context of its own likewise.
+// deleteQueues deletes the queues of the test. It uses a session and a context of its own, since those of the test may
+// have ended.
 func (k *kit) deleteQueues() {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -56,7 +57,7 @@ func (k *kit) deleteQueues() {
 	k.ok("close the session that cleaned up", s.Close(ctx))
 }
 
-// open makes one more session of the test's broker, closed when the test ends.
+// open opens another session of the test's broker. It is closed when the test ends.
 func (k *kit) open() broker.Session {
 	k.Helper()
 	s, err := k.b.Open(k.ctx)
@@ -64,18 +65,18 @@ func (k *kit) open() broker.Session {
 	k.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		_ = s.Close(ctx) // what a test wants to know of Close it asks itself
+		_ = s.Close(ctx) // tests of Close call it themselves
 	})
 	return s
 }
 
-// close ends a session in peace: what was acked through it is acked afterwards.
+// close closes a session cleanly: its acks have reached the broker afterwards.
 func (k *kit) close(s broker.Session) {
 	k.Helper()
 	k.must("close the session", s.Close(k.ctx))
 }
 
-// kill cuts the link of all the test's sessions and waits until each of these has noticed.
+// kill cuts the links of all sessions of the test and waits until the given ones have ended.
 func (k *kit) kill(sessions ...broker.Session) {
 	k.Helper()
 	k.h.Kill(k.T, k.b)
@@ -84,7 +85,7 @@ func (k *kit) kill(sessions ...broker.Session) {
 	}
 }
 
-// must ends the test if err is not nil, ok goes on with it.
+// must ends the test if err is not nil. ok fails it and goes on.
 func (k *kit) must(what string, err error) {
 	k.Helper()
 	if err != nil {
@@ -99,7 +100,7 @@ func (k *kit) ok(what string, err error) {
 	}
 }
 
-// is checks that err is found to be want.
+// is checks that err Is want.
 func (k *kit) is(what string, err, want error) {
 	k.Helper()
 	if !errors.Is(err, want) {
@@ -117,7 +118,7 @@ func (k *kit) wait(what string, c <-chan struct{}) {
 	}
 }
 
-// eventually polls until f is true, for effects that no channel tells.
+// eventually polls until f returns true, for effects that no channel signals.
 func (k *kit) eventually(what string, f func() bool) {
 	k.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -131,7 +132,7 @@ func (k *kit) eventually(what string, f func() bool) {
 	}
 }
 
-// returns runs f and fails if it hangs.
+// returns runs f and fails the test if it hangs.
 func (k *kit) returns(what string, f func()) {
 	k.Helper()
 	done := make(chan struct{})

@@ -85,7 +85,7 @@ func testLoss(a *area) {
 		s = k.open()
 		c = k.consume(s, q, 4)
 		ds := k.receiveN(c, 4)
-		k.must("stop", c.Stop(k.ctx)) // so that it is not handed again what is released
+		k.must("stop", c.Stop(k.ctx)) // so that released messages do not come back to it
 		for _, d := range ds {
 			switch {
 			case d.ID == first:
@@ -105,7 +105,7 @@ func testLoss(a *area) {
 				k.handedOut(d, 1)
 			}
 		}
-		k.close(s) // is charged for what it holds, in peace as well
+		k.close(s) // a clean close is charged for the deliveries it holds too
 		s = k.open()
 		for _, d := range k.take(s, q, 4) {
 			if d.ID == first {
@@ -118,7 +118,7 @@ func testLoss(a *area) {
 
 	a.test("a lost link answers every publish once, before Done is closed, and truly", func(k *kit) {
 		q := k.queue("q")
-		// A fast broker may have answered all before the link is cut: then once more.
+		// A fast broker may answer every publish before the link is cut. Then the test tries again.
 		for round, caught := 0, 0; caught < 3 && round < 12; round++ {
 			cut := []int32{1, 500, 1500}[round%3]
 			s := k.open()
@@ -181,7 +181,7 @@ func testLoss(a *area) {
 		sum := newOutcomes(n * batches * each)
 		for p := range n {
 			for b := range batches {
-				outs[p][b].once(k) // nothing can come after Done and after Publish
+				outs[p][b].once(k) // no more outcomes after Done and Publish
 				for i, err := range outs[p][b].errs {
 					sum.done(len(all), err)
 					all = append(all, msgs[p][b][i])
@@ -227,7 +227,7 @@ func testLoss(a *area) {
 			left[q+to] = append(left[q+to], ds[i].ID)
 		}
 		for _, queue := range []string{q, dead, suspects} {
-			k.left(queue, left[queue]...) // more are there if their ack was lost
+			k.left(queue, left[queue]...) // more if their ack was lost
 		}
 	})
 
@@ -250,7 +250,7 @@ func testLoss(a *area) {
 					o := newOutcomes(1)
 					s.Publish(ctx, []broker.Message{message(q, fmt.Sprint(next))}, o.done)
 					if <-o.all; o.errs[0] != nil {
-						break // and the same again in the next session, perhaps twice
+						break // publish it again in the next session, perhaps twice
 					}
 				}
 				_ = s.Close(ctx)
@@ -278,7 +278,7 @@ func testLoss(a *area) {
 	})
 }
 
-// handle acks what comes until the consumer or ctx ends.
+// handle acks deliveries until the consumer or ctx ends.
 func handle(ctx context.Context, c broker.Consumer, got func(id string)) {
 	for {
 		select {

@@ -38,7 +38,7 @@ func testOrder(a *area) {
 		}
 	})
 
-	// "About the place it had": the contract says no more, so only the end of a long queue is wrong.
+	// The contract only says "about the place it had", so only the end of a long queue is wrong.
 	a.test("a released message does not go to the end of the queue", func(k *kit) {
 		q := k.queue("q")
 		msgs := messages(q, 100)
@@ -56,7 +56,7 @@ func testOrder(a *area) {
 		k.Error("a released message was not among the next 50 of 100")
 	})
 
-	// Each chunk is settled through a channel of its own, so the broker must have one before the next.
+	// Each chunk is settled through a channel of its own, so the broker must receive one before the next.
 	a.test("released messages are in their old order again", func(k *kit) {
 		q := k.queue("q")
 		msgs := messages(q, 30)

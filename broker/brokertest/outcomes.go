@@ -8,10 +8,10 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// outcomes keeps what the done functions of one publish were told.
+// outcomes records the calls of the done function of one publish.
 type outcomes struct {
 	runs []atomic.Int32 // how often done ran for each message
-	errs []error        // what it was told first; read after all is closed, or runs has counted it
+	errs []error        // its first error; read it after all is closed or runs has counted it
 	left atomic.Int32
 	all  chan struct{} // closed when done has run for every message
 }
@@ -59,8 +59,8 @@ func (k *kit) oneOutcome(err error) {
 	}
 }
 
-// checkOutcomes compares what publishers were told, while their link was cut, with what is in the queue, and empties it. It
-// reports whether the cut caught any message.
+// checkOutcomes compares the outcomes of publishes whose link was cut with the content of the queue, and empties the
+// queue. It reports whether the cut caught any message.
 func (k *kit) checkOutcomes(queue string, msgs []broker.Message, o *outcomes) bool {
 	k.Helper()
 	var confirmed, notSent []string

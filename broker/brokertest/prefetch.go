@@ -2,7 +2,7 @@ package brokertest
 
 import "github.com/seed-416683c9/dispatcher/broker"
 
-// That a consumer is given no more is proved by another one, which receives all the rest.
+// testPrefetch proves that a consumer gets no more than its limit: another consumer receives all the rest.
 func testPrefetch(a *area) {
 	a.test("no more than Prefetch are handed out", func(k *kit) {
 		q := k.queue("q")
@@ -27,7 +27,7 @@ func testPrefetch(a *area) {
 			k.must(settle.name, settle.do(k, ds[0]))
 			ds = append(ds[1:], k.receive(c))
 		}
-		// Of these, one is gone, one a dead letter, one a suspect, and two came back and are the other's or in the hands of c.
+		// One of these is gone, one is a dead letter, one a suspect. Two came back and are held by the other consumer or c.
 		k.receiveN(k.consume(k.open(), q, 20), n+10-3)
 		k.idle(c)
 	})
@@ -38,7 +38,7 @@ func testPrefetch(a *area) {
 		c := k.consume(k.s, q, 4)
 		ds := k.receiveN(c, 4)
 		k.must("SetPrefetch", c.SetPrefetch(k.ctx, 2))
-		for _, d := range ds[:2] { // those that are out already are not taken back
+		for _, d := range ds[:2] { // deliveries handed out already are not taken back
 			k.must("ack", d.Ack())
 		}
 		other := k.consume(k.open(), q, 6)
@@ -58,7 +58,7 @@ func testPrefetch(a *area) {
 		c := k.consume(k.s, q, 3)
 		k.must("SetPrefetch 0", c.SetPrefetch(k.ctx, 0))
 		k.send(messages(q, 2)...)
-		for _, d := range k.take(k.open(), q, 2) { // both go to somebody else
+		for _, d := range k.take(k.open(), q, 2) { // both go to another consumer
 			k.must("ack", d.Ack())
 		}
 		k.idle(c)
@@ -113,7 +113,7 @@ func testPrefetch(a *area) {
 	})
 }
 
-// idle checks that a consumer lives and has nothing to give.
+// idle checks that a consumer is live and has no deliveries.
 func (k *kit) idle(c broker.Consumer) {
 	k.Helper()
 	select {

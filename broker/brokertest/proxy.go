@@ -11,9 +11,9 @@ import (
 	"testing"
 )
 
-// Proxy is a network between a client and its broker that fails on demand. It listens on a port of its own on 127.0.0.1 and
-// passes each TCP connection on to its target, with half-closes and resets as they come, until a knob is turned. The knobs
-// may be turned at any time by any goroutine; none of them blocks.
+// Proxy is a network between a client and its broker that fails on demand. It listens on a port of its own on 127.0.0.1
+// and passes each TCP connection on to its target, including half-closes and resets, unless one of its methods has set
+// a fault. These methods may be called at any time by any goroutine and do not block.
 type Proxy struct {
 	target   string
 	listener net.Listener
@@ -55,8 +55,8 @@ func NewProxy(tb testing.TB, target string) *Proxy {
 // Addr returns the host:port to connect to.
 func (p *Proxy) Addr() string { return p.listener.Addr().String() }
 
-// Cut resets all present connections (RST, not FIN), on both sides, in the middle of whatever they carry: bytes on their way
-// are lost, and both ends get ECONNRESET. Connections made afterwards are not affected.
+// Cut resets all open connections (RST, not FIN) on both sides, even in the middle of a transfer. Bytes in flight are
+// lost, and both ends get ECONNRESET. Later connections are not affected.
 func (p *Proxy) Cut() {
 	p.mu.Lock()
 	links := slices.Collect(maps.Keys(p.links))
@@ -67,19 +67,19 @@ func (p *Proxy) Cut() {
 	}
 }
 
-// CutAfter cuts all connections, as [Proxy.Cut] does, when n more bytes have come from clients, counted over all connections:
-// that may be in the middle of a frame. The target gets n bytes, or fewer if the reset overtakes them. It cuts once; a second
-// call replaces the first, a negative n takes it back.
+// CutAfter cuts all connections, as [Proxy.Cut] does, after n more bytes from clients, counted over all connections.
+// The cut may be in the middle of a frame. The target gets n bytes, or fewer if the reset overtakes them. It cuts once.
+// A second call replaces the first, and a negative n cancels it.
 func (p *Proxy) CutAfter(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.budget = n
 }
 
-// Stall pulls the cable until Stall(false): nothing is passed on either way and nobody is told. No connection ends, and when
-// one side ends its own, the other does not learn it. New connections are accepted, and stalled as well. The end of the stall
-// passes on what was held, as TCP does when the cable is back. What is sent after Stall(true) has returned is held; what was
-// sent before may still pass.
+// Stall pulls the cable until Stall(false): nothing passes in either direction, and neither side notices. No connection
+// ends, and if one side ends its own, the other does not notice. New connections are accepted and stalled too. When the
+// stall ends, the held bytes are passed on, as TCP does when the cable is back. Bytes sent after Stall(true) has
+// returned are held. Bytes sent before may still pass.
 func (p *Proxy) Stall(on bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -92,8 +92,8 @@ func (p *Proxy) Stall(on bool) {
 	}
 }
 
-// Refuse makes the proxy reset new connections at once, until Refuse(false): the dial fails, or the first read or write after
-// it. Connections that are open stay.
+// Refuse makes the proxy reset new connections at once, until Refuse(false): the dial, or the first read or write after
+// it, fails. Open connections stay.
 func (p *Proxy) Refuse(on bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -107,14 +107,15 @@ func (p *Proxy) Connections() int {
 	return len(p.links)
 }
 
-// Accepted returns how many connections clients have made so far, with those that were refused.
+// Accepted returns how many connections clients have made so far, including refused ones.
 func (p *Proxy) Accepted() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.accepted
 }
 
-// Close resets all connections, accepts no more and waits until all goroutines of the proxy have ended, stalled ones too.
+// Close resets all connections, accepts no more and waits until all goroutines of the proxy have ended, including
+// stalled ones.
 func (p *Proxy) Close() {
 	p.mu.Lock()
 	p.closed = true
@@ -147,7 +148,7 @@ func (p *Proxy) accept() error {
 	}
 }
 
-// pass waits while the proxy is stalled, and tells whether there is still a link to go on with.
+// pass waits while the proxy is stalled and reports whether the link is still open.
 func (p *Proxy) pass(l *link) bool {
 	p.mu.Lock()
 	gate := p.gate
@@ -161,7 +162,7 @@ func (p *Proxy) pass(l *link) bool {
 	return l.ctx.Err() == nil
 }
 
-// spend takes n bytes from the budget of CutAfter. It returns how many may go, and whether to cut then.
+// spend takes n bytes from the budget of CutAfter. It returns how many may pass and whether to cut then.
 func (p *Proxy) spend(n int) (int, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -177,14 +178,14 @@ func (p *Proxy) spend(n int) (int, bool) {
 	}
 }
 
-// link is one client's connection and the one to the target that belongs to it.
+// link is a client's connection together with its connection to the target.
 type link struct {
 	proxy  *Proxy
 	client *net.TCPConn
 	ctx    context.Context // over when the link is reset
 	end    context.CancelFunc
 
-	mu     sync.Mutex // makes reset and the arrival of the target's connection take turns
+	mu     sync.Mutex // serializes reset and the arrival of the target's connection
 	target *net.TCPConn
 }
 
@@ -218,7 +219,7 @@ func (l *link) dial() bool {
 	return l.ctx.Err() == nil
 }
 
-// pump passes on what src sends until it ends. An end that is not regular resets the link.
+// pump passes on the bytes of src until it ends. An irregular end resets the link.
 func (l *link) pump(dst, src *net.TCPConn, spend func(int) (int, bool)) {
 	buf := make([]byte, 32<<10)
 	for {
@@ -247,7 +248,7 @@ func (l *link) pump(dst, src *net.TCPConn, spend func(int) (int, bool)) {
 	}
 }
 
-// reset ends the link with RST on both sides, whatever its goroutines are doing.
+// reset ends the link with RST on both sides, at any time.
 func (l *link) reset() {
 	l.end()
 	l.mu.Lock()

@@ -18,14 +18,14 @@ func testPublish(a *area) {
 		k.expectLeft(q, ids(msgs)...)
 	})
 
-	// More than any window of unconfirmed messages, so that Publish has to wait in between.
+	// The messages are more than any window of unconfirmed ones, so that Publish has to wait in between.
 	a.test("done runs exactly once for every message of a long publish", func(k *kit) {
 		q := k.queue("q")
 		msgs := messages(q, 4000)
 		o := newOutcomes(len(msgs))
 		k.returns("Publish", func() { k.s.Publish(k.ctx, msgs, o.done) })
 		k.wait("the outcome of every message", o.all)
-		k.close(k.s) // after which no done function can come any more
+		k.close(k.s) // no done function is called afterwards
 		k.wait("the session's Done", k.s.Done())
 		o.once(k)
 		for i, err := range o.errs {
@@ -60,7 +60,7 @@ func testPublish(a *area) {
 		k.expectLeft(q, "first", "bound", "last")
 	})
 
-	// AMQP closes the channel on such a publish, and all that are in flight there fall with it.
+	// AMQP closes the channel on such a publish, which affects all messages in flight there.
 	a.test("a message to a missing exchange is refused and its neighbours are confirmed", func(k *kit) {
 		q := k.queue("q")
 		m := message("key", "m")

@@ -25,7 +25,7 @@ func testPull(a *area) {
 			return len(got) >= len(msgs)
 		})
 		k.expectIDs(got, ids(msgs)...)
-		ds, err := k.s.TryGet(k.ctx, q, 3) // what is handed out is not ready
+		ds, err := k.s.TryGet(k.ctx, q, 3) // messages handed out are not ready
 		k.ok("TryGet", err)
 		k.expectIDs(ds)
 	})
@@ -76,7 +76,7 @@ func testPull(a *area) {
 		k.expectLeft(dead)
 	})
 
-	// A quorum queue of RabbitMQ forgets what is acked beyond 32 if the channel is closed right after (measured on 3.10.8).
+	// A quorum queue of RabbitMQ forgets acks beyond 32 if the channel is closed right after (measured on 3.10.8).
 	a.test("acks of many that were pulled at once are not lost", func(k *kit) {
 		q := k.queue("q")
 		k.send(messages(q, 200)...)

@@ -37,7 +37,7 @@ func testRestart(a *area) {
 		published := message(q, "published")
 		published.NotBefore = start.Add(delay)
 		k.send(published)
-		k.close(k.s) // which flushes the ack of the original
+		k.close(k.s) // flushes the ack of the original
 		k.restart()
 		k.reopen()
 		k.expectLeft(q, "m", "published")
@@ -47,14 +47,14 @@ func testRestart(a *area) {
 	})
 }
 
-// restart restarts the broker and waits until the test's session has noticed.
+// restart restarts the broker and waits until the test's session has ended.
 func (k *kit) restart() {
 	k.Helper()
 	k.h.Restart(k.T, k.b)
 	k.wait("the session to end", k.s.Done())
 }
 
-// reopen opens a session as soon as the restarted broker lets it.
+// reopen opens a session as soon as the restarted broker accepts one.
 func (k *kit) reopen() broker.Session {
 	k.Helper()
 	k.eventually("a session with the restarted broker", func() bool {

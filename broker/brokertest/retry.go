@@ -7,10 +7,10 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// copies are the ways to make another message of a delivery and end it with that.
+// copies are the ways to end a delivery by publishing a copy of it.
 var copies = []struct {
 	name    string
-	to      string // what the queue's name is followed by in the name of the queue where the copy goes
+	to      string // suffix of the queue that gets the copy
 	delayed bool
 	do      func(k *kit, d broker.Delivery, m broker.Message) error
 }{
@@ -41,8 +41,8 @@ func testRetry(a *area) {
 		d = k.receive(c)
 		k.copied(d, q, again)
 		elsewhere := d.Forward()
-		elsewhere.Exchange, elsewhere.RoutingKey = "", other // not used
-		elsewhere.NotBefore = time.Now().Add(time.Hour)      // not used
+		elsewhere.Exchange, elsewhere.RoutingKey = "", other // ignored
+		elsewhere.NotBefore = time.Now().Add(time.Hour)      // ignored
 		k.must("retry", d.Retry(k.ctx, elsewhere, 0))
 		k.ok("ack", k.receive(c).Ack())
 		k.close(k.s)
@@ -64,7 +64,7 @@ func testRetry(a *area) {
 		}
 		k.close(k.s)
 		for _, queue := range []string{q, dead, suspects} {
-			k.left(queue, left[queue]...) // more may be there: a retry that failed may have written its copy
+			k.left(queue, left[queue]...) // or more: a failed retry may have written its copy
 		}
 	})
 
@@ -115,7 +115,8 @@ func testRetry(a *area) {
 	})
 }
 
-// copied checks a delivery of what Retry, Suspect or DeadLetter has published: whole, by the queue's name, and without a past.
+// copied checks a delivery of a message that Retry, Suspect or DeadLetter has published. It must be complete, be routed
+// by the queue's name, and have no past.
 func (k *kit) copied(d broker.Delivery, queue string, want broker.Message) {
 	k.Helper()
 	k.same(d.Message, want)

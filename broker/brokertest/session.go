@@ -9,7 +9,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// methods are those of a session that take a context and answer with an error.
+// methods are the methods of a session that take a context and return an error.
 var methods = []struct {
 	name string
 	call func(ctx context.Context, s broker.Session, queue string) error
@@ -174,7 +174,7 @@ func testSession(a *area) {
 		for _, s := range []broker.Session{k.s, s2} {
 			c := k.consume(s, q, 8)
 			settlers.Go(func() { settleAll(k, c, over) })
-			movers.Go(func() { // moves everything that can be moved
+			movers.Go(func() { // changes everything that can be changed
 				for i := 0; ctx.Err() == nil; i++ {
 					k.ok("SetPrefetch", c.SetPrefetch(k.ctx, 1+i%8))
 					for _, m := range methods[:5] {
@@ -237,7 +237,8 @@ func testSession(a *area) {
 	})
 }
 
-// settleAll settles what comes in all ways until the consumer ends, and tells the ids that came to their end.
+// settleAll settles deliveries in all ways until the consumer ends, and sends the ids of acked and dead-lettered ones
+// to over.
 func settleAll(k *kit, c broker.Consumer, over chan<- string) {
 	for d := range c.Deliveries() {
 		var err error

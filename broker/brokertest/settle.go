@@ -10,7 +10,7 @@ import (
 // settlements are the ways to end a delivery.
 var settlements = []struct {
 	name string
-	to   string // what the queue's name is followed by in the name of the queue where the message is then; gone = in none
+	to   string // suffix of the queue that has the message then; gone = none
 	do   func(k *kit, d broker.Delivery) error
 }{
 	{"ack", gone, func(_ *kit, d broker.Delivery) error { return d.Ack() }},
@@ -77,7 +77,7 @@ func testSettle(a *area) {
 		}
 		k.close(k.s)
 		for _, queue := range []string{q, dead, suspects} {
-			k.expectLeft(queue, left[queue]...) // the second did nothing
+			k.expectLeft(queue, left[queue]...) // the second settlement did nothing
 		}
 	})
 
@@ -101,7 +101,7 @@ func testSettle(a *area) {
 			if n := won.Load(); n != 1 {
 				k.Errorf("%d of 4 settled %s, want 1", n, d.ID)
 			}
-			if released.Load() == 1 { // so that the queue is empty in the end
+			if released.Load() == 1 { // leaves the queue empty
 				k.ok("ack of the released message", k.take(k.s, q, 1)[0].Ack())
 			}
 		}

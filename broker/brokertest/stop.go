@@ -37,7 +37,7 @@ func testStop(a *area) {
 		for _, d := range got {
 			k.ok("ack", d.Ack())
 		}
-		for range 2 { // the released and the retried
+		for range 2 { // the released and the retried one
 			k.ok("ack", k.receive(next).Ack())
 		}
 		k.close(k.s)
@@ -107,7 +107,7 @@ func testStop(a *area) {
 		}
 		k.is("ack of what was settled", ds[0].Ack(), broker.ErrSettled)
 
-		again := k.receiveN(k.consume(k.s, q, 3), 2) // the session lives
+		again := k.receiveN(k.consume(k.s, q, 3), 2) // the session is live
 		for _, d := range again {
 			k.handedOut(d, 1)
 			k.ok("ack", d.Ack())
@@ -154,7 +154,7 @@ func testStop(a *area) {
 		k.receive(c)
 		k.parallel("Stop and Close", 8, func(i int) {
 			if i%2 == 0 {
-				_ = c.Stop(k.ctx) // of a closed consumer: may say so
+				_ = c.Stop(k.ctx) // may fail on a closed consumer
 			} else {
 				k.ok("close", c.Close(k.ctx))
 			}
@@ -183,14 +183,14 @@ func testStop(a *area) {
 	})
 }
 
-// buffered waits until n deliveries lie in the channel of c, handed out and not received.
+// buffered waits until n deliveries are in the channel of c, handed out and not received.
 func (k *kit) buffered(c broker.Consumer, n int) {
 	k.Helper()
 	k.eventually(fmt.Sprintf("%d deliveries in the channel", n), func() bool { return len(c.Deliveries()) == n })
 }
 
-// handedOut checks what d says of its past after n consumers or sessions have ended on it. A broker that cannot count exactly
-// may count less (a classic queue of RabbitMQ counts nothing) but not more than happened.
+// handedOut checks Redelivered and Losses of d after n consumers or sessions that held it have ended. A broker that
+// cannot count exactly may count fewer losses (a classic queue of RabbitMQ counts nothing), but not more.
 func (k *kit) handedOut(d broker.Delivery, n int) {
 	k.Helper()
 	if n > 0 && !d.Redelivered {

@@ -15,7 +15,7 @@ func testSuspect(a *area) {
 		d := k.receive(k.consume(k.s, q, 1))
 		copied := d.Forward()
 		copied.Headers["losses"] = int64(2)
-		copied.Exchange, copied.RoutingKey = "", other // not used
+		copied.Exchange, copied.RoutingKey = "", other // ignored
 		k.must("suspect", d.Suspect(k.ctx, copied))
 
 		d = k.take(k.s, suspects, 1)[0]
@@ -63,13 +63,13 @@ func testSuspect(a *area) {
 		}
 		k.must("suspect", d.Suspect(k.ctx, d.Forward()))
 		k.close(k.s)
-		k.left(suspects, "m") // twice, if the failed one was written
+		k.left(suspects, "m") // twice if the failed suspect was written
 		k.expectLeft(q)
 	})
 
 	a.test("a suspect of a suspect goes to the back of the same queue", func(k *kit) {
 		_, _, suspects := k.family("q")
-		// Where a broker would take it that appends to the queue it came from.
+		// A broker that appends the suffix to the name of the queue it came from would send it here.
 		wrong := k.queue("q" + broker.SuspectsSuffix + broker.SuspectsSuffix)
 		k.send(messages(suspects, 3)...)
 		d := k.take(k.s, suspects, 1)[0]

@@ -62,7 +62,7 @@ func testTopology(a *area) {
 		if err != nil && !strings.Contains(err.Error(), directExchange) {
 			k.Errorf("%q does not name %q", err, directExchange)
 		}
-		q := k.queue("q") // the session must live to declare it
+		q := k.queue("q") // needs a live session
 		k.send(message(q, "m"))
 		k.expectLeft(q, "m")
 	})

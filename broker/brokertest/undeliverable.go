@@ -10,7 +10,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// testRouteWhenDue is the part of the area "delay" that is about who takes a delayed message: that is found out when it is due.
+// testRouteWhenDue is the part of the area "delay" that tests the routing of delayed messages, which happens when they
+// are due.
 func testRouteWhenDue(test func(name string, f func(k *kit))) {
 	test("queues that are declared and bound after a delayed publish take it", func(k *kit) {
 		var q string
@@ -25,7 +26,7 @@ func testRouteWhenDue(test func(name string, f func(k *kit))) {
 				m.NotBefore = due
 				want = append(want, m)
 			}
-			k.sendAhead(due, want...) // stored is all that is said
+			k.sendAhead(due, want...) // a confirmation only means stored
 			k.declare(broker.Topology{
 				Queues:   []broker.QueueSpec{{Name: q}},
 				Bindings: []broker.Binding{{Queue: q, Exchange: directExchange, Key: key}},
@@ -105,7 +106,7 @@ func testRouteWhenDue(test func(name string, f func(k *kit))) {
 			want = []broker.Message{retried, byKey, byName}
 		})
 		got := k.undelivered(ids(want)...)
-		for _, m := range want { // the retried one was sent to its queue by name, and returns there
+		for _, m := range want { // the retried message goes back to its queue by name
 			k.route(got[m.ID], m.Exchange, m.RoutingKey)
 			k.same(got[m.ID].Message, m)
 		}
@@ -126,8 +127,8 @@ func testRouteWhenDue(test func(name string, f func(k *kit))) {
 	})
 }
 
-// ahead calls f with a time ahead, for what has to happen before that: if f returns too late, because the broker is slow today,
-// it is called again with more time. try goes into the names and ids that f uses.
+// ahead calls f with a time in the future, before which f must return. If f returns too late, because the broker is
+// slow, ahead calls it again with more time. f must use try in its names and ids.
 func (k *kit) ahead(f func(try string, due time.Time)) {
 	k.Helper()
 	for wait, n := 500*time.Millisecond, 0; ; wait, n = wait*4, n+1 {
@@ -140,7 +141,7 @@ func (k *kit) ahead(f func(try string, due time.Time)) {
 	}
 }
 
-// sendAhead is send for messages that are due then. Those that became due meanwhile may find no queue yet.
+// sendAhead is like send, for messages with that due time. Messages that became due meanwhile may be unroutable.
 func (k *kit) sendAhead(due time.Time, msgs ...broker.Message) {
 	k.Helper()
 	for i, err := range k.publish(k.s, msgs...) {
@@ -150,8 +151,8 @@ func (k *kit) sendAhead(due time.Time, msgs ...broker.Message) {
 	}
 }
 
-// undelivered waits until all these messages, whose ids no other test has, were in the queue of what is undeliverable. All that
-// use the server share that queue: so others' messages go back.
+// undelivered waits until all messages with these ids were in the queue broker.Undeliverable. No other test may use the
+// ids. All users of the server share that queue, so undelivered gives back messages of others.
 func (k *kit) undelivered(ids ...string) map[string]broker.Delivery {
 	k.Helper()
 	missing := make(map[string]bool, len(ids))
@@ -161,10 +162,10 @@ func (k *kit) undelivered(ids ...string) map[string]broker.Delivery {
 	got := make(map[string]broker.Delivery, len(ids))
 	s := k.open()
 	k.eventually(fmt.Sprintf("%d undeliverable messages", len(ids)), func() bool {
-		var others []broker.Delivery // held meanwhile: what is given back would come again and hide what is behind it
+		var others []broker.Delivery // held until the end: a released message would come again and hide those behind it
 		for {
 			ds, err := s.TryGet(k.ctx, broker.Undeliverable, 20)
-			if err != nil && !errors.Is(err, broker.ErrQueueGone) { // it need not exist before the first comes
+			if err != nil && !errors.Is(err, broker.ErrQueueGone) { // it may not exist before the first message comes
 				k.Fatalf("TryGet: %v", err)
 			}
 			if len(ds) == 0 {
@@ -177,7 +178,7 @@ func (k *kit) undelivered(ids ...string) map[string]broker.Delivery {
 					got[d.ID] = d
 					k.ok("ack", d.Ack())
 				case got[d.ID].Settler != nil:
-					if !d.Redelivered { // an ack may be lost, and then the same message comes again
+					if !d.Redelivered { // if an ack was lost, the message comes again
 						k.Errorf("%q is undeliverable twice", d.ID)
 					}
 					k.ok("ack", d.Ack())
@@ -195,7 +196,7 @@ func (k *kit) undelivered(ids ...string) map[string]broker.Delivery {
 	return got
 }
 
-// route checks where a message says that it was published.
+// route checks the exchange and routing key of a message.
 func (k *kit) route(d broker.Delivery, exchange, key string) {
 	k.Helper()
 	if d.Exchange != exchange || d.RoutingKey != key {

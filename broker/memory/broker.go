@@ -1,27 +1,31 @@
 // Package memory is the embedded broker: queues in the memory of this process, for tests, quickstarts and programs that
 // need no broker of their own.
 //
-// It keeps the whole contract of package broker and can do everything in [broker.Capabilities]. What is special:
+// It implements the whole contract of package broker and has all [broker.Capabilities]. Its own rules are:
 //
-//   - Queues and messages live exactly as long as the [Broker] value, across sessions. Share one value among the servers
-//     that are to see the same queues. Nothing is written to disk. [Broker.Content] tells what is there, and [Broker.Drain] waits
-//     until nothing is left to be worked on: a program that is about to end calls it before it closes its servers.
-//   - Messages are not copied. All deliveries of a message (several queues, redeliveries) share Body and Headers with the
-//     publisher: whoever receives them treats them as read only, and [broker.Message.Forward] gives headers to change.
+//   - Queues and messages live exactly as long as the [Broker] value, across sessions. To share queues, servers share
+//     one value. Nothing is written to disk. [Broker.Content] describes the content, and [Broker.Drain] waits until no
+//     work is left. A program that is about to end calls Drain before it closes its servers.
+//   - Messages are not copied. All deliveries of a message (several queues, redeliveries) share Body and Headers with
+//     the publisher. Receivers must treat them as read only; [broker.Message.Forward] returns headers that may be
+//     changed.
 //   - Every publish has its outcome when Publish returns, done runs on the caller's goroutine, and ErrUnconfirmed never
-//     happens. Retry, Suspect and DeadLetter are one step: there is never a moment with both messages, or with none.
-//   - A message that is retried, suspected or dead-lettered arrives with an empty Exchange and the queue's name as RoutingKey.
-//   - A delayed message is in no queue until it is due: it is not counted by Inspect, removed by Purge, nor deleted with a queue.
-//     How long it waits is measured from its publish, whatever the wall clock is set to meanwhile.
-//   - A channel of [broker.Settler.Lost] is shared by the deliveries of a consumer, or of one call of TryGet.
-//   - An ephemeral queue takes messages from everybody; all other operations of other sessions on it are ErrLocked.
-//   - Names and header names longer than 255 bytes and a Prefetch above 65535, which AMQP cannot carry, are ErrRejected.
-//   - Stop and Close of a consumer whose session is dead return ErrSessionLost, like everything else; Session.Close does not.
-//   - There are no kinds of queue: a QueueSpec.Type other than "" is errors.ErrUnsupported.
+//     happens. Retry, Suspect and DeadLetter are atomic: there is never a moment with both messages, or with none.
+//   - A retried, suspected or dead-lettered message arrives with an empty Exchange and the queue's name as RoutingKey.
+//   - A delayed message is in no queue until it is due: Inspect does not count it, Purge does not remove it, and Delete
+//     does not delete it. Its delay is measured from its publish, and changes of the wall clock do not affect it.
+//   - The deliveries of a consumer, or of one call of TryGet, share one [broker.Settler.Lost] channel.
+//   - An ephemeral queue accepts messages from all sessions. Other sessions get ErrLocked for all other
+//     operations on it.
+//   - Names and header names longer than 255 bytes and a Prefetch above 65535, which AMQP cannot carry, are
+//     ErrRejected.
+//   - Stop and Close of a consumer whose session is dead return ErrSessionLost, as other calls do. Session.Close does
+//     not.
+//   - There are no queue types: a QueueSpec.Type other than "" is errors.ErrUnsupported.
 //
-// There is no goroutine and no polling. Deliveries are pushed by whoever makes them possible (a publish, an ack, a
-// release), and one timer waits for the earliest delayed message while a session is open: a Broker whose sessions have ended
-// holds no resources but memory. It works inside a testing/synctest bubble.
+// The broker starts no goroutine and does not poll. The call that makes a delivery possible (a publish, an ack, a
+// release) also pushes it. One timer waits for the earliest delayed message while a session is open. A Broker whose
+// sessions have ended holds no resources but memory. It works inside a testing/synctest bubble.
 package memory
 
 import (
@@ -33,12 +37,12 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// Broker is an embedded message broker. Make it with [New]. It is safe for use by many goroutines, nothing in it has to
-// be closed, and no method of it or of its sessions waits for anything but its lock, save [Broker.Drain] and [broker.Session.Close].
+// Broker is an embedded message broker. Make it with [New]. It is safe for concurrent use and need not be closed. Its
+// methods and those of its sessions wait only for its lock, except [Broker.Drain] and [broker.Session.Close].
 type Broker struct {
 	// mu guards everything that is reachable from here: exchanges, queues, sessions, consumers and deliveries. It is
-	// held for short steps only and never while done functions or other foreign code run. One lock makes every operation
-	// atomic, which is what fencing and exact losses need, and costs less than several would at this size of steps.
+	// held for short steps only and never while done functions or other foreign code run. Fencing and exact losses need
+	// atomic operations, and for steps this short one lock costs less than several.
 	mu        sync.Mutex
 	exchanges map[string]*exchange
 	queues    map[string]*queue
@@ -46,7 +50,7 @@ type Broker struct {
 	delays    delayHeap
 	delaySeq  uint64
 	timer     *time.Timer   // armed for the earliest of delays while there are sessions; made by the first
-	emptied   chan struct{} // see watch; nil while nobody waits
+	emptied   chan struct{} // see watch; nil without a waiter
 }
 
 var (
@@ -54,7 +58,7 @@ var (
 	_ broker.Volatile = (*Broker)(nil)
 )
 
-// New returns an empty broker: no queues and, apart from the default one, no exchanges.
+// New returns a broker without queues and, apart from the default one, without exchanges.
 func New() *Broker {
 	return &Broker{
 		exchanges: make(map[string]*exchange),
@@ -63,7 +67,7 @@ func New() *Broker {
 	}
 }
 
-// Open makes a session. It does not block and fails only if ctx has ended.
+// Open opens a session. It does not block and fails only if ctx has ended.
 func (b *Broker) Open(ctx context.Context) (broker.Session, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("open session: %w", err)
@@ -84,14 +88,14 @@ func (b *Broker) Open(ctx context.Context) (broker.Session, error) {
 	return s, nil
 }
 
-// KillSessions ends every live session as a lost link would and returns how many there were: consumers end, unsettled
-// deliveries are given back and those that somebody had received are charged, ephemeral queues are deleted. Queues,
-// messages and delayed ones stay, and new sessions can be opened at once. It is meant for tests of reconnection.
+// KillSessions ends every live session as a lost link would and returns their number. Consumers end, unsettled
+// deliveries are given back, those that had been received are charged, and ephemeral queues are deleted. Other queues,
+// messages and delayed messages stay. New sessions can be opened at once. It is meant for tests of reconnection.
 func (b *Broker) KillSessions() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	n := len(b.sessions)
-	// All die in one step: what one gives back must not reach another that is about to die.
+	// All end in one step: a message that one gives back must not reach another that is about to end.
 	b.end(b.sessions, errKilled)
 	return n
 }

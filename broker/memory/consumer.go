@@ -8,10 +8,10 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// maxPrefetch is the most that AMQP 0-9-1 can say. It also keeps a typing error from allocating gigabytes.
+// maxPrefetch is the largest prefetch of AMQP 0-9-1. It also keeps a typing error from allocating gigabytes.
 const maxPrefetch = 1<<16 - 1
 
-// consumer implements [broker.Consumer]. What can change is guarded by Broker.mu.
+// consumer implements [broker.Consumer]. Broker.mu guards the fields that change.
 type consumer struct {
 	owner
 	links[*consumer] // in queue.hungry
@@ -19,12 +19,12 @@ type consumer struct {
 	tag        string
 	deliveries chan broker.Delivery // sent to, drained and closed only under Broker.mu
 	done       chan struct{}
-	limit      int   // unsettled deliveries at most, 0 = paused
-	err        error // why it is over, unless it was ended by Stop or Close
+	limit      int   // most unsettled deliveries; 0 = paused
+	err        error // why it ended; nil after Stop or Close
 }
 
-// Consume implements [broker.Session]. It does not block; ready messages are in the channel when it returns. A Prefetch
-// outside 1 to 65535 is ErrRejected, and so is a tag that a live consumer of this session has.
+// Consume implements [broker.Session]. It does not block. When it returns, ready messages are already in the channel. A
+// Prefetch outside 1 to 65535 is ErrRejected, and so is the tag of a live consumer of this session.
 func (s *session) Consume(ctx context.Context, o broker.ConsumeOptions) (broker.Consumer, error) {
 	if err := s.enter(ctx); err != nil {
 		return nil, fmt.Errorf("consume queue %q: %w", o.Queue, err)
@@ -58,7 +58,7 @@ func (s *session) Consume(ctx context.Context, o broker.ConsumeOptions) (broker.
 	return c, nil
 }
 
-// newTag returns the tag of a new consumer: the wanted one, or a free one for "".
+// newTag returns the tag of a new consumer: wanted, or a free tag if wanted is "".
 func (s *session) newTag(wanted string) (string, error) {
 	if err := checkName("tag", wanted); err != nil {
 		return "", err
@@ -81,7 +81,7 @@ func (s *session) newTag(wanted string) (string, error) {
 // Deliveries implements [broker.Consumer].
 func (c *consumer) Deliveries() <-chan broker.Delivery { return c.deliveries }
 
-// SetPrefetch implements [broker.Consumer]. It does not block. On a consumer that is over it is an error.
+// SetPrefetch implements [broker.Consumer]. It does not block. It returns an error if the consumer has ended.
 func (c *consumer) SetPrefetch(ctx context.Context, n int) error {
 	if err := c.session.enter(ctx); err != nil {
 		return fmt.Errorf("set prefetch of consumer %q: %w", c.tag, err)
@@ -101,8 +101,8 @@ func (c *consumer) SetPrefetch(ctx context.Context, n int) error {
 	return nil
 }
 
-// Stop implements [broker.Consumer]. It does not block. If ctx has ended it returns its error and the consumer is over
-// all the same. On a dead session it is ErrSessionLost.
+// Stop implements [broker.Consumer]. It does not block. If ctx has ended, Stop ends the consumer and returns the error
+// of ctx. On a dead session it returns ErrSessionLost.
 func (c *consumer) Stop(ctx context.Context) error {
 	ended := ctx.Err()
 	b := c.session.broker
@@ -119,7 +119,7 @@ func (c *consumer) Stop(ctx context.Context) error {
 	return nil
 }
 
-// Close implements [broker.Consumer]. It does not block, so it has no use for its ctx. On a dead session it is
+// Close implements [broker.Consumer]. It does not block and ignores its ctx. On a dead session it returns
 // ErrSessionLost.
 func (c *consumer) Close(context.Context) error {
 	b := c.session.broker
@@ -144,8 +144,8 @@ func (c *consumer) Err() error {
 	return c.err
 }
 
-// halt ends the flow of deliveries, once: those that nobody received go back as they were, the channel is closed. What
-// was received stays open. The caller dispatches.
+// halt ends the flow of deliveries and closes the channel. Deliveries that were not received return to the queue
+// unchanged; received ones stay open. A second call does nothing. The caller dispatches.
 func (c *consumer) halt(reason error) {
 	if c.owner.consumer == nil {
 		return

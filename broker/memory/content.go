@@ -11,15 +11,15 @@ import (
 // Content describes what a [Broker] holds at one moment. A message in two queues counts twice.
 type Content struct {
 	Queues  map[string]broker.QueueInfo // every queue that exists, empty ones included
-	Delayed int                         // messages that are not due yet: they are in no queue
-	Dead    int                         // messages that wait for a person: in queues named <queue>.dead and in broker.Undeliverable
-	Total   int                         // all messages, Delayed and Dead included
+	Delayed int                         // messages that are not due yet and in no queue
+	Dead    int                         // messages in queues named <queue>.dead and in broker.Undeliverable; they wait for a person
+	Total   int                         // all messages, including Delayed and Dead
 }
 
-// Pending returns how many messages are still to be worked on: all but the dead ones.
+// Pending returns the number of messages that still need work: all but the dead ones.
 func (c Content) Pending() int { return c.Total - c.Dead }
 
-// Content returns what the broker holds. It does not block; it takes a step for every queue.
+// Content describes all queues and messages. It does not block. Its cost grows with the number of queues.
 func (b *Broker) Content() Content {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -35,11 +35,11 @@ func (b *Broker) Content() Content {
 	return c
 }
 
-// Drain waits until nothing is left to be worked on: [Content.Pending] is 0. Ready, unsettled and delayed messages are waited for, also
-// those that nobody consumes; dead ones are not. Drain takes nothing itself and refuses nothing: messages that are published meanwhile
-// are waited for as well. It does not know of tasks in an outbox.
+// Drain waits until no work is left: [Content.Pending] is 0. It waits for ready, unsettled and delayed messages, even
+// in queues without a consumer, and for messages that are published meanwhile. It does not wait for dead messages or
+// for tasks in an outbox. Drain neither takes nor refuses messages.
 //
-// If ctx ends first, the error Is ctx's and says how much is left. Several calls at once are safe.
+// If ctx ends first, the error Is ctx's and gives the number of messages left. Drain is safe for concurrent use.
 func (b *Broker) Drain(ctx context.Context) error {
 	for {
 		b.mu.Lock()
@@ -60,16 +60,16 @@ func (b *Broker) Drain(ctx context.Context) error {
 	}
 }
 
-// Emptied returns a channel that is closed when a queue becomes empty or is deleted, or when the last delayed message is due: for callers
-// that wait for another state than Drain does. Take the channel first and look at [Broker.Content] afterwards, so that no change is missed.
-// The next change has another channel. It does not block.
+// Emptied returns a channel that is closed when a queue becomes empty or is deleted, or when the last delayed message
+// is due. It is for callers that wait for another state than Drain does. Call Emptied first and [Broker.Content]
+// afterwards, so that no change is missed. Each change has a channel of its own. Emptied does not block.
 func (b *Broker) Emptied() <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.watch()
 }
 
-// pending is called with mu locked. It reports whether anything is left to be worked on.
+// pending reports whether any work is left. The caller holds mu.
 func (b *Broker) pending() bool {
 	if len(b.delays) > 0 {
 		return true
@@ -82,7 +82,7 @@ func (b *Broker) pending() bool {
 	return false
 }
 
-// watch is called with mu locked. The channel is closed when pending may have become false.
+// watch returns a channel that is closed when pending may have become false. The caller holds mu.
 func (b *Broker) watch() <-chan struct{} {
 	if b.emptied == nil {
 		b.emptied = make(chan struct{})
@@ -90,7 +90,7 @@ func (b *Broker) watch() <-chan struct{} {
 	return b.emptied
 }
 
-// signal is called with mu locked, after a queue or the delays have become empty.
+// signal closes the channel of watch. It is called with mu locked, after a queue or the delays have become empty.
 func (b *Broker) signal() {
 	if b.emptied != nil {
 		close(b.emptied)
@@ -125,8 +125,8 @@ func (b *Broker) Stranded() (messages, dead int) {
 	return messages, dead
 }
 
-// taken is called with mu locked. It reports whether a session looks after q: consumes it, fetches suspects for the queue that it
-// consumes, or holds q.
+// taken reports whether a session consumes q, fetches suspects for the queue that it consumes, or holds q. The caller
+// holds mu.
 func (b *Broker) taken(q *queue) bool {
 	owner := b.queues[broker.Owner(q.name)]
 	return q.holder != nil || len(q.consumers) > 0 || owner != nil && len(owner.consumers) > 0

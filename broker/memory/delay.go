@@ -7,16 +7,17 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// delayed is a message that enters its queues when it is due. They are found then: a queue may be made or deleted meanwhile.
+// delayed is a message that enters its queues when it is due. It is routed then: queues may be made or deleted
+// meanwhile.
 type delayed struct {
 	message broker.Message
 	due     time.Time
 	seq     uint64 // order among those due at the same time
 }
 
-// delay keeps m for that long after now, which has to be the time that the wait was measured from and to have a monotonic
-// reading. So has every due then: times with and without one have no common order once the wall clock was set, and a heap
-// without an order holds messages up behind later ones.
+// delay keeps m until wait after now. The caller must have measured wait from now, and now must have a monotonic
+// reading, so that every due has one. Once the wall clock was set, times with and without a monotonic reading have no
+// common order, and the heap would hold messages up behind later ones.
 func (b *Broker) delay(m broker.Message, now time.Time, wait time.Duration) {
 	m.NotBefore = time.Time{}
 	b.delaySeq++
@@ -27,9 +28,9 @@ func (b *Broker) delay(m broker.Message, now time.Time, wait time.Duration) {
 	}
 }
 
-// arm sets the timer for the earliest message. Without one it stops it, so that an idle broker costs nothing; and without a
-// session, since nobody is there to tell late from in time, and the timer would keep a broker that was forgotten in memory
-// until its last message is due, perhaps for a year. The next session arms it again.
+// arm sets the timer for the earliest message. Without a message it stops the timer, so that an idle broker costs
+// nothing. Without a session it does too: nobody would notice a late message, and the timer would keep a forgotten
+// broker in memory until its last message is due, perhaps for a year. The next session arms the timer again.
 func (b *Broker) arm() {
 	switch {
 	case len(b.delays) == 0 || len(b.sessions) == 0:
@@ -43,19 +44,19 @@ func (b *Broker) arm() {
 	}
 }
 
-// dueAtOnce is how many messages are delivered under one lock: if very many are due at the same time, the others get their
-// turn in between.
+// dueAtOnce is the most messages delivered under one lock. If very many are due at the same time, other callers get the
+// lock in between.
 const dueAtOnce = 100
 
-// deliverDue is the timer's. It may run in vain, after the timer was set anew while it waited for the lock, and twice at the
-// same time.
+// deliverDue delivers all due messages. The timer calls it. It may find nothing due if the timer was reset while it
+// waited for the lock, and two calls may overlap.
 func (b *Broker) deliverDue() {
 	for more := true; more; {
 		more = b.deliverSome()
 	}
 }
 
-// deliverSome reports whether more is due.
+// deliverSome delivers up to dueAtOnce due messages and reports whether more may be due.
 func (b *Broker) deliverSome() (more bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -75,13 +76,13 @@ func (b *Broker) deliverSome() (more bool) {
 			q.dispatch()
 		}
 		if len(b.delays) == 0 {
-			b.signal() // where it went, it may wait for a person
+			b.signal() // its queue may be one that waits for a person
 		}
 	}
 	return true
 }
 
-// undeliverable returns the queue of that name.
+// undeliverable returns the queue broker.Undeliverable. It makes the queue if there is none.
 func (b *Broker) undeliverable() *queue {
 	q := b.queues[broker.Undeliverable]
 	if q == nil {
@@ -91,7 +92,7 @@ func (b *Broker) undeliverable() *queue {
 	return q
 }
 
-// delayHeap orders messages by when they are due.
+// delayHeap orders messages by due time.
 type delayHeap []*delayed
 
 func (h delayHeap) Len() int { return len(h) }

@@ -8,7 +8,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// owner answers for deliveries: a consumer, or one call of TryGet. Guarded by Broker.mu.
+// owner is a consumer or one call of TryGet, with its deliveries. Broker.mu guards it.
 type owner struct {
 	session   *session
 	queue     *queue
@@ -25,8 +25,8 @@ func (o *owner) giveBack(d *delivery) {
 	o.queue.putBack(d.entry)
 }
 
-// lose ends the right to settle and gives back what is open, charged: called after halt, so all of it was received.
-// The caller dispatches.
+// lose ends the right to settle, and gives back and charges all open deliveries. It is called after halt, so all of
+// them were received. The caller dispatches.
 func (o *owner) lose(reason error) {
 	if o.gone != nil {
 		return
@@ -41,15 +41,15 @@ func (o *owner) lose(reason error) {
 	o.retire()
 }
 
-// retire makes the session forget an owner that has nothing to settle and will get nothing more.
+// retire makes the session forget the owner once it has nothing to settle and will get nothing more.
 func (o *owner) retire() {
 	if o.consumer == nil && o.unsettled.len == 0 {
 		delete(o.session.owners, o)
 	}
 }
 
-// delivery implements [broker.Settler]. Every handing out makes a new one, which fences off its predecessors. Guarded
-// by Broker.mu.
+// delivery implements [broker.Settler]. Each time an entry is handed out it gets a new delivery, which fences off the
+// earlier ones. Broker.mu guards it.
 type delivery struct {
 	links[*delivery] // in owner.unsettled
 	owner            *owner
@@ -57,7 +57,7 @@ type delivery struct {
 	settled          bool
 }
 
-// check returns why the delivery cannot be settled, if so.
+// check returns the reason why the delivery cannot be settled, or nil.
 func (d *delivery) check() error {
 	switch {
 	case d.settled:
@@ -68,7 +68,7 @@ func (d *delivery) check() error {
 	return nil
 }
 
-// settle takes an open delivery off the books. The caller dispatches.
+// settle removes an open delivery from its owner and the queue's count. The caller dispatches.
 func (d *delivery) settle() {
 	o := d.owner
 	d.settled = true
@@ -84,7 +84,7 @@ func (d *delivery) settle() {
 	}
 }
 
-// Ack implements [broker.Settler]. It has happened when it returns nil.
+// Ack implements [broker.Settler]. When it returns nil, the message is acknowledged.
 func (d *delivery) Ack() error {
 	b := d.owner.session.broker
 	b.mu.Lock()
@@ -126,8 +126,8 @@ func (d *delivery) DeadLetter(ctx context.Context, m broker.Message) error {
 	return d.forward(ctx, broker.DeadSuffix, m, 0)
 }
 
-// forward puts m in the queue with that suffix instead of d. The queue is found by name: if it was deleted and declared again,
-// m belongs to the new one.
+// forward settles d and puts m into the queue with that suffix. It finds the queue by name: if the queue was deleted
+// and declared again, m goes to the new one.
 func (d *delivery) forward(ctx context.Context, suffix string, m broker.Message, delay time.Duration) error {
 	ended := ctx.Err() // before the lock: a context may be anybody's code
 	name := broker.Owner(d.owner.queue.name) + suffix
@@ -162,6 +162,5 @@ func (d *delivery) forward(ctx context.Context, suffix string, m broker.Message,
 	return nil
 }
 
-// Lost implements [broker.Settler]. The channel is shared by the deliveries of a consumer or of one TryGet, settled
-// ones included.
+// Lost implements [broker.Settler]. All deliveries of a consumer or of one TryGet, even settled ones, share it.
 func (d *delivery) Lost() <-chan struct{} { return d.owner.lost }

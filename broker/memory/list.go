@@ -1,13 +1,13 @@
 package memory
 
-// list is a doubly linked list whose links live inside its members, so that joining and leaving costs no allocation and
-// no search. container/list would allocate for every delivery.
+// list is a doubly linked list whose links live inside its members, so that adding and removing a member needs no
+// allocation and no search. container/list would allocate for every delivery.
 type list[T any] struct {
 	first, last *links[T]
 	len         int
 }
 
-// links is what a member of a list embeds. It is in one list at a time.
+// links is embedded by the members of a list. It is in one list at a time.
 type links[T any] struct {
 	prev, next *links[T]
 	in         *list[T]

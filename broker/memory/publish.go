@@ -8,8 +8,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// Publish implements [broker.Session]. It does not block, and all done functions run before it returns. A message whose
-// ID is in flight elsewhere needs no waiting: an outcome is known in the step that writes.
+// Publish implements [broker.Session]. It does not block, and all done functions run before it returns. It need not
+// wait for a message with the same ID in flight elsewhere: the step that writes a message also gives its outcome.
 func (s *session) Publish(ctx context.Context, msgs []broker.Message, done func(i int, err error)) {
 	s.broker.mu.Lock()
 	s.publishing++ // keeps Done open until every done function has run
@@ -21,7 +21,7 @@ func (s *session) Publish(ctx context.Context, msgs []broker.Message, done func(
 		s.broker.mu.Unlock()
 	}()
 	for i := range msgs {
-		// One lock a message, not one a batch: a large batch must not make the others wait.
+		// The lock is taken per message, so that a large batch does not make other callers wait.
 		done(i, s.publish(ctx, &msgs[i]))
 	}
 }
@@ -61,7 +61,7 @@ func (s *session) publish(ctx context.Context, m *broker.Message) error {
 	return nil
 }
 
-// route finds the queues that take m. There is at least one, or an error.
+// route returns the queues that take m: at least one, or an error.
 func (b *Broker) route(m *broker.Message) ([]*queue, error) {
 	if m.Exchange == "" {
 		if q := b.queues[m.RoutingKey]; q != nil {
@@ -79,7 +79,7 @@ func (b *Broker) route(m *broker.Message) ([]*queue, error) {
 	return nil, broker.ErrUnroutable
 }
 
-// checkMessage refuses what other brokers cannot carry, so that a program that works here works there.
+// checkMessage refuses messages that other brokers cannot carry, so that a program that works here works there.
 func checkMessage(m *broker.Message) error {
 	if m.ID == "" {
 		return fmt.Errorf("empty message ID: %w", broker.ErrRejected)

@@ -6,14 +6,14 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// queue holds messages in order and hands them to its consumers. Guarded by Broker.mu.
+// queue holds messages in order and hands them to its consumers. Broker.mu guards it.
 type queue struct {
 	name     string
 	holder   *session // an ephemeral queue lives and dies with this session; nil = durable
 	bindings []binding
 
-	// Ready messages are in two places. Those never handed out are a linked list in order of arrival. Those given back
-	// are a heap by the same order: they left the front of the list once, so all of them come before all of it. Both
+	// Ready messages are in two places. Messages never handed out are a linked list in order of arrival. Messages given
+	// back are a heap by the same order; they once left the front of the list, so all of them come before the list. Both
 	// shrink with their content.
 	first, last *entry
 	fresh       int
@@ -23,7 +23,7 @@ type queue struct {
 	unsettled int // handed out and not settled
 
 	consumers map[*consumer]struct{}
-	hungry    list[*consumer] // those that may be handed one more, the one whose turn it is first
+	hungry    list[*consumer] // consumers with room, the next in turn first
 }
 
 func newQueue(name string) *queue { return &queue{name: name, consumers: make(map[*consumer]struct{})} }
@@ -41,7 +41,7 @@ type entry struct {
 func (q *queue) push(m *broker.Message) {
 	q.lastSeq++
 	e := &entry{Message: *m, seq: q.lastSeq}
-	e.Unreadable, e.Expiration, e.UserID = "", "", "" // whatever the publisher has left there
+	e.Unreadable, e.Expiration, e.UserID = "", "", "" // the publisher may have set them
 	if q.last == nil {
 		q.first = e
 	} else {
@@ -51,10 +51,10 @@ func (q *queue) push(m *broker.Message) {
 	q.fresh++
 }
 
-// putBack returns an entry to its place. In a deleted queue nobody finds it: the message is gone with the queue.
+// putBack returns an entry to its place. If the queue was deleted, the message is gone with it.
 func (q *queue) putBack(e *entry) { heap.Push(&q.returned, e) }
 
-// pop takes the oldest ready message; there must be one.
+// pop removes and returns the oldest ready message; there must be one.
 func (q *queue) pop() *entry {
 	if len(q.returned) > 0 {
 		return heap.Pop(&q.returned).(*entry)
@@ -70,14 +70,14 @@ func (q *queue) pop() *entry {
 
 func (q *queue) ready() int { return q.fresh + len(q.returned) }
 
-// purge drops the ready messages and returns how many.
+// purge drops the ready messages and returns their number.
 func (q *queue) purge() int {
 	n := q.ready()
 	q.first, q.last, q.fresh, q.returned = nil, nil, 0, nil
 	return n
 }
 
-// handOut takes the oldest ready message on the account of o; there must be one.
+// handOut makes a delivery of the oldest ready message for o; there must be one.
 func (q *queue) handOut(o *owner) broker.Delivery {
 	e := q.pop()
 	d := &delivery{owner: o, entry: e}
@@ -89,7 +89,7 @@ func (q *queue) handOut(o *owner) broker.Delivery {
 	return broker.Delivery{Message: e.Message, Queue: q.name, Redelivered: redelivered, Losses: e.losses, Settler: d}
 }
 
-// dispatch pushes ready messages to the consumers that have room, in turn. Whatever adds a message or room calls it.
+// dispatch pushes ready messages to the consumers that have room, in turn. Call it after adding a message or room.
 func (q *queue) dispatch() {
 	for q.hungry.len > 0 && q.ready() > 0 {
 		c := q.hungry.first.self
@@ -97,7 +97,7 @@ func (q *queue) dispatch() {
 		select {
 		case c.deliveries <- d:
 		default:
-			// What is in the channel is unsettled, and with this one at most limit <= prefetch = capacity are.
+			// All deliveries in the channel are unsettled, and with this one at most limit <= prefetch = capacity are.
 			panic("memory: no room in the channel of consumer " + c.tag)
 		}
 		q.hungry.remove(&c.links) // to the end of the line
@@ -105,7 +105,7 @@ func (q *queue) dispatch() {
 	}
 }
 
-// seat puts c in line for deliveries, or takes it out, according to its room.
+// seat puts c in line for deliveries if it has room, and takes it out of the line otherwise.
 func (q *queue) seat(c *consumer) {
 	switch hungry := c.unsettled.len < c.limit; {
 	case !hungry:
@@ -124,8 +124,8 @@ func (h entryHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
 func (h *entryHeap) Push(x any)        { *h = append(*h, x.(*entry)) }
 func (h *entryHeap) Pop() any          { return popLast((*[]*entry)(h)) }
 
-// popLast takes the last element of a heap's slice. It gives memory back, since what was a million delayed messages once may
-// have one left that stays for a year: moving a quarter costs less than the pops that led there.
+// popLast removes and returns the last element of a heap's slice. It gives memory back, since of a million delayed
+// messages one may stay for a year. Moving a quarter costs less than the pops that led there.
 func popLast[T any](s *[]*T) *T {
 	n := len(*s) - 1
 	x := (*s)[n]

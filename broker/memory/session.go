@@ -13,17 +13,17 @@ var (
 	errClosed = fmt.Errorf("%w: %w", broker.ErrSessionLost, broker.ErrClosed)
 )
 
-// session implements [broker.Session]. All but done is guarded by Broker.mu.
+// session implements [broker.Session]. Broker.mu guards all fields but done.
 type session struct {
 	broker *Broker
 	done   chan struct{} // closed when err is set and no done function is left to run
 	err    error         // nil while it lives
 
 	consumers  map[string]*consumer // by tag, the live ones
-	owners     map[*owner]struct{}  // live consumers, and whoever has deliveries that can still be settled
+	owners     map[*owner]struct{}  // live consumers, and owners of deliveries that can still be settled
 	ephemeral  map[*queue]struct{}
 	publishing int // calls of Publish that have not returned
-	tags       int // names given to consumers that had none
+	tags       int // tags made for consumers without one
 }
 
 // Capabilities implements [broker.Session].
@@ -31,8 +31,8 @@ func (s *session) Capabilities() broker.Capabilities {
 	return broker.Capabilities{Delay: true, Fanout: true, Ephemeral: true, KeepsPlace: true, ExactLosses: true}
 }
 
-// enter locks the broker for one operation of this session. If the session is dead or ctx has ended it returns the
-// reason, and nothing is locked.
+// enter locks the broker for one operation of this session. If the session is dead or ctx has ended, it returns the
+// reason and locks nothing.
 func (s *session) enter(ctx context.Context) error {
 	ended := ctx.Err() // before the lock: a context may be anybody's code
 	s.broker.mu.Lock()
@@ -114,10 +114,10 @@ func (s *session) Delete(ctx context.Context, name string) error {
 	return nil
 }
 
-// Blocked implements [broker.Session]. It never does.
+// Blocked implements [broker.Session]. This broker never blocks.
 func (s *session) Blocked() (reason string, blocked bool) { return "", false }
 
-// Status implements [broker.Session]: nothing goes wrong here.
+// Status implements [broker.Session]. It returns the zero Status, since nothing goes wrong here.
 func (s *session) Status() broker.Status { return broker.Status{} }
 
 // Done implements [broker.Session].
@@ -130,8 +130,8 @@ func (s *session) Err() error {
 	return s.err
 }
 
-// Close implements [broker.Session]. Everything is settled and confirmed as it happens, so all it can wait for is done
-// functions that other goroutines are running.
+// Close implements [broker.Session]. It waits only for done functions that other goroutines are running, since every
+// message is settled and confirmed at once.
 func (s *session) Close(ctx context.Context) error {
 	b := s.broker
 	b.mu.Lock()
@@ -140,7 +140,7 @@ func (s *session) Close(ctx context.Context) error {
 	}
 	b.mu.Unlock()
 	select {
-	case <-s.done: // also wins when ctx has ended as well
+	case <-s.done: // preferred even if ctx has ended
 		return nil
 	default:
 	}
@@ -152,8 +152,8 @@ func (s *session) Close(ctx context.Context) error {
 	}
 }
 
-// end makes live sessions dead in one step: first all consumers end, then all deliveries are given back, and only then
-// the rest of the world is served. Otherwise a message would pass through consumers that are about to end.
+// end ends live sessions in one step: first all consumers end, then all deliveries are given back, and only then other
+// consumers are served. Otherwise a message would pass through consumers that are about to end.
 func (b *Broker) end(dying map[*session]struct{}, reason error) {
 	touched := make(map[*queue]struct{})
 	for s := range dying {
@@ -188,7 +188,7 @@ func (s *session) finish() {
 		return
 	}
 	select {
-	case <-s.done: // somebody published on a session that was dead
+	case <-s.done: // a publish on a dead session
 	default:
 		close(s.done)
 	}

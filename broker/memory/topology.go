@@ -9,20 +9,20 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// exchange routes messages to queues. Guarded by Broker.mu.
+// exchange routes messages to queues. Broker.mu guards it.
 type exchange struct {
 	kind   broker.ExchangeKind
 	queues map[string][]*queue // by key, each queue once
 }
 
-// binding is the other end of an entry in exchange.queues, for when the queue is deleted.
+// binding refers a queue to its entry in exchange.queues, which is removed when the queue is deleted.
 type binding struct {
 	exchange *exchange
 	key      string
 }
 
-// key is what routing goes by: a fanout exchange does not look at the key. There is no unbinding, so nobody can see
-// that its bindings with different keys are one.
+// key returns the key to route by. A fanout exchange ignores keys: its bindings with different keys are stored as one.
+// That is not visible, since there is no unbinding.
 func (x *exchange) key(key string) string {
 	if x.kind == broker.Fanout {
 		return ""
@@ -45,7 +45,7 @@ func (x *exchange) unbind(q *queue, key string) {
 	}
 }
 
-// maxName is the longest name, as in AMQP: 0-9-1 writes the length of a short string in one byte.
+// maxName is the length of the longest name. AMQP 0-9-1 writes the length of a short string in one byte.
 const maxName = 255
 
 func checkName(what, name string) error {
@@ -153,7 +153,7 @@ func (s *session) bind(l broker.Binding) error {
 	return nil
 }
 
-// checkLock keeps other sessions away from an ephemeral queue.
+// checkLock returns ErrLocked if q is an ephemeral queue of another session.
 func (s *session) checkLock(q *queue) error {
 	if q.holder != nil && q.holder != s {
 		return broker.ErrLocked
@@ -170,8 +170,8 @@ func (s *session) find(name string) (*queue, error) {
 	return q, s.checkLock(q)
 }
 
-// deleteQueue removes a queue with all that is in it. Deliveries of consumers are lost with their consumer; those that
-// were received from a stopped consumer or by TryGet can still be settled, so that DeadLetter saves the message.
+// deleteQueue removes a queue with all its messages. Its consumers end and lose their deliveries. Deliveries received
+// from a stopped consumer or by TryGet can still be settled, so that DeadLetter saves the message.
 func (b *Broker) deleteQueue(q *queue) {
 	delete(b.queues, q.name)
 	for _, l := range q.bindings {

@@ -1,43 +1,45 @@
 // Package rabbitmq is the adapter to RabbitMQ, 3.10 or later, over AMQP 0-9-1.
 //
-// It keeps the contract of package broker and passes the suite in broker/brokertest. What is special:
+// It keeps the contract of package broker and passes the suite in broker/brokertest. Specific to RabbitMQ:
 //
-//   - A session is two connections, since RabbitMQ stops reading a connection that publishes when it runs out of memory
-//     or disk, and acks on it would be held up too. The death of either is the death of the session. While the broker blocks
-//     publishers, nothing is published and consuming goes on.
-//   - Publishes have up to four channels, with publisher confirms and the mandatory flag: for the default exchange, for delayed
-//     messages, for exchanges that have taken a message in this session, and for the others. At most 1,000 messages are
-//     unconfirmed at a time while somebody waits for them; 64 of these places are kept for Retry, Suspect and DeadLetter, so that
-//     settling goes on beside busy publishers.
-//   - At most 150 messages of one exchange and routing key are unanswered, more when answers come; of copies that settle
-//     deliveries, at most 16 for one queue. So a queue that does not answer does not fill the window. Further messages to it
-//     wait, and are [broker.ErrNotSent] when their ctx ends. Without that, RabbitMQ would stop reading the connection.
-//   - RabbitMQ refuses a message that is too large, or to an exchange that does not exist or that the user may not write to, by
-//     closing the channel. That message is [broker.ErrRejected]. RabbitMQ ignores the messages behind it, so they are written again on
-//     the next channel. Those before it that had no answer are [broker.ErrUnconfirmed]. If an exchange is
-//     deleted while messages to it are in flight, they and those between them are ErrUnconfirmed. The size limit is remembered for the
-//     session.
-//   - After a nack, or when answers are due and none came for 500 ms, the next message goes through a new channel, at most every
-//     500 ms. The old one is closed when all its messages are answered.
+//   - A session is two connections. When RabbitMQ runs out of memory or disk, it stops reading a connection that
+//     publishes, and acks on it would be held up too. When either connection dies, the session dies. While the broker
+//     blocks publishers, nothing is published and consuming goes on.
+//   - Messages are published on up to four channels, with publisher confirms and the mandatory flag: for the default
+//     exchange, for delayed messages, for exchanges that have taken a message in this session, and for other exchanges.
+//     At most 1,000 messages that a caller waits for are unconfirmed at a time. Of these places, 64 are kept for Retry,
+//     Suspect and DeadLetter, so that busy publishers do not hold up settling.
+//   - At most 150 messages of one exchange and routing key are unanswered, more when answers come. Of copies that
+//     settle deliveries, at most 16 for one queue are unanswered. So a queue that does not answer does not fill the
+//     window. Further messages to it wait, and are [broker.ErrNotSent] when their ctx ends. Without this bound,
+//     RabbitMQ would stop reading the connection.
+//   - RabbitMQ closes the channel to refuse a message that is too large, or to an exchange that does not exist or that
+//     the user may not write to. That message is [broker.ErrRejected]. RabbitMQ ignores the messages behind it, so they
+//     are written again on the next channel. Earlier ones that had no answer are [broker.ErrUnconfirmed]. If an
+//     exchange is deleted while messages to it are in flight, they and those between them are ErrUnconfirmed. The size
+//     limit is remembered for the session.
+//   - After a nack, or when answers are due and none came for 500 ms, the next message goes through a new channel, at
+//     most every 500 ms. The old one is closed when all its messages are answered.
 //   - Retry, Suspect and DeadLetter publish a copy through the default exchange and then ack.
-//   - A delayed message waits in quorum queues shared by all programs on the broker, dispatcher.delay.v2.5 to .34 and .exit.0 to .f, without a
-//     plugin. Declare binds each durable queue, and each binding's queue, to where messages are that are due; the first
-//     delayed message of a Broker declares the rest, 0.6 s where it does not exist yet, and so does one that finds a part of it
-//     deleted. Needs RabbitMQ, 3.10 or later, by its
-//     own words: other servers have no Capabilities.Delay. Times are kept to 32 ms, and the delay of a Retry may be an
-//     eighth longer.
-//   - So a delayed message finds queues and bindings that were declared with this package. Others, ephemeral queues and dead
-//     letter queues it finds only as a Retry, which binds its queue; if that is deleted, it is seen when the message is due. The
-//     key does not matter with a fanout exchange for sessions that have declared the exchange; for others it must be one that
-//     a queue was bound with.
-//   - The client ends the connection over headers that it cannot read. They are replaced before it reads them, and the message has
-//     Message.Unreadable. Publishing such headers is [broker.ErrHeadersTooLarge].
-//   - Delivery.Losses is always 0: a redelivered message may have been given back, or lost, or never looked at.
-//   - Of quorum queues: what is released goes to the end of the queue unless it has a delivery limit, and counts against that
-//     before RabbitMQ 4.3; closing a consumer may lose some of the last acks, and those messages come again.
-//   - An ephemeral queue takes messages from everybody; all other operations of other sessions on it are ErrLocked.
-//   - SetPrefetch adds or replaces subscriptions, since basic.qos changes nothing for one that is live: the broker's tools
-//     may show several consumers for one, with tags that end in #2, #3, …
+//   - A delayed message waits in quorum queues shared by all programs on the broker, dispatcher.delay.v2.5 to .34 and
+//     .exit.0 to .f, without a plugin. Declare binds each durable queue, and the queue of each binding, to the place
+//     where messages that are due arrive. The first delayed message of a Broker declares the rest, which takes 0.6 s if
+//     it does not exist yet. So does a delayed message that finds a part of it deleted. Delays need a server that
+//     identifies itself as RabbitMQ, 3.10 or later; others have no Capabilities.Delay. Delays are accurate to 32 ms,
+//     and the delay of a Retry may be an eighth longer.
+//   - So a delayed message finds queues and bindings that were declared with this package. It finds others, and
+//     ephemeral and dead letter queues, only as a Retry, which binds its queue; if that queue is deleted, this is
+//     noticed when the message is due. With a fanout exchange, sessions that have declared the exchange may use any
+//     key; other sessions must use a key that a queue was bound with.
+//   - The client ends the connection over headers that it cannot read. So they are replaced before it reads them, and
+//     Message.Unreadable is set. Publishing such headers is [broker.ErrHeadersTooLarge].
+//   - Delivery.Losses is always 0: a redelivered message may have been given back, or lost, or never received.
+//   - With quorum queues, a released message goes to the end of the queue unless the queue has a delivery limit, and
+//     counts against that limit before RabbitMQ 4.3. Closing a consumer may lose some of the last acks, and those
+//     messages come again.
+//   - An ephemeral queue takes messages from all sessions. All other operations of other sessions on it are ErrLocked.
+//   - SetPrefetch adds or replaces subscriptions, since basic.qos does not affect a live one. So the broker's tools may
+//     show several consumers for one, with tags that end in #2, #3, …
 package rabbitmq
 
 import (
@@ -58,13 +60,13 @@ import (
 
 // Config says where the broker is and how to talk to it.
 type Config struct {
-	// URLs of the nodes of one broker, amqp://user:password@host:port/vhost or amqps://…, tried in random order, all of
-	// them in every Open. A node that is slow to answer does not hold up the next one: see [Broker.Open]. Reserved characters in user,
-	// password and vhost are percent-encoded. Required.
+	// URLs of the nodes of one broker, amqp://user:password@host:port/vhost or amqps://…. Every Open tries them in
+	// random order until one is open. A node that is slow to answer does not hold up the next one: see [Broker.Open].
+	// Reserved characters in user, password and vhost are percent-encoded. Required.
 	URLs []string
-	// TLS for amqps URLs; an amqp URL beside it is an error, since it would be dialled in the clear. nil = the system's
-	// certificates, or those that the URL names. It is cloned for every dial: ServerName is the URL's host unless set here,
-	// and below TLS 1.2 nothing is spoken. Without InsecureSkipVerify, chain and host name are verified.
+	// TLS for amqps URLs. An amqp URL beside it is an error, since it would be dialled in the clear. nil = the system's
+	// certificates, or those that the URL names. It is cloned for every dial. ServerName is the URL's host unless set
+	// here. Versions below TLS 1.2 are refused. Without InsecureSkipVerify, chain and host name are verified.
 	TLS *tls.Config
 	// ConnectionName is shown by the broker's tools, followed by " publish" or " consume". "" = dispatcher.
 	ConnectionName string
@@ -84,18 +86,19 @@ func (c Config) String() string {
 	return fmt.Sprintf("rabbitmq.Config{URLs: %v, TLS: %t, ConnectionName: %q, QueueType: %q}", places, c.TLS != nil, c.ConnectionName, c.QueueType)
 }
 
-// GoString is String: no format shows credentials.
+// GoString is the same as String: no format shows credentials.
 func (c Config) GoString() string { return c.String() }
 
-// heartbeat is what we ask of the broker, which may ask for a shorter one: 5 to 20 s is what RabbitMQ recommends. A peer that
-// says nothing, or takes nothing, for two of them is dead.
+// heartbeat is the interval requested from the broker, which may ask for a shorter one: RabbitMQ recommends 5 to 20 s.
+// A peer that sends nothing, or takes nothing, for two of them is dead.
 const heartbeat = 10 * time.Second
 
-// dialTimeout bounds one connection's way from dialling to open.
+// dialTimeout bounds the opening of one connection, dialling included.
 const dialTimeout = 10 * time.Second
 
-// Broker opens sessions. Make it with [New]; it is safe for use by many goroutines and holds no connection. It remembers for half a
-// minute which nodes failed, and tries them last, and what its sessions have declared for delays, so that later ones need not.
+// Broker opens sessions. Make it with [New]. It is safe for use by many goroutines and holds no connection. It
+// remembers for half a minute which nodes failed, and tries them last. It also remembers what its sessions have
+// declared for delays, so that later ones need not.
 type Broker struct {
 	cfg       Config
 	addresses []address
@@ -105,8 +108,8 @@ type Broker struct {
 
 var _ broker.Broker = (*Broker)(nil)
 
-// New checks cfg, and copies it. All problems are reported at once, in an error that Is [broker.ErrPermanent] and shows no
-// credentials. It does not dial.
+// New checks cfg and copies it. All problems are reported at once, in an error that Is [broker.ErrPermanent] and shows
+// no credentials. It does not dial.
 func New(cfg Config) (*Broker, error) {
 	b := &Broker{cfg: cfg, heartbeat: heartbeat}
 	b.cfg.URLs = append([]string(nil), cfg.URLs...)
@@ -115,7 +118,7 @@ func New(cfg Config) (*Broker, error) {
 		b.cfg.ConnectionName = "dispatcher"
 	}
 	var problems []error
-	memories := make(map[[2]string]*memory) // by user and virtual host; URLs that differ in them are no cluster, and share nothing
+	memories := make(map[[2]string]*memory) // by user and virtual host; URLs that differ in them are no cluster and share nothing
 	if len(cfg.URLs) == 0 {
 		problems = append(problems, errors.New("no URL"))
 	}
@@ -152,23 +155,23 @@ func (b *Broker) String() string {
 	return "rabbitmq " + strings.Join(places, ", ")
 }
 
-// GoString is String: no format shows credentials.
+// GoString is the same as String: no format shows credentials.
 func (b *Broker) GoString() string { return b.String() }
 
 // address is one parsed URL.
 type address struct {
-	clear  string   // for the client, which need not know of TLS: with credentials, never printed
+	clear  string   // for the client, which needs no TLS; with credentials, never printed
 	uri    amqp.URI // has them too
 	scheme string
 	host   string
 	vhost  string
 	place  string // scheme, host and vhost, for people
-	heard  func() // called when the peer has said something; nil = nobody asks
+	heard  func() // called when the peer has sent something; nil = not needed
 	memory *memory
 }
 
-// parseURL checks a URL. Its errors never quote from it: what does not parse may hold a password anywhere, and the errors
-// of url.Parse and amqp.ParseURI print it whole or in parts.
+// parseURL checks a URL. Its errors never quote the URL: one that does not parse may hold a password anywhere, and the
+// errors of url.Parse and amqp.ParseURI print it whole or in parts.
 func parseURL(raw string) (address, error) {
 	u, err := url.Parse(raw)
 	if err != nil {
@@ -180,7 +183,8 @@ func parseURL(raw string) (address, error) {
 	if err := whole(u, raw); err != nil {
 		return address{}, err
 	}
-	// A list of URLs that was split wrongly ends up in the virtual host of the first, passwords included, and that is shown.
+	// A list of URLs that was split wrongly ends up, passwords included, in the virtual host of the first, which is
+	// shown.
 	if strings.ContainsAny(u.EscapedPath(), "@,") {
 		return address{}, errors.New("its virtual host has an @ or a comma: percent-encode them, and separate URLs by a comma before amqp:// or amqps://")
 	}
@@ -197,11 +201,11 @@ func parseURL(raw string) (address, error) {
 	return address{clear: u.String(), uri: uri, scheme: uri.Scheme, host: uri.Host, vhost: uri.Vhost, place: place.String()}, nil
 }
 
-// parameters are those of a URL that the client reads; it ignores others, and a misspelt one with them.
+// parameters are the URL parameters that the client reads. It ignores others, so it would ignore a misspelt one.
 var parameters = []string{"certfile", "keyfile", "cacertfile", "server_name_indication", "auth_mechanism", "heartbeat", "connection_timeout", "channel_max"}
 
-// whole refuses a URL of which the client would use a part only. With a # or a ? in its password, url.Parse takes the user name for the
-// host, and it would be dialled and shown.
+// whole refuses a URL that the client would use only in part. If the password has a # or a ?, url.Parse takes the user
+// name for the host, and the client would dial and show it.
 func whole(u *url.URL, raw string) error {
 	if strings.Contains(raw, "#") {
 		return errors.New("it has a #: percent-encode it as %23")

@@ -9,7 +9,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// version is a version of RabbitMQ. What follows the numbers, as in 4.1.0-rc.1, does not matter.
+// version is a version of RabbitMQ. The part after the numbers, as in 4.1.0-rc.1, does not matter.
 type version struct{ major, minor, patch int }
 
 func (v version) atLeast(w version) bool {
@@ -22,8 +22,9 @@ func (v version) atLeast(w version) bool {
 	return v.patch >= w.patch
 }
 
-// capabilitiesOf tells from what a server says of itself what it can do. Others speak AMQP too and take every argument without a
-// word, so that only the name and the version say whether it means something to them. queueType is that of the session's queues.
+// capabilitiesOf returns the capabilities of a server, given the properties that it announces. Other brokers speak AMQP
+// too and silently accept every argument, so only the name and the version show whether an argument has a meaning to
+// them. queueType is the type of the session's queues.
 func capabilitiesOf(server amqp.Table, queueType string) broker.Capabilities {
 	can := broker.Capabilities{Fanout: true, Ephemeral: true}
 	text, _ := server["version"].(string)
@@ -32,8 +33,8 @@ func capabilitiesOf(server amqp.Table, queueType string) broker.Capabilities {
 		return can
 	}
 	can.Delay = v.atLeast(version{3, 10, 0})
-	can.KeepsPlace = queueType != quorum // a quorum queue has a list of what was returned
-	// It was 15 minutes for two versions, and never before. From 4.3 on classic queues have none.
+	can.KeepsPlace = queueType != quorum // a quorum queue keeps returned messages in a list
+	// The timeout was 15 minutes for two versions, and did not exist before. From 4.3 on classic queues have none.
 	if v.atLeast(version{3, 8, 17}) && (queueType == quorum || !v.atLeast(version{4, 3, 0})) {
 		can.ConsumerTimeout = 30 * time.Minute
 	}

@@ -10,16 +10,17 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// A connection has 2,047 channels unless the node or the URL allows fewer. Every consumer has one for as long as it lives, and so have the
-// deliveries of a TryGet. Some are kept free for what must work beside any number of consumers.
+// A connection has 2,047 channels unless the node or the URL allows fewer. Every consumer occupies one for its
+// lifetime, and so do the deliveries of a TryGet. Some are kept free for calls that must work beside any number of
+// consumers.
 const (
-	// maxCalls is how many declarations, inspections and the like may be under way at once, each on a channel of its own: a broker
-	// that does not answer must not use up the connection's channels.
+	// maxCalls is how many declarations, inspections and the like may be under way at once, each on a channel of its
+	// own: a broker that does not answer must not use up the connection's channels.
 	maxCalls = 16
 	// maxPulls is how many channels consumers leave to TryGet.
 	maxPulls = 64
-	// maxSingles is how many of these are kept for a TryGet of a single message. Scans of dead letters hold many channels, and a suspect
-	// must be fetched nevertheless.
+	// maxSingles is how many of these are kept for a TryGet of a single message. Scans of dead letters hold many
+	// channels, and a suspect must be fetched nevertheless.
 	maxSingles = 8
 )
 
@@ -36,7 +37,7 @@ type channels struct {
 	pulls     int
 }
 
-// newChannels divides most channels. If there are few, each purpose has a quarter at most.
+// newChannels divides most channels. If there are few, each purpose gets a quarter at most.
 func newChannels(most uint16) channels {
 	n := int(most)
 	return channels{
@@ -48,7 +49,7 @@ func newChannels(most uint16) channels {
 	}
 }
 
-// kept is how many channels are reserved for other purposes than consumers.
+// kept returns how many channels are reserved for purposes other than consumers.
 func (c *channels) kept() int { return c.pulling + c.probing + cap(c.calls) }
 
 // consumer takes a channel for a consumer of a queue.
@@ -65,7 +66,7 @@ func (c *channels) consumer(queue string) error {
 	return nil
 }
 
-// full says why there is no channel for another consumer. The caller holds mu.
+// full explains why there is no channel for another consumer. The caller holds mu.
 func (c *channels) full() string {
 	return fmt.Sprintf("the connection has all the consumers it can have: %d of %d channels, and %d are kept for other calls: use another server, or raise channel_max on the node",
 		c.consumers, c.most, c.kept())
@@ -87,7 +88,7 @@ func (c *channels) pull(messages int) error {
 	return nil
 }
 
-// give gives back the channel of a consumer, or of a TryGet, of a queue.
+// give frees the channel of a consumer, or of a TryGet, of a queue.
 func (c *channels) give(queue string, consumer bool) {
 	if ofProbes(queue) && consumer {
 		return
@@ -101,7 +102,7 @@ func (c *channels) give(queue string, consumer bool) {
 	}
 }
 
-// status says why there cannot be another consumer; "" = there can.
+// status explains why there cannot be another consumer. It returns "" if there can.
 func (c *channels) status() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -111,8 +112,8 @@ func (c *channels) status() string {
 	return c.full()
 }
 
-// turns allows one call at a time on a queue, so that a queue that does not answer holds up only its own calls. The zero value is
-// ready.
+// turns allows one call at a time on a queue, so that a queue that does not answer holds up only its own calls. The
+// zero value is ready.
 type turns struct {
 	mu     sync.Mutex
 	queues map[string]*queueTurn
@@ -120,7 +121,7 @@ type turns struct {
 
 type queueTurn struct {
 	turn
-	users int // who has it or waits for it; guarded by turns.mu
+	users int // callers that have it or wait for it; guarded by turns.mu
 }
 
 // take waits for the turn of a queue. The caller calls give when the queue has answered.
@@ -150,7 +151,7 @@ func (t *turns) take(ctx context.Context, over <-chan struct{}, queue string) (g
 	return func() { q.turn.give(); leave() }, nil
 }
 
-// ask is call, one at a time for each queue.
+// ask is call, limited to one at a time for each queue.
 func ask[T any](ctx context.Context, s *session, queue string, f func() (T, error), undo func(T)) (T, error) {
 	return call(ctx, s, func() (none T, err error) {
 		give, err := s.turns.take(ctx, s.dead, queue)
@@ -162,8 +163,8 @@ func ask[T any](ctx context.Context, s *session, queue string, f func() (T, erro
 	}, undo)
 }
 
-// admin runs f on a throw-away channel of the consuming connection, because RabbitMQ closes the channel of a refused call. It takes the
-// turn of a queue, or of all bindings (bindTurn), or none ("").
+// admin runs f on a throw-away channel of the consuming connection, because RabbitMQ closes the channel of a refused
+// call. It takes the turn of a queue, of all bindings (bindTurn), or none ("").
 func (s *session) admin(ctx context.Context, queue string, f func(ch *amqp.Channel) error) error {
 	do := func() (struct{}, error) {
 		select {
@@ -179,7 +180,7 @@ func (s *session) admin(ctx context.Context, queue string, f func(ch *amqp.Chann
 			return struct{}{}, err
 		}
 		err = f(ch)
-		_ = ch.Close() // nothing if the broker has closed it
+		_ = ch.Close() // does nothing if the broker has closed it
 		return struct{}{}, err
 	}
 	if queue == "" {

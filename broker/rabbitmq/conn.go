@@ -18,7 +18,7 @@ type conn struct {
 	role    string // "publish" or "consume"
 	socket  *socket
 	marker  string             // see frames
-	closes  chan *amqp.Error   // the client tells the end of the connection here
+	closes  chan *amqp.Error   // the client reports the end of the connection here
 	blocked chan amqp.Blocking // and here that the broker blocks it
 }
 
@@ -28,13 +28,13 @@ func (b *Broker) dial(ctx context.Context, a address, role string) (*conn, error
 	defer cancel()
 	var s *socket
 	var in *frames
-	// The client waits for the handshake as long as the socket does, and looks at no context.
+	// The client waits for the handshake as long as the socket does, and takes no context.
 	stop := func() bool { return true }
 	defer func() { stop() }()
 	cfg := amqp.Config{
 		Heartbeat: b.heartbeat,
 		Locale:    "en_US",
-		// The client writes into its Properties and TLS configuration: each dial has its own.
+		// The client writes into its Properties and TLS configuration, so each dial has its own.
 		Properties: amqp.Table{
 			"product":         "dispatcher",
 			"platform":        "Go",
@@ -70,26 +70,26 @@ func (b *Broker) dial(ctx context.Context, a address, role string) (*conn, error
 	c := &conn{Connection: ac, role: role, socket: s, marker: in.marker}
 	c.closes = ac.NotifyClose(make(chan *amqp.Error, 1))
 	c.blocked = ac.NotifyBlocked(make(chan amqp.Blocking, 4))
-	// From here the peer has to be heard of at every second heartbeat at the latest. No heartbeats, by the URL or the
-	// broker, no limit.
+	// From here on the peer must send something within two heartbeats. If the URL or the broker turns heartbeats off,
+	// there is no limit.
 	s.patience.Store(int64(2 * ac.Config.Heartbeat))
 	return c, nil
 }
 
-// cut ends a connection that no session has.
+// cut ends a connection that belongs to no session.
 func (c *conn) cut() {
 	c.socket.kill()
 	<-c.closes
 }
 
-// socket is the net.Conn under the client, which neither bounds a write nor finds every dead peer: it sets its read
-// deadline after a frame was read, so a peer that falls silent before the first is never found, and a write that blocks
-// holds up whatever else it does, its own shutdown included. So deadlines are set here, and only here.
+// socket is the net.Conn under the client. The client does not bound a write, and a write that blocks holds up
+// everything else, its own shutdown included. Nor does it find every dead peer: it sets its read deadline after a frame
+// was read, so a peer that falls silent before the first is never found. So deadlines are set here, and only here.
 type socket struct {
 	net.Conn
-	patience atomic.Int64          // how long the peer may neither say nor take anything; 0 = for ever
+	patience atomic.Int64          // how long the peer may neither send nor take anything; 0 = for ever
 	cause    atomic.Pointer[error] // why it was given up here; nil = it was not
-	blocked  atomic.Bool           // the broker has said that it reads nothing, and checks no heartbeats
+	blocked  atomic.Bool           // the broker has announced that it reads nothing, and checks no heartbeats
 	dead     atomic.Bool
 }
 
@@ -110,8 +110,9 @@ func (s *socket) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Write bounds the wait until the peer takes more, unless the broker has announced that it takes nothing: to give up then
-// would end the session, and redeliver every running task, over an alarm that concerns publishers. After an error nothing is written any more: a frame may be cut in half.
+// Write bounds the wait until the peer takes more, unless the broker has announced that it takes nothing. To give up
+// then would end the session, and redeliver every running task, over an alarm that concerns publishers. After an error
+// nothing is written any more, since a frame may be cut in half.
 func (s *socket) Write(b []byte) (n int, err error) {
 	for {
 		_ = s.Conn.SetWriteDeadline(s.deadline())
@@ -142,7 +143,7 @@ func (s *socket) giveUp(cause error) error {
 	return cause
 }
 
-// kill ends the link at once; whoever reads or writes returns.
+// kill ends the link at once. Blocked reads and writes return.
 func (s *socket) kill() {
 	s.dead.Store(true)
 	_ = s.Conn.Close()

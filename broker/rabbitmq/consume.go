@@ -9,18 +9,19 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// maxPrefetch is the most that basic.qos can say.
+// maxPrefetch is the largest prefetch count of basic.qos.
 const maxPrefetch = 1<<16 - 1
 
 // consumer implements [broker.Consumer] with one channel, its lane.
 //
 // RabbitMQ fixes the prefetch of a subscription when it begins and counts only that subscription's own deliveries. So a
-// higher limit is one more subscription, for the difference. A lower one cancels all; as their deliveries are settled, new
-// ones take the room that becomes free. At all times
+// higher limit adds a subscription for the difference. A lower one cancels all subscriptions; as their deliveries are
+// settled, new subscriptions take the room that becomes free. At all times
 //
 //	deliveries of ended subscriptions that are not settled + prefetch of live ones <= limit,
 //
-// or soon will be after the limit was lowered. Hence there are never more unsettled than the channel has room for.
+// or soon will be after the limit was lowered. So there are never more unsettled deliveries than the channel has room
+// for.
 type consumer struct {
 	*lane
 	tag        string
@@ -32,7 +33,7 @@ type consumer struct {
 	// Guarded by lane.mu.
 	limit  int
 	subs   []*subscription // those that are live or have unsettled deliveries
-	subbed int             // how many there ever were
+	subbed int             // how many were ever begun
 	ending bool            // no subscription may begin
 	err    error
 }
@@ -83,7 +84,7 @@ func (s *session) newConsumer(ctx context.Context, o broker.ConsumeOptions) (*co
 	}, func(c *consumer) { c.lose(broker.ErrClosed) })
 }
 
-// reserveTag makes sure that no other consumer of the session has the tag, which the broker asks of a channel only.
+// reserveTag ensures that no other consumer of the session has the tag. The broker requires that only within a channel.
 func (s *session) reserveTag(wanted string) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -133,7 +134,7 @@ func (c *consumer) Stop(ctx context.Context) error {
 	return c.await(ctx, "stop", c.done)
 }
 
-// stop cancels the subscriptions in peace.
+// stop cancels the subscriptions gracefully.
 func (c *consumer) stop() {
 	defer c.s.goroutines.done()
 	if c.calling.take(context.Background(), c.lost) == nil {
@@ -172,7 +173,7 @@ func (c *consumer) await(ctx context.Context, verb string, over <-chan struct{})
 	return nil
 }
 
-// finish decides why the consumer ends, unless that is decided. From then on no subscription begins.
+// finish sets the reason why the consumer ends, unless it is already set. From then on no subscription begins.
 func (c *consumer) finish(reason error) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -183,11 +184,12 @@ func (c *consumer) finish(reason error) bool {
 	return true
 }
 
-// end makes the consumer over, once, after finish and the last delivery: what nobody received is given back, unless the
-// broker does that because the lane is lost. It waits for calls and subscriptions, which end with their channel.
+// end marks the consumer as over, once, after finish and the last delivery. Deliveries that nobody received are given
+// back, unless the broker does that because the lane is lost. It waits for calls and subscriptions, which end with
+// their channel.
 func (c *consumer) end() {
 	c.ended.Do(func() {
-		// Whoever had the turn may have begun a subscription; after it nobody does.
+		// The previous holder of the turn may have begun a subscription. No later one does.
 		_ = c.calling.take(context.Background(), nil)
 		c.calling.give()
 		c.pumps.Wait()

@@ -11,28 +11,30 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// A delayed message waits in up to 30 queues, the levels, and then in one of the exits. The queue of level n holds it for 2^n ms and then
-// passes it on to the exchange of level n-1; below the lowest one is the exchange of the exits. The first word of the routing key stands
-// for the target, the second names the exit, and the others, 0 or 1, say at which levels the message waits, the lowest first.
-// A queue has one time to live for all, so that what is due first is at its head: RabbitMQ looks nowhere else (measured: a
-// message of 200 ms behind one of 3 s took 3 s).
+// A delayed message waits in up to 30 queues, the levels, and then in one of the exits. The queue of level n holds it
+// for 2^n ms and then passes it on to the exchange of level n-1. Below the lowest level is the exchange of the exits.
+// The first word of the routing key stands for the target, and the second names the exit. The others, each 0 or 1,
+// select the levels at which the message waits, the lowest first. All messages of a queue have the same time to live,
+// so the one that is due first is at the head. RabbitMQ looks nowhere else (measured: a message of 200 ms behind one of
+// 3 s took 3 s).
 //
-// RabbitMQ passes on at most 32 messages of a queue at a time. If a target is deleted in that moment, its messages keep their places for up
-// to six minutes. So only exits publish to users' queues: a deleted target stops one exit and no level.
+// RabbitMQ passes on at most 32 messages of a queue at a time. If a target is deleted at that moment, its messages
+// occupy their places for up to six minutes. So only exits publish to users' queues: a deleted target stops one exit
+// and no level.
 const (
 	exitLevel    = 4 // an exit holds a message for 2^4 ms
 	lowestLevel  = 5
 	highestLevel = 34
 	levelCount   = highestLevel - lowestLevel + 1
 
-	// The names and all that hangs on them are shared by every program on the broker, of any version of this one: another way
-	// to delay needs another name. A broker would refuse a level that exists with other properties, and with it all delays. What waits
-	// in the levels of v1 still comes through.
-	delayNames      = "dispatcher.delay." // of every version
+	// Every program on the broker shares these names and all that is declared under them, whatever version of this
+	// library it uses, so another way to delay needs another name. A broker would refuse a level that exists with other
+	// properties, and all delays would fail. Messages that wait in the levels of v1 still arrive.
+	delayNames      = "dispatcher.delay." // shared by all versions
 	delayPrefix     = delayNames + "v2."
-	exitExchange    = delayPrefix + "exit"          // where messages are that have passed the levels
-	deliverExchange = delayPrefix + "deliver"       // where messages are that are due
-	strayExchange   = delayPrefix + "undeliverable" // where those go that no queue takes there
+	exitExchange    = delayPrefix + "exit"          // receives messages that have passed the levels
+	deliverExchange = delayPrefix + "deliver"       // receives messages that are due
+	strayExchange   = delayPrefix + "undeliverable" // receives due messages that no queue takes
 
 	exitTime = 1 << exitLevel * time.Millisecond
 	grain    = 1 << lowestLevel * time.Millisecond
@@ -41,15 +43,16 @@ const (
 	exits = "0123456789abcdef" // a word's first digit is its exit
 )
 
-// How many significant binary digits of a delay are kept. A digit of 1 is a hop, in which the message is written to disk
-// twice. A task's own time is exact; the pause before a retry is up to an eighth longer, and four levels at most.
+// exactDigits and retryDigits are how many significant binary digits of a delay are kept. Each digit 1 is a hop, which
+// writes the message to disk twice. A task's own time is exact. The pause before a retry is up to an eighth longer, and
+// takes four levels at most.
 const (
 	exactDigits = levelCount
 	retryDigits = 4
 )
 
-// ticks is for how many grains a message is held before its exit so that it is never early. RabbitMQ keeps whole milliseconds and cuts off
-// what is less, so that each hop may be up to one too short.
+// ticks returns for how many grains a message is held before its exit so that it is never early. RabbitMQ keeps whole
+// milliseconds and truncates the rest, so each hop may be up to one millisecond too short.
 func ticks(d time.Duration, digits int) uint64 {
 	n := uint64(max(0, d-exitTime) / grain)
 	for {
@@ -80,11 +83,13 @@ func exitName(exit string) string { return exitExchange + "." + exit }
 // exitOf returns the exit of a target's word. All messages of a target use it, so a deleted target stops no other exit.
 func exitOf(word string) string { return word[:1] }
 
-// firstLevel is the highest one where a message waits, or that of the exits. It is published there, since the levels above are only a way.
+// firstLevel returns the highest level at which a message waits, or exitLevel if it waits at none. The message is
+// published there, since it would only pass through the levels above.
 func firstLevel(ticks uint64) int { return exitLevel + bits.Len64(ticks) }
 
-// delayKey is the routing key for so many ticks. It has no word for the levels above the first one, since a topic exchange looks at every
-// word of a key (measured: a retry after 100 ms cost RabbitMQ 0.34 ms of processor time with 5 words, and 0.64 ms with 32).
+// delayKey returns the routing key for so many ticks. It has no words for levels above the first one, since a topic
+// exchange examines every word of a key (measured: a retry after 100 ms cost RabbitMQ 0.34 ms of processor time with 5
+// words, and 0.64 ms with 32).
 func delayKey(ticks uint64, word, exit string) string {
 	first := firstLevel(ticks)
 	key := make([]byte, 0, len(word)+len(exit)+1+2*(first-exitLevel))
@@ -97,32 +102,35 @@ func delayKey(ticks uint64, word, exit string) string {
 	return string(key)
 }
 
-// levelPattern binds at a level what has that digit there.
+// levelPattern returns the binding key for messages that have that digit at a level.
 func levelPattern(level int, digit string) string {
 	return "*." + strings.Repeat("*.", level-exitLevel) + digit + ".#"
 }
 
-// exitPattern binds an exit to the exchange of all of them.
+// exitPattern returns the key that binds an exit to the exchange of the exits.
 func exitPattern(exit string) string { return "*." + exit + ".#" }
 
-// deliverPattern binds what is due to a queue.
+// deliverPattern returns the key that binds a queue to the due messages of a word.
 func deliverPattern(word string) string { return word + ".#" }
 
-// target is where a delayed message goes when it is due. With an empty exchange it is a queue, as everywhere.
+// target is the destination of a delayed message once it is due. If the exchange is empty, it is a queue, as
+// everywhere.
 type target struct{ exchange, key string }
 
-// targetHeader carries the target, since the routing key has another use. Received messages do not show it.
+// targetHeader names the header that carries the target, since the routing key has another use. Received messages do
+// not show it.
 const targetHeader = "x-dispatcher-target"
 
 func (t target) header() string { return t.exchange + "\x00" + t.key }
 
-// word stands for the target in routing keys, where names would be too long, and the dots in them words of their own.
+// word returns the word that stands for the target in routing keys. Names would be too long there, and their dots would
+// split them into several words.
 func (t target) word() string {
 	sum := sha256.Sum256([]byte(t.header()))
 	return hex.EncodeToString(sum[:16])
 }
 
-// arrived gives a message that came out of the levels what it was published with, if it is one.
+// arrived restores the exchange, key and headers that a message was published with, if it came out of the levels.
 func arrived(m *broker.Message) {
 	if !strings.HasPrefix(m.Exchange, delayNames) {
 		return

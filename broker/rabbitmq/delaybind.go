@@ -11,16 +11,18 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// rebindTime is how long a retry waits until a binding that existed a while ago is made again. RabbitMQ answers no queue.bind while a node of
-// its cluster hangs.
+// rebindTime is how long a retry waits for the renewal of a binding that existed a while ago. RabbitMQ does not answer
+// queue.bind while a node of its cluster hangs.
 const rebindTime = time.Second
 
-// bindTurn is the turn of all bindings: see session.admin. RabbitMQ asks no queue to bind it, so a binding that is not answered must not
-// hold up calls on its queue. The next binding would not be answered either, and would keep another channel.
+// bindTurn is the turn that all bindings take: see session.admin. RabbitMQ asks no queue to bind it, so an unanswered
+// binding must not hold up calls on its queue. The next binding would go unanswered too, and would occupy another
+// channel.
 const bindTurn = deliverExchange
 
-// target is what a message to an exchange, or a binding of it, is known by at the deliver exchange. Every binding of a fanout
-// exchange takes every key, so keys are left out, which both sides can do only if their sessions have declared the exchange.
+// target returns the target by which the deliver exchange knows a message to an exchange, or a binding of it. Every
+// binding of a fanout exchange takes every key, so keys are left out for one. Both sides can do that only if their
+// sessions have declared the exchange.
 func (d *delays) target(exchange, key string) target {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -44,7 +46,8 @@ func (d *delays) noteExchange(x broker.Exchange) {
 	}
 }
 
-// takesRetries reports whether a queue is bound by its name when it is declared. Hardly any message is retried in the others.
+// takesRetries reports whether a queue is bound by its name when it is declared. Messages of other queues are hardly
+// ever retried.
 func takesRetries(queue string) bool {
 	return queue != broker.Undeliverable && !strings.HasSuffix(queue, broker.DeadSuffix) && !strings.HasSuffix(queue, broker.SuspectsSuffix)
 }
@@ -56,8 +59,8 @@ func (s *session) due(queue, exchange, key string) due {
 	return due{queue, s.delays.target(exchange, key).word()}
 }
 
-// bindDelays gives the queues of a topology what is due for them: what is retried, for each durable queue that is worked on, and
-// what is published, for each binding.
+// bindDelays binds the queues of a topology to the messages that are due for them. Each durable queue that is worked on
+// gets its retries, and the queue of each binding gets the messages published for that binding.
 func (s *session) bindDelays(ctx context.Context, t broker.Topology) error {
 	if !s.can.Delay {
 		return nil
@@ -65,7 +68,7 @@ func (s *session) bindDelays(ctx context.Context, t broker.Topology) error {
 	var dues []due
 	for _, q := range t.Queues {
 		switch {
-		case q.Ephemeral: // that of a former session has taken its bindings with it
+		case q.Ephemeral: // the queue of a former session took its bindings with it
 			s.delays.memory.forgetBindings(q.Name)
 		case takesRetries(q.Name):
 			dues = append(dues, s.due(q.Name, "", q.Name))
@@ -97,9 +100,9 @@ func (s *session) bindDues(ctx context.Context, dues []due, op operation) error 
 	return nil
 }
 
-// bindRetries makes sure that a delayed retry finds back to its queue, which somebody else may have declared. Ephemeral and dead
-// letter queues are bound here too. If the queue was bound a while ago and RabbitMQ does not answer, the retry goes on: most likely the
-// binding still exists, and if it does not, it is there once RabbitMQ answers.
+// bindRetries makes sure that a delayed retry finds its way back to its queue, which another program may have declared.
+// Ephemeral and dead letter queues are bound here too. If the queue was bound a while ago and RabbitMQ does not answer,
+// the retry goes on: most likely the binding still exists, and if it does not, it is made once RabbitMQ answers.
 func (s *session) bindRetries(ctx context.Context, queue string) error {
 	needed, old := s.delays.memory.needsBinding(queue, time.Now())
 	if !needed {
@@ -123,12 +126,13 @@ func (s *session) bindRetries(ctx context.Context, queue string) error {
 	return err
 }
 
-// passingOn is how long an exit may still pass on messages to a queue after it was unbound: it found the route before, and waits for the
-// queue's confirmation.
+// passingOn is how long an exit may still pass on messages to a queue that was unbound. The exit found the route
+// before, and waits for the queue's confirmation.
 const passingOn = 100 * time.Millisecond
 
-// unbindDelays keeps due messages from a queue that is about to be deleted. A message that is being passed on when its queue is deleted
-// keeps a place of its exit for minutes. Bindings that cannot be removed end with the queue.
+// unbindDelays stops due messages from reaching a queue that is about to be deleted. A message that is being passed on
+// when its queue is deleted occupies a place of its exit for minutes. Bindings that cannot be removed end with the
+// queue.
 func (s *session) unbindDelays(ctx context.Context, queue string) {
 	words := s.delays.memory.forgetBindings(queue)
 	if !s.can.Delay || !takesRetries(queue) {

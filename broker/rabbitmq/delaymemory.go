@@ -6,31 +6,32 @@ import (
 )
 
 const (
-	// bindingAge is how long sessions rely on a binding that one of them has made. Another program may delete the queue and declare it
-	// again, which leaves it without the binding, and no session is told. Making it again is one round trip and changes nothing.
+	// bindingAge is how long sessions rely on a binding that one of them has made. Another program may delete the queue
+	// and declare it again, which leaves it without the binding, and no session is notified. Making the binding again
+	// takes one round trip and changes nothing.
 	bindingAge = 30 * time.Second
-	// maxBound bounds the queues that are remembered. Names of ephemeral queues may be new every time.
+	// maxBound limits how many queues are remembered. Names of ephemeral queues may be new every time.
 	maxBound = 10_000
 )
 
-// memory is what the sessions of a Broker have made for delays, as one user in one virtual host. It outlives them: RabbitMQ answers no
-// queue.bind while a node of its cluster hangs, even of a binding that exists (measured: 71 s), so the first delay of a new session
-// would wait for nothing. The zero value is ready.
+// memory records what the sessions of a Broker have declared for delays, as one user in one virtual host. It outlives
+// them: RabbitMQ does not answer queue.bind while a node of its cluster hangs, even for a binding that exists
+// (measured: 71 s), so the first delay of a new session would wait for nothing. The zero value is ready.
 type memory struct {
-	base   errand // where messages go that are due
-	levels errand // where they wait
+	base   errand // declares where due messages go
+	levels errand // declares where messages wait
 
 	mu    sync.Mutex
-	bound map[string]*bound // queues, to the deliver exchange
+	bound map[string]*bound // by queue: its bindings to the deliver exchange
 }
 
-// bound is what is known of a queue's bindings to the deliver exchange.
+// bound describes the known bindings of a queue to the deliver exchange.
 type bound struct {
-	words map[string]struct{} // of the targets that it takes
-	named time.Time           // when it was last bound by its name, as retries need it; zero = it is not known to be
+	words map[string]struct{} // words of the targets that it is bound for
+	named time.Time           // when it was last bound by its name, which retries need; zero = not known to be
 }
 
-// noteBound remembers that a queue takes what is due for a word.
+// noteBound records that a queue takes the due messages of a word.
 func (m *memory) noteBound(queue, word string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -51,8 +52,8 @@ func (m *memory) noteBound(queue, word string) {
 	}
 }
 
-// needsBinding reports whether a queue has to be bound for retries, and whether it was bound a while ago. Of several callers that ask when
-// the binding is too old, one is to make it and the others go on.
+// needsBinding reports whether a queue has to be bound for retries, and whether it was bound a while ago. If several
+// callers ask when the binding is too old, one has to make it and the others go on.
 func (m *memory) needsBinding(queue string, now time.Time) (needed, old bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -67,7 +68,7 @@ func (m *memory) needsBinding(queue string, now time.Time) (needed, old bool) {
 	return true, true
 }
 
-// doubt has the queue bound again before the next retry.
+// doubt makes the next retry bind the queue again.
 func (m *memory) doubt(queue string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -90,7 +91,8 @@ func (m *memory) forgetBindings(queue string) []string {
 	return words
 }
 
-// forgetBase has the deliver exchange made again, unless that was done since r. The bindings of all queues are gone with it.
+// forgetBase causes the deliver exchange to be declared again, unless that was done since r. The bindings of all queues
+// are gone with the exchange.
 func (m *memory) forgetBase(r *run) {
 	if !m.base.forget(r) {
 		return

@@ -16,22 +16,24 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// AMQP does not show overdue messages: one that is due and not passed on is counted nowhere. So a session that delays messages sends some to
-// itself, the probes, and measures when they come. A probe goes through the lower levels and one of the exits that the session's
-// messages use.
+// AMQP does not show overdue messages: a message that is due but not passed on is counted nowhere. So a session that
+// delays messages sends probes to itself and measures when they arrive. A probe goes through the lower levels and one
+// of the exits that the session's messages use.
 const (
 	probeEvery  = 30 * time.Second
-	probeMargin = 10 * time.Second // a probe that comes later than this after it is due is late
-	probeTicks  = 1<<6 - 1         // levels 5 to 10, 2 s: each of them takes part in most delays
-	probeMemory = 10 * time.Minute // how long a late probe or message may still come
-	probeCall   = 5 * time.Second  // bounds the sending of one round: no probe is received meanwhile
+	probeMargin = 10 * time.Second // a probe is late when it is overdue by more than this
+	probeTicks  = 1<<6 - 1         // levels 5 to 10, 2 s: most delays use each of them
+	probeMemory = 10 * time.Minute // how long a late probe or message may still arrive
+	probeCall   = 5 * time.Second  // limits the sending of one round: no probe is received meanwhile
 
-	// maxProbes is how many probes of one exit may be under way. Each may take one of the 32 places of an exit that stands still.
+	// maxProbes is how many probes of one exit may be under way. Each may occupy one of the 32 places of an exit that
+	// stands still.
 	maxProbes = 4
 )
 
-// All probes also go to a queue that keeps nothing, or those of an ended session would be undeliverable. A session's queue outlives the
-// session for a while, since a message to a queue that is being deleted holds up its exit.
+// All probes also go to a queue that keeps nothing. Otherwise the probes of an ended session would be undeliverable. A
+// session's own queue outlives the session for a while, since a message to a queue that is being deleted holds up its
+// exit.
 const (
 	probeWord = "probe"
 	probeSink = delayPrefix + probeWord
@@ -45,34 +47,35 @@ func sinkArguments() amqp.Table {
 
 func probeArguments() amqp.Table { return amqp.Table{"x-expires": int64(60_000)} }
 
-// ofProbes reports whether a queue is that of a session's probes.
+// ofProbes reports whether a queue is the queue of a session's probes.
 func ofProbes(queue string) bool { return strings.HasPrefix(queue, probeSink+".") }
 
-// probeKey is the routing key of a session's probes. The session's name comes after the words that levels and exits read.
+// probeKey returns the routing key of a session's probes. The session's name comes after the words that levels and
+// exits read.
 func probeKey(exit, session string) string {
 	return delayKey(probeTicks, probeWord, exit) + "." + session
 }
 
-// probePattern binds a session's probes to its queue.
+// probePattern returns the key that binds a session's probes to its queue.
 func probePattern(session string) string {
 	return probeWord + strings.Repeat(".*", strings.Count(probeKey("", ""), ".")-1) + "." + session
 }
 
-// probe is one that has not arrived.
+// probe is a probe that has not arrived.
 type probe struct {
 	id  string
 	due time.Time
 }
 
-// probes is what a session knows of its probes. The zero value is ready.
+// probes holds what a session knows about its probes. The zero value is ready.
 type probes struct {
 	every, margin time.Duration // 0 = probeEvery, probeMargin; set before first use
 	begun         atomic.Bool
 
 	mu   sync.Mutex
-	last map[string]time.Time // by exit; when the last of the session's messages is due there
+	last map[string]time.Time // by exit: when the last of the session's messages is due
 	seq  int
-	sent map[string][]probe // by exit, the oldest first
+	sent map[string][]probe // by exit: the oldest first
 }
 
 // use notes that a message goes to an exit.
@@ -87,8 +90,8 @@ func (p *probes) use(exit string, due time.Time) {
 	}
 }
 
-// next returns the exits to probe, with the id of each probe: those that the session's messages use, as long as these wait or may be
-// late.
+// next returns the exits to probe, with the ID of each probe. Those are the exits that the session's messages use, as
+// long as these messages wait or may be late.
 func (p *probes) next(now time.Time) map[string]string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -106,7 +109,7 @@ func (p *probes) next(now time.Time) map[string]string {
 	return ids
 }
 
-// keep replaces what has not come of an exit. The caller holds mu.
+// keep replaces the probes of an exit that have not arrived. The caller holds mu.
 func (p *probes) keep(exit string, sent []probe) {
 	if len(sent) == 0 {
 		delete(p.sent, exit)
@@ -126,7 +129,8 @@ func (p *probes) left(id string, due time.Time) {
 	p.keep(exit, append(p.sent[exit], probe{id, due}))
 }
 
-// came notes an arrival. Probes of the exit that were sent before it no longer count: the exit works again.
+// came notes the arrival of a probe. Probes of the same exit that were sent before it no longer count: the exit works
+// again.
 func (p *probes) came(id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -136,7 +140,7 @@ func (p *probes) came(id string) {
 	}
 }
 
-// late says which exits are late, and by how much at least; "" = none.
+// late describes the exits that are late, and by how much at least. It returns "" if there are none.
 func (p *probes) late(now time.Time) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -161,7 +165,7 @@ func (p *probes) forget() {
 	clear(p.sent)
 }
 
-// startProbes is called when the session has delayed something.
+// startProbes starts the probes, once. It is called when the session has delayed something.
 func (s *session) startProbes() {
 	if p := &s.delays.probes; p.begun.Load() || !p.begun.CompareAndSwap(false, true) || s.begin(&s.goroutines) != nil {
 		return
@@ -172,7 +176,7 @@ func (s *session) startProbes() {
 	}()
 }
 
-// probe sends probes and receives them until the session is dead. If the user may not declare their queue, there are none.
+// probe sends and receives probes until the session is dead. If the user may not declare their queue, it sends none.
 func (s *session) probe() {
 	p := &s.delays.probes
 	every := cmp.Or(p.every, probeEvery)
@@ -210,7 +214,8 @@ func (s *session) probe() {
 	}
 }
 
-// awaitProbes makes the queue of a session's probes and consumes it. Without the rights for that it returns nil.
+// awaitProbes declares the queue of a session's probes and consumes it. Without the permissions for that it returns
+// nil.
 func (s *session) awaitProbes(ctx context.Context, name string) <-chan broker.Delivery {
 	queue := probeSink + "." + name
 	steps := []step{

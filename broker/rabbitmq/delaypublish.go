@@ -12,10 +12,10 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// deathSize is more than what RabbitMQ adds to the headers of a message at each level, as x-death.
+// deathSize is more than RabbitMQ adds to the headers of a message at each level, as x-death.
 const deathSize = 320
 
-// delay is what is known of a message that has to wait. Its flight has it.
+// delay describes a message that has to wait. It belongs to the flight of the message.
 type delay struct {
 	due    time.Time
 	digits int
@@ -49,13 +49,13 @@ func checkDelay(d time.Duration) error {
 	return nil
 }
 
-// room is how many bytes of a frame the message's headers must leave free.
+// room returns how many bytes of a frame the message's headers must leave free.
 func (d *delay) room() int {
 	return len(targetHeader) + len(d.target.header()) + 16 + (d.digits+3)*deathSize
 }
 
-// aim says where the message is to be written, right before that: what it waited for until then must not make it late. If it
-// has become due meanwhile, it goes where all others go.
+// aim sets where the message is written. It is called right before the write, so that earlier waiting does not make the
+// message late. If the message has become due meanwhile, it goes to its target without a delay.
 func (d *delay) aim(f *flight, pub *amqp.Publishing) {
 	left := time.Until(d.due)
 	if d.held = left > 0; !d.held {
@@ -71,8 +71,8 @@ func (d *delay) aim(f *flight, pub *amqp.Publishing) {
 	pub.Headers[targetHeader] = d.target.header()
 }
 
-// mayWriteLevels finds out whether the user may publish to the levels, with messages that no queue takes. RabbitMQ answers with
-// the end of the channel if not, so it is another than that of the messages.
+// mayWriteLevels checks whether the user may publish to the levels, with messages that no queue takes. If not, RabbitMQ
+// closes the channel, so the check uses another channel than the messages.
 func (p *publisher) mayWriteLevels() error {
 	if err := p.gate.pass(context.Background(), p.s.dead); err != nil {
 		return p.s.Err()
@@ -103,7 +103,8 @@ func (p *publisher) mayWriteLevels() error {
 	return refused(writeExchange, err)
 }
 
-// unprepared is the outcome of a message that was not written since something for its delay could not be declared.
+// unprepared returns the outcome of a message that was not written because something for its delay could not be
+// declared.
 func (p *publisher) unprepared(err error) error {
 	err = fmt.Errorf("prepare delays: %w", err)
 	if errors.Is(err, broker.ErrRejected) {

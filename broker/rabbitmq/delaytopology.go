@@ -12,7 +12,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// delays is what a session knows of delayed messages.
+// delays holds what a session knows about delayed messages.
 type delays struct {
 	memory *memory // shared with other sessions
 	probes probes
@@ -21,10 +21,11 @@ type delays struct {
 	fanouts map[string]struct{} // exchanges that take every key
 }
 
-// levelArguments are those of the queue of a level, or of an exit. Only a quorum queue with this strategy loses nothing between two queues
-// (measured: kill -9 with 6,000 messages on their way lost 2,250 with classic queues and none with these); it does so since
-// 3.10, needs reject-publish for it, and falls back without a word if the feature flag stream_queue is off. No x-expires: a
-// queue that nobody consumes would count as unused and be deleted with what it holds.
+// levelArguments returns the arguments of the queue of a level or an exit. Only a quorum queue with this strategy loses
+// nothing between two queues (measured: kill -9 with 6,000 messages on their way lost 2,250 with classic queues and
+// none with these). The strategy exists since 3.10 and needs reject-publish. Without the feature flag stream_queue it
+// silently falls back. There is no x-expires: a queue that nobody consumes would count as unused and be deleted with
+// its messages.
 func levelArguments(level int) amqp.Table {
 	args := quorumArguments()
 	args["x-message-ttl"] = int64(1) << level
@@ -34,7 +35,7 @@ func levelArguments(level int) amqp.Table {
 	return args
 }
 
-// below is the exchange that a message comes to after a level, or after an exit.
+// below returns the exchange that a message enters after a level or an exit.
 func below(level int) string {
 	if level == exitLevel {
 		return deliverExchange
@@ -42,9 +43,9 @@ func below(level int) string {
 	return levelName(level - 1)
 }
 
-// deliverArguments are those of the deliver exchange. A message that nobody takes there would stay in its exit, and 32 of
-// them stop it (measured). RabbitMQ asks the alternate exchange only about queues that are bound to the
-// deliver exchange itself, so there must be no other exchange between.
+// deliverArguments returns the arguments of the deliver exchange. A message that no queue takes there would stay in its
+// exit, and 32 of them stop the exit (measured). For the alternate exchange RabbitMQ considers only queues that are
+// bound to the deliver exchange itself, so there must be no other exchange between.
 func deliverArguments() amqp.Table { return amqp.Table{"alternate-exchange": strayExchange} }
 
 // step is one declaration among several.
@@ -54,7 +55,7 @@ type step struct {
 	do   func(ch *amqp.Channel) error
 }
 
-// stepError tells which step was refused.
+// stepError reports which step was refused.
 type stepError struct {
 	step
 	err error
@@ -63,7 +64,7 @@ type stepError struct {
 func (e *stepError) Error() string { return fmt.Sprintf("%s: %v", e.what, refused(e.op, e.err)) }
 func (e *stepError) Unwrap() error { return e.err }
 
-// inOneGo runs steps on one channel, up to the first that is refused. turn is whose turn it takes: see admin.
+// inOneGo runs steps on one channel, up to the first that is refused. turn is the turn that it takes: see admin.
 func (s *session) inOneGo(ctx context.Context, turn string, steps []step) error {
 	return s.admin(ctx, turn, func(ch *amqp.Channel) error {
 		for _, x := range steps {
@@ -75,7 +76,7 @@ func (s *session) inOneGo(ctx context.Context, turn string, steps []step) error 
 	})
 }
 
-// explained is refused for the error of several steps.
+// explained applies refused to the error of several steps.
 func explained(err error) error {
 	if e, ok := errors.AsType[*stepError](err); ok {
 		return fmt.Errorf("%s: %w", e.what, refused(e.op, e.err))
@@ -108,7 +109,7 @@ func stepBindExchange(to, key, from string) step {
 	}}
 }
 
-// baseSteps make the deliver exchange, last of all: who finds it may rely on the rest.
+// baseSteps returns the steps that declare the deliver exchange, which comes last: if it exists, so does the rest.
 func baseSteps() []step {
 	return []step{
 		stepQueue(broker.Undeliverable, quorumArguments(), declareQueue),
@@ -118,8 +119,9 @@ func baseSteps() []step {
 	}
 }
 
-// levelSteps make the exits and then the levels from the bottom up: when a level exists, all below it is complete. So if somebody stops
-// in the middle, a message to the last one is returned, and none gets stuck on its way.
+// levelSteps returns the steps that declare the exits and then the levels from the bottom up: if a level exists,
+// everything below it is complete. If a program stops in the middle, a message to the last level is returned, and none
+// gets stuck on its way.
 func levelSteps() []step {
 	steps := []step{
 		stepQueue(probeSink, sinkArguments(), declareQueue),
@@ -145,7 +147,8 @@ func levelSteps() []step {
 	return steps
 }
 
-// declareOrFind runs steps. A program without the right to do that is content when the exchange is there that they make last.
+// declareOrFind runs steps. If the user lacks the permission for that, it is enough that last exists, the exchange that
+// they declare last.
 func (s *session) declareOrFind(steps []step, last string) error {
 	ctx := context.Background() // ends with the session
 	err := s.inOneGo(ctx, "", steps)
@@ -157,12 +160,13 @@ func (s *session) declareOrFind(steps []step, last string) error {
 	return err
 }
 
-// declareBase makes where messages go that are due, unless a session of this Broker has done so before.
+// declareBase declares where due messages go, unless a session of this Broker has done so before.
 func (s *session) declareBase(ctx context.Context) (*run, error) {
 	return s.delays.memory.base.do(ctx, s, func() error { return explained(s.declareOrFind(baseSteps(), deliverExchange)) })
 }
 
-// withBase runs do, which needs the deliver exchange. If somebody has deleted that, it is made again, and do runs once more.
+// withBase runs do, which needs the deliver exchange. If that exchange was deleted, withBase declares it again and runs
+// do once more.
 func (s *session) withBase(ctx context.Context, do func() error) error {
 	for again := false; ; again = true {
 		base, err := s.declareBase(ctx)
@@ -178,8 +182,9 @@ func (s *session) withBase(ctx context.Context, do func() error) error {
 	}
 }
 
-// declareLevels makes all that a delayed message needs, except the binding of the queue that it goes to, unless a session of this Broker
-// has done so before. What somebody has deleted meanwhile is noticed by what is published to it: see publisher.rewrite.
+// declareLevels declares everything that a delayed message needs, except the binding of its target queue, unless a
+// session of this Broker has done so before. If something was deleted meanwhile, messages published to it show that:
+// see publisher.rewrite.
 func (s *session) declareLevels(ctx context.Context) (*run, error) {
 	return s.delays.memory.levels.do(ctx, s, func() error {
 		err := s.withBase(context.Background(), func() error { return s.declareOrFind(levelSteps(), levelName(highestLevel)) })

@@ -11,13 +11,13 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// errOver is what waiting helpers return when the session died; whoever calls them puts the session's reason instead.
+// errOver is returned by waiting helpers when the session died. Their callers return the session's reason instead.
 var errOver = errors.New("over")
 
 // errClosed is the reason of a session that was closed.
 var errClosed = fmt.Errorf("%w: %w", broker.ErrSessionLost, broker.ErrClosed)
 
-// blockedError says that a publish waited in vain for a broker that blocks publishers.
+// blockedError reports that a publish waited in vain for a broker that blocks publishers.
 type blockedError struct {
 	reason string
 	err    error
@@ -29,7 +29,8 @@ func (e *blockedError) Error() string {
 
 func (e *blockedError) Unwrap() error { return e.err }
 
-// The operations that can be refused, for refused. The permission is what RabbitMQ's access control asks for them.
+// operation is an operation that can be refused: see refused. The permission is the one that RabbitMQ's access control
+// requires for it.
 type operation struct {
 	permission string // for 403
 	missing    error  // for 404
@@ -44,13 +45,13 @@ var (
 	declareLevel    = operation{"configure and read permission on the queue, and write permission on the exchange it dead-letters to", broker.ErrRejected}
 	writeExchange   = operation{"write permission on the exchange", broker.ErrExchangeGone}
 	readQueue       = operation{"read permission on the queue", broker.ErrQueueGone}
-	inspectQueue    = operation{"configure permission on the queue", broker.ErrQueueGone} // asked from 4.3 on
+	inspectQueue    = operation{"configure permission on the queue", broker.ErrQueueGone} // required from 4.3 on
 	deleteQueue     = operation{"configure permission on the queue", broker.ErrQueueGone}
 )
 
-// refused turns what a call on a channel of its own returned into an error of the contract. All that RabbitMQ refuses
-// closes the channel, with one of these codes; the text names the thing. No error of the client gets out: its types are no
-// part of this package's API.
+// refused turns the error of a call on a channel of its own into an error of the contract. Each refusal by RabbitMQ
+// closes the channel with one of these codes, and the text names the queue or exchange. No error of the client gets
+// out: its types are not part of this package's API.
 func refused(op operation, err error) error {
 	var e *amqp.Error
 	if !errors.As(err, &e) {
@@ -75,9 +76,9 @@ func refused(op operation, err error) error {
 	}
 }
 
-// absences are texts with which RabbitMQ refuses a queue that exists but cannot be used now, also with the code 404
-// (rabbit_amqqueue:absent, 3.10 to 4.1): its node is down, its process ended and does not come back, or it did not answer for a minute.
-// From 4.0 on, with Khepri, the last is the text for a classic queue whose node is down.
+// absences are the texts with which RabbitMQ refuses a queue that exists but cannot be used now, also with the code 404
+// (rabbit_amqqueue:absent, 3.10 to 4.1). Its node is down, its process ended and does not come back, or it did not
+// answer for a minute. From 4.0 on, with Khepri, the last text is the one for a classic queue whose node is down.
 var absences = []string{
 	"is down or inaccessible",
 	"process is stopped by supervisor",
@@ -86,14 +87,14 @@ var absences = []string{
 	"may be stopping or being demoted",
 }
 
-// absent reports whether a 404 is about a queue that exists. The text about one that does not exist begins with "no" and its name, which
-// may contain anything.
+// absent reports whether a 404 is about a queue that exists. The text about a missing queue begins with "no" and its
+// name, which may contain anything.
 func absent(e *amqp.Error) bool {
 	return !strings.HasPrefix(e.Reason, "NOT_FOUND - no ") &&
 		slices.ContainsFunc(absences, func(text string) bool { return strings.Contains(e.Reason, text) })
 }
 
-// reply is what the broker, or the client in its place, gave as the reason.
+// reply returns the reason that the broker gave, or the client in its place.
 func reply(e *amqp.Error) string {
 	if e.Server {
 		return fmt.Sprintf("%d %s", e.Code, e.Reason)
@@ -109,7 +110,7 @@ func dialError(a address, err error) error {
 	if fromBroker || a.scheme != "amqps" {
 		return explained
 	}
-	// With TLS 1.3 a broker refuses a certificate after the client's handshake is done, and what the client then meets is any
+	// With TLS 1.3 a broker refuses a certificate after the client's handshake is done, and the client may then see any
 	// error of a lost link.
 	return fmt.Errorf("%w (over TLS that may also be a broker that wants a client certificate, or does not accept the one it got)", explained)
 }
@@ -120,7 +121,8 @@ func explain(err error) error {
 	case !errors.As(err, &e):
 		return err
 	case errors.Is(err, amqp.ErrCredentials):
-		// RabbitMQ does so without a word when user or password are wrong, and the client cannot tell that from a lost link.
+		// RabbitMQ gives no reason when user or password are wrong, and the client cannot distinguish that from a lost
+		// link.
 		return errors.New("the broker ended the connection during the login: check user and password")
 	case !e.Server:
 		return fmt.Errorf("the broker ended the connection while it was opened: %s", e.Reason)
@@ -132,7 +134,7 @@ func explain(err error) error {
 	return errors.New(reply(e))
 }
 
-// lost is the reason of a session whose connection ended.
+// lost returns the reason of a session whose connection ended.
 func lost(c *conn, e *amqp.Error) error {
 	switch cause := c.socket.cause.Load(); {
 	case cause != nil:

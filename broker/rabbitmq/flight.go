@@ -13,13 +13,13 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// flight is a message on its way to its outcome.
+// flight is a message on the way to its outcome.
 type flight struct {
 	id    string
 	to    target      // where it was published to
-	quota destination // what waits for the answer with it
+	quota destination // in whose quota it has a place
 	size  int         // of its body
-	delay *delay      // nil = it does not wait
+	delay *delay      // nil = not delayed
 	port  *port
 	fate  chan fate     // of its last try, if its pipe has ended
 	over  chan struct{} // closed when it has its outcome or is an orphan
@@ -33,7 +33,7 @@ type flight struct {
 	seat     *list.Element   // in its pipe's flights; nil = it is on none
 	try      try             // the last one
 	since    time.Time       // of the last try
-	written  bool            // or being written, in that try
+	written  bool            // in that try; also while being written
 	orphan   bool            // its caller has stopped waiting
 	returned string          // the broker's words if it came back
 }
@@ -44,7 +44,7 @@ type name struct {
 	to target
 }
 
-// name identifies f on a pipe. The caller holds mu.
+// name returns the name that identifies f on a pipe. The caller holds mu.
 func (f *flight) name() name { return name{f.id, target{f.exchange, f.key}} }
 
 // aim decides where a delayed message is written to. The caller holds the port's turn and mu.
@@ -54,8 +54,8 @@ func (f *flight) aim() {
 	}
 }
 
-// fly writes a flight that has boarded, gives its port's turn back, closes written, and returns the outcome. From the end of ctx
-// on nobody waits for it.
+// fly writes a flight that has boarded, gives its port's turn back, closes written, and returns the outcome. Once ctx
+// has ended, nobody waits for the flight.
 func (p *publisher) fly(ctx context.Context, f *flight, written chan<- struct{}) error {
 	p.mu.Lock()
 	pp, pub := f.try.pipe, f.pub
@@ -81,7 +81,7 @@ func (p *publisher) fly(ctx context.Context, f *flight, written chan<- struct{})
 				p.s.silence.answered()
 				return err
 			}
-			t.confirmation = nil // the pipe has ended: its port says what that means
+			t.confirmation = nil // the pipe has ended, and its port decides what that means
 		case x := <-f.fate:
 			if x.err != nil {
 				return x.err
@@ -96,19 +96,19 @@ func (p *publisher) fly(ctx context.Context, f *flight, written chan<- struct{})
 	}
 }
 
-// answer reads the broker's answer. Not final: there is none, and the channel has ended.
+// answer reads the broker's answer. If final is false, there is none and the channel has ended.
 func (p *publisher) answer(f *flight, t try) (err error, final bool) {
 	p.mu.Lock()
 	defer p.unlock()
 	if !t.confirmation.Acked() {
-		// The client says the same for a nack and for a channel that ended; it marks the channel before it does so.
+		// The client reports a nack and the end of a channel alike. It marks the channel first.
 		if t.pipe.over() {
 			return nil, false
 		}
 		t.pipe.remove(f)
 		p.passed(f)
-		// A channel whose first message for a quorum queue met a dead leader is nacked for ever: its client of the queue is not made
-		// anew (enqueue in rabbit_fifo_client.erl).
+		// If the first message of a channel for a quorum queue met a dead leader, RabbitMQ nacks that channel for ever:
+		// it does not create its client of the queue anew (enqueue in rabbit_fifo_client.erl).
 		t.pipe.stale = true
 		return broker.ErrNacked, true
 	}
@@ -118,7 +118,7 @@ func (p *publisher) answer(f *flight, t try) (err error, final bool) {
 	return err, true
 }
 
-// passed notes that the broker has handled f: its exchange exists and it is not too large. The caller holds mu.
+// passed records that the broker has handled f, so its exchange exists and f is not too large. The caller holds mu.
 func (p *publisher) passed(f *flight) {
 	p.fits = max(p.fits, f.size)
 	f.try.pipe.heard = time.Now()
@@ -127,8 +127,9 @@ func (p *publisher) passed(f *flight) {
 	}
 }
 
-// confirmed returns the outcome of a message that the broker has confirmed. It returns what it cannot route before it confirms
-// it, and the client reads in order: by now the return is in the channel, or somebody has read it. The caller holds mu.
+// confirmed returns the outcome of a message that the broker has confirmed. The broker returns an unroutable message
+// before it confirms it, and the client reads in order. So by now the return is in the channel or was read. The caller
+// holds mu.
 func (p *publisher) confirmed(f *flight, t try) error {
 	t.pipe.readReturns()
 	if f.returned == "" {
@@ -140,7 +141,7 @@ func (p *publisher) confirmed(f *flight, t try) error {
 	return fmt.Errorf("%s: exchange %q: %w", f.returned, f.exchange, broker.ErrUnroutable)
 }
 
-// lastWord returns the outcome when the session has died.
+// lastWord returns the outcome after the session has died.
 func (p *publisher) lastWord(f *flight) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -196,7 +197,7 @@ func (p *publisher) land(f *flight, outcome error) (done func()) {
 	return p.s.publishing.done
 }
 
-// leave gives back the place in the window; the caller holds mu.
+// leave gives back the place in the window. The caller holds mu.
 func (p *publisher) leave(f *flight) {
 	if f.slots != nil {
 		<-f.slots // never waits
@@ -207,16 +208,16 @@ func (p *publisher) leave(f *flight) {
 // errReturned is the outcome of a message that no level took and that nobody waits for any more.
 var errReturned = fmt.Errorf("%w: its level was deleted, and nobody waits for it", broker.ErrNotSent)
 
-// rewrite writes a message again whose level did not take it, once: somebody has deleted the level's queue or exchange. This duplicates
-// nothing, since it is certain that no queue has the message. For the same reason the outcome is ErrNotSent if the message
-// cannot be written again.
+// rewrite writes a message again, once, if its level did not take it because the level's queue or exchange was deleted.
+// This duplicates nothing, since certainly no queue has the message. For the same reason the outcome is ErrNotSent if
+// the message cannot be written again.
 func (p *publisher) rewrite(ctx context.Context, f *flight) error {
 	p.s.delays.memory.levels.forget(f.delay.levels)
 	p.mu.Lock()
 	orphan := f.orphan
 	f.returned = ""
 	p.mu.Unlock()
-	if orphan { // abandon has dropped what would be written
+	if orphan { // abandon has dropped the message
 		return errReturned
 	}
 	levels, err := p.s.declareLevels(ctx)

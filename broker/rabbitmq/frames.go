@@ -16,19 +16,19 @@ const (
 	frameExtra   = frameHead + frameTail
 	frameEnd     = 0xCE
 	headerFrame  = 2        // the type of a frame with the properties of a message
-	framesBuffer = 16 << 10 // the client's own buffer has 4 KiB, so this saves it reads
+	framesBuffer = 16 << 10 // the client's own buffer has 4 KiB, so this saves reads
 )
 
-// maxHeaderPayload is more than RabbitMQ sends: it accepts no message above 512 MiB, whatever its configuration, and the
-// application properties of a message that came over AMQP 1.0 become headers.
+// maxHeaderPayload is more than RabbitMQ sends. It accepts no message above 512 MiB, whatever its configuration, and
+// turns the application properties of a message that came over AMQP 1.0 into headers.
 const maxHeaderPayload = 512 << 20
 
-// frames is a connection as the client reads it. The client ends the connection over a message whose headers it cannot read,
-// the broker requeues that message, and the next connection ends the same way. So such headers are replaced before the client
-// reads them. Everything else passes unchanged.
+// frames is a connection that replaces headers that the client cannot read, before the client reads them. The client
+// ends the connection over a message with such headers, the broker requeues that message, and the next connection would
+// end the same way. Everything else passes unchanged.
 //
-// RabbitMQ checks less than the client: it accepts headers of any depth and any number of entries, and it adds x-death to headers that
-// almost fill a frame. headerFault lists everything that the client refuses.
+// RabbitMQ checks less than the client: it accepts headers of any depth and any number of entries, and it adds x-death
+// to headers that almost fill a frame. headerFault lists everything that the client refuses.
 type frames struct {
 	net.Conn
 	in     *bufio.Reader
@@ -70,7 +70,7 @@ func (f *frames) Read(p []byte) (n int, err error) {
 	}
 }
 
-// scan looks at the frames that have arrived, and decides how many bytes may pass. It waits for more only if none may.
+// scan examines the frames that have arrived, and decides how many bytes may pass. It waits for more only if none may.
 func (f *frames) scan() error {
 	for {
 		if f.pass > 0 && int64(f.in.Buffered()) < f.pass+frameHead {
@@ -100,7 +100,8 @@ func (f *frames) scan() error {
 	}
 }
 
-// broken passes on the beginning of a frame whose end did not come before the connection ended. The client then meets the error itself.
+// broken passes on the beginning of a frame that the end of the connection has cut off. The client then meets the error
+// itself.
 func (f *frames) broken(n int, err error) error {
 	if n == 0 {
 		return err
@@ -109,7 +110,8 @@ func (f *frames) broken(n int, err error) error {
 	return nil
 }
 
-// sound reports whether the client can read a whole header frame. The client itself refuses one without its end.
+// sound reports whether the client can read a whole header frame. A frame without its end passes, since the client
+// itself refuses it.
 func sound(frame []byte) bool {
 	return frame[len(frame)-1] != frameEnd || inspect(frame[frameHead:len(frame)-frameTail]) == headerFault{}
 }
@@ -175,7 +177,7 @@ func (f *frames) shrink(size int64) error {
 		}
 	}
 	var table, after []byte
-	front, err = take(int64(len(front))) // what was peeked at goes with the next read
+	front, err = take(int64(len(front))) // the next read invalidates the peeked bytes
 	if err == nil && hasTable && ok {
 		if err = skip(4); err == nil {
 			ok = tableSize <= left

@@ -11,10 +11,11 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// maxName is the longest short string of AMQP: its length is one byte. The client ends the connection over a longer one.
+// maxName is the maximum length of a short string of AMQP, which is stored in one byte. The client ends the connection
+// over a longer one.
 const maxName = 255
 
-// RabbitMQ adds headers of its own to a message: x-delivery-count, x-death with the names that go with it, and those of its
+// RabbitMQ adds headers of its own to a message: x-delivery-count, x-death with its related headers, and those of its
 // interceptors. They must not make a message unreadable on its way.
 const (
 	brokerEntries = 16
@@ -28,8 +29,8 @@ func checkName(what, name string) error {
 	return nil
 }
 
-// encode checks a message and turns it into what the client writes. Everything that would make the client or the broker
-// end the channel is refused here, as far as it can be known, since all that is in flight there would fall with it.
+// encode checks a message and converts it to the form that the client writes. As far as possible it refuses everything
+// that would make the client or the broker end the channel, since everything in flight there would fail too.
 func encode(m *broker.Message, frameSize int) (amqp.Publishing, error) {
 	if m.ID == "" {
 		return amqp.Publishing{}, fmt.Errorf("empty message ID: %w", broker.ErrRejected)
@@ -58,7 +59,7 @@ func encode(m *broker.Message, frameSize int) (amqp.Publishing, error) {
 	if len(headers) > maxFieldEntries-brokerEntries {
 		return amqp.Publishing{}, fmt.Errorf("%d headers, at most %d: %w", len(headers), maxFieldEntries-brokerEntries, broker.ErrHeadersTooLarge)
 	}
-	// Properties and headers are one frame, which cannot be split as the body can.
+	// Properties and headers share one frame, which cannot be split as the body can.
 	limit := frameSize - frameSize/brokerRoom
 	if size += n; frameSize > 0 && size > limit {
 		return amqp.Publishing{}, fmt.Errorf("headers and properties of %d bytes, at most %d: %w", size, limit, broker.ErrHeadersTooLarge)
@@ -79,8 +80,8 @@ func encode(m *broker.Message, frameSize int) (amqp.Publishing, error) {
 	}, nil
 }
 
-// encodeTable returns a copy of headers with the client's types, and its size on the wire. depth is that of the table; the headers
-// themselves have 0.
+// encodeTable returns a copy of headers with the client's types, and its size on the wire. depth is the depth of the
+// table; the headers themselves have 0.
 func encodeTable(headers map[string]any, depth int) (amqp.Table, int, error) {
 	if err := checkShape(len(headers), depth); err != nil {
 		return nil, 0, err
@@ -115,7 +116,8 @@ func checkShape(entries, depth int) error {
 	return nil
 }
 
-// checkFloat refuses a number that RabbitMQ cannot read: it ends the connection over it, with 541 INTERNAL_ERROR (3.10.8).
+// checkFloat refuses a number that RabbitMQ cannot read. RabbitMQ ends the connection over one, with 541 INTERNAL_ERROR
+// (3.10.8).
 func checkFloat(f float64) error {
 	if math.IsNaN(f) || math.IsInf(f, 0) {
 		return fmt.Errorf("%v cannot be sent", f)
@@ -123,8 +125,9 @@ func checkFloat(f float64) error {
 	return nil
 }
 
-// encodeValue turns a header value into one that the client can write, and returns its size on the wire. Beside what the
-// contract allows it takes every type that a received message may hold, so that a message with them can be retried.
+// encodeValue converts a header value to one that the client can write, and returns its size on the wire. Besides the
+// types that the contract allows it accepts every type that a received message may hold, so that a message with them
+// can be retried.
 func encodeValue(v any, depth int) (any, int, error) {
 	switch v := v.(type) {
 	case nil:
@@ -181,8 +184,8 @@ func encodeValue(v any, depth int) (any, int, error) {
 	return nil, 0, errors.New("a value of type " + fmt.Sprintf("%T", v) + " cannot be sent")
 }
 
-// decode turns what the client read into a message. Types of header values that the contract does not know are left as
-// they are.
+// decode converts a delivery of the client to a message. It leaves header values of types that the contract does not
+// know as they are.
 func decode(d *amqp.Delivery) broker.Message {
 	m := broker.Message{
 		Exchange:        d.Exchange,
@@ -205,7 +208,7 @@ func decode(d *amqp.Delivery) broker.Message {
 	return m
 }
 
-// decodeTable changes a table in place: nobody else has it.
+// decodeTable changes a table in place: nobody else uses it.
 func decodeTable(t amqp.Table) map[string]any {
 	for name, v := range t {
 		t[name] = decodeValue(v)
@@ -215,7 +218,7 @@ func decodeTable(t amqp.Table) map[string]any {
 
 func decodeValue(v any) any {
 	switch v := v.(type) {
-	case time.Time: // the client has put it into the zone of this machine
+	case time.Time: // the client has set the zone of this machine
 		return v.UTC()
 	case amqp.Table:
 		return decodeTable(v)

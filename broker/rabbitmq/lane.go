@@ -12,9 +12,9 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// lane is one AMQP channel with the deliveries that came from it: those of a consumer, or of one TryGet. A delivery tag is
-// a number of its channel, so a delivery is settled through its lane and nowhere else; when the lane is over, so is the
-// right to settle (fencing).
+// lane is one AMQP channel with the deliveries that came from it: those of a consumer, or of one TryGet. A delivery tag
+// is a number of its channel, so a delivery is settled through its lane and nowhere else. When the lane is over, its
+// deliveries can no longer be settled (fencing).
 type lane struct {
 	s        *session
 	ch       *amqp.Channel
@@ -23,21 +23,21 @@ type lane struct {
 	closes   chan *amqp.Error
 	cancels  chan string // the broker ended a subscription
 
-	calling turn          // one call on the channel at a time: its answer names no question
-	wake    chan struct{} // something to do for run
+	calling turn          // one call on the channel at a time: an answer does not name its question
+	wake    chan struct{} // run has something to do
 	lost    chan struct{} // closed when gone is set
 	flushed chan struct{} // closed when run writes no more settlements
 	over    chan struct{} // closed when run has ended
 
 	mu      sync.Mutex // guards what follows, and the subscriptions
 	pending []settlement
-	written ledger // run's alone
+	written ledger // used only by run
 	open    int    // handed out and not settled; a settlement may wait in pending
-	retired bool   // no delivery will come any more: the lane ends with the last settlement
+	retired bool   // no more deliveries come: the lane ends with the last settlement
 	gone    error  // why nothing can be settled any more
 }
 
-// settlement is what run has to write. There are never more than deliveries handed out.
+// settlement is an ack or release that run has to write. There are never more of them than deliveries handed out.
 type settlement struct {
 	tag     uint64
 	release bool
@@ -45,8 +45,8 @@ type settlement struct {
 	written chan struct{} // closed when it was written; nil = nobody waits for that
 }
 
-// openLane opens a channel on the consuming connection, for so many subscriptions. The caller starts run, or closes the
-// channel.
+// openLane opens a channel on the consuming connection, for the given number of subscriptions. The caller starts run,
+// or closes the channel.
 func (s *session) openLane(queue string, subscriptions int) (*lane, error) {
 	ch, err := s.consume.Channel()
 	if err != nil {
@@ -66,7 +66,7 @@ func (s *session) openLane(queue string, subscriptions int) (*lane, error) {
 	}, nil
 }
 
-// start makes the lane known to the session and runs it. The caller runs on a goroutine of the session.
+// start registers the lane with the session and runs it. The caller runs on a goroutine of the session.
 func (l *lane) start() {
 	s := l.s
 	s.goroutines.add()
@@ -112,8 +112,8 @@ func (l *lane) forget() {
 	l.s.channels.give(l.queue, l.consumer != nil)
 }
 
-// settled waits until the broker has taken the settlements of lanes that have nothing left to settle: they close their
-// channels, and the broker answers that after all that came before it.
+// settled waits until the broker has taken the settlements of lanes that have nothing left to settle. Such lanes close
+// their channels, and the broker confirms a close after everything that came before it.
 func (s *session) settled(ctx context.Context, queue string) error {
 	s.mu.Lock()
 	lanes := s.openLanes()
@@ -160,11 +160,11 @@ func (l *lane) serve() {
 	}
 }
 
-// broken ends the lane after its channel.
+// broken ends the lane after its channel has ended.
 func (l *lane) broken(e *amqp.Error) {
 	if l.s.consume.IsClosed() || e == nil {
-		// The whole connection. The session also tells the lanes, but later than it closes dead: the reason must be here first, or the
-		// consumer would end without one.
+		// The whole connection has ended. The session also ends the lanes, but only after it has closed dead. The
+		// reason must be here first, or the consumer would end without one.
 		<-l.s.dead
 		l.lose(l.s.Err())
 		return
@@ -172,11 +172,11 @@ func (l *lane) broken(e *amqp.Error) {
 	l.lose(fmt.Errorf("%w: %s", broker.ErrConsumerLost, reply(e)))
 }
 
-// whyTimeout is how long a queue may take to answer whether it still exists.
+// whyTimeout bounds the check whether a queue still exists.
 const whyTimeout = 5 * time.Second
 
-// whyCancelled finds out why the broker ended a subscription, which it does not say: its queue was deleted, or is not
-// available at the moment.
+// whyCancelled finds out why the broker ended a subscription, since the broker does not say: the queue was deleted, or
+// is not available now.
 func (s *session) whyCancelled(queue string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), whyTimeout)
 	defer cancel()
@@ -190,7 +190,7 @@ func (s *session) whyCancelled(queue string) error {
 	return fmt.Errorf("%w: the broker ended the subscription", broker.ErrConsumerLost)
 }
 
-// lose ends the right to settle, and with it the lane.
+// lose ends the lane. Its deliveries can no longer be settled.
 func (l *lane) lose(reason error) {
 	l.mu.Lock()
 	first := l.gone == nil
@@ -218,7 +218,7 @@ func (l *lane) spent() bool {
 	return l.retired && l.open == 0
 }
 
-// settle notes what run has to write. The caller holds mu, and pokes.
+// settle queues a settlement for run to write. The caller holds mu, and then calls poke.
 func (l *lane) settle(x settlement) {
 	l.pending = append(l.pending, x)
 	l.open--
@@ -231,7 +231,7 @@ func (l *lane) poke() {
 	}
 }
 
-// flush writes what was settled. It blocks for the socket, no longer than its deadline.
+// flush writes the pending settlements. It blocks on the socket, no longer than the socket's deadline.
 func (l *lane) flush() {
 	for {
 		l.mu.Lock()
@@ -241,7 +241,7 @@ func (l *lane) flush() {
 		if len(batch) == 0 {
 			return
 		}
-		// An error says that channel or connection are over. The message comes again, and Ack had promised no more.
+		// An error means that the channel or connection is over. The message comes again, and Ack promised no more.
 		var acks, releases []uint64
 		for _, x := range batch {
 			if x.release {

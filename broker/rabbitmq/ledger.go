@@ -5,23 +5,24 @@ import (
 	"sort"
 )
 
-// ledger knows which deliveries of a channel have been settled, to find out when one frame can ack, or release, several.
+// ledger records which deliveries of a channel are settled, to find out when one frame can ack, or release, several.
 //
-// "Everything up to this tag" settles whatever the broker holds as unsettled there. The tags of a channel are 1, 2, 3, …
-// without a gap, so it is right exactly when each of them has been settled before or is to be settled so now. One that is still
-// being worked on is neither, and bars the way. Fewer frames are not only cheaper: with a quorum queue, RabbitMQ forgets
-// settlements that it has taken and not yet passed on when the channel is closed, beyond some thirty.
+// "Everything up to this tag" settles all the deliveries up to there that the broker holds as unsettled. The tags of a
+// channel are 1, 2, 3, … without a gap. So that frame is right exactly when each of them has been settled before or is
+// to be settled the same way now. An open delivery prevents it. Fewer frames are not only cheaper: when a channel is
+// closed, RabbitMQ forgets settlements for a quorum queue that it has taken and not yet passed on, beyond some thirty.
 //
-// It grows with the deliveries that are open at the same time, and not with those settled beside one that stays open for long.
+// Its size depends on the deliveries that are open at the same time, not on those settled while one stays open for
+// long.
 type ledger struct {
 	floor uint64 // all tags up to this one are settled
 	above []span // settled tags above it, in order; open ones are between any two, so there are never more spans than open tags
 }
 
-// span is tags without a gap, both ends included.
+// span is a range of tags without a gap, both ends included.
 type span struct{ first, last uint64 }
 
-// note enters a settled tag.
+// note records a settled tag.
 func (g *ledger) note(tag uint64) {
 	if tag <= g.floor {
 		return
@@ -50,8 +51,8 @@ func (g *ledger) note(tag uint64) {
 	}
 }
 
-// settle enters tags that are to be acked, or released, and returns how to say so: everything up to a tag (0 = not at all), and the rest one
-// by one.
+// settle records tags that are to be acked, or released, and returns how to write that: everything up to a tag (0 = not
+// at all), and the rest one by one.
 func (g *ledger) settle(tags []uint64) (upTo uint64, singles []uint64) {
 	slices.Sort(tags)
 	for _, tag := range tags {

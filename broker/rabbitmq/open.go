@@ -14,20 +14,22 @@ import (
 )
 
 const (
-	// silentStart is the head start of a node that has sent nothing: a frozen host accepts connections, or its network drops
-	// them. 250 ms is what RFC 8305 (Happy Eyeballs) recommends.
+	// silentStart is the head start of a node that has sent nothing: a frozen host may accept connections, or its
+	// network may drop them. RFC 8305 (Happy Eyeballs) recommends 250 ms.
 	silentStart = 250 * time.Millisecond
-	// heardStart is the head start of a node that has sent something. Opening two connections takes about fifteen round trips, and after
-	// the death of a node all its clients come at once. More dials would only slow the other nodes down.
+	// heardStart is the head start of a node that has sent something. Opening two connections takes about fifteen round
+	// trips, and after the death of a node all its clients come at once. More dials would only slow the other nodes
+	// down.
 	heardStart = 3 * time.Second
-	// shunTime is for how long a node that failed is tried last.
+	// shunTime is how long a node that failed is tried last.
 	shunTime = 30 * time.Second
 )
 
-// Open makes a session with one node. It tries the nodes in random order, those that failed in the last 30 s at the end. The next one is
-// tried when the one before has failed, or after a head start of 250 ms, 3 s once that node has sent something. The first open one wins.
-// The error lists what happened at each node. It is never permanent: RabbitMQ closes the link on a wrong password in much the same
-// way as on an overload, and a missing user or virtual host may be on its way.
+// Open makes a session with one node. It tries the nodes in random order, and those that failed in the last 30 s at the
+// end. It tries the next one when the one before has failed, or after a head start of 250 ms, or 3 s once that node has
+// sent something. The first node to open wins. The error lists what happened at each node. It is never permanent:
+// RabbitMQ closes the link on a wrong password in much the same way as on an overload, and a missing user or virtual
+// host may be about to be created.
 func (b *Broker) Open(ctx context.Context) (broker.Session, error) {
 	racing, finish := context.WithCancel(ctx)
 	defer finish()
@@ -43,19 +45,19 @@ func (b *Broker) Open(ctx context.Context) (broker.Session, error) {
 	return nil, fmt.Errorf("open session: %w", errors.Join(r.problems...))
 }
 
-// race is one Open. Its goroutines, one a node that was tried, have all ended when run returns.
+// race is one Open. It has one goroutine for each node tried. All have ended when run returns.
 type race struct {
 	b        *Broker
 	ctx      context.Context
 	left     []int             // addresses that were not tried yet
 	latest   int               // the address that was tried last
-	began    map[int]time.Time // when an address was tried that has sent nothing since
+	began    map[int]time.Time // when each address that has sent nothing since was tried
 	running  int               // tries under way
-	news     chan news         // has room for all that may come
+	news     chan news         // has room for all news
 	problems []error
 }
 
-// news is an event of a try: perhaps first that the node has sent something, in the end its outcome.
+// news is an event of a try: first perhaps that the node has sent something, and finally its outcome.
 type news struct {
 	address int
 	over    bool
@@ -63,7 +65,7 @@ type news struct {
 	err     error
 }
 
-// run tries the addresses until one is open, and calls finish then to end the other tries.
+// run tries the addresses until one is open, and then calls finish to end the other tries.
 func (r *race) run(finish func()) (winner *session) {
 	headStart := time.NewTimer(0)
 	defer headStart.Stop()
@@ -113,7 +115,8 @@ func (r *race) start() {
 	}()
 }
 
-// failed notes why a node could not be used. If its try was cancelled, it is shunned only if it was silent for its whole head start.
+// failed records why a node could not be used. If its try was cancelled, the node is shunned only if it was silent for
+// its whole head start.
 func (r *race) failed(n news) {
 	began, silent := r.began[n.address]
 	if r.ctx.Err() == nil || silent && time.Since(began) >= silentStart {
@@ -148,7 +151,7 @@ func (b *Broker) open(ctx context.Context, a address, leave func() bool) (*sessi
 	return s, nil
 }
 
-// shunned remembers which addresses failed lately. The zero value is ready.
+// shunned remembers which addresses failed recently. The zero value is ready.
 type shunned struct {
 	mu    sync.Mutex
 	until map[int]time.Time

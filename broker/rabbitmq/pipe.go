@@ -11,31 +11,33 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// pipe is one publish channel, with the messages that were written to it and have no answer yet. It ends when RabbitMQ refuses a
-// message by closing the channel, or when it was replaced and all its messages are answered. Its port goes on with the next one.
+// pipe is one publish channel, with the messages that were written to it and have no answer yet. It ends when RabbitMQ
+// refuses a message by closing the channel, or when it was replaced and all its messages are answered. Its port
+// continues with the next pipe.
 type pipe struct {
 	port   *port
 	ch     *amqp.Channel
 	closes chan *amqp.Error
 	opened time.Time
-	mended chan struct{} // closed when its port has dealt with its end
+	mended chan struct{} // closed when its port has handled its end
 
 	// What follows is guarded by publisher.mu.
 
 	flights list.List        // *flight without an answer, in the order of writing
 	byName  map[name]*flight // the same
 	heard   time.Time        // when the last answer came
-	orphans int              // those of them that nobody waits for
-	stale   bool             // was nacked: to be replaced as soon as that is allowed
-	retired bool             // was replaced: nothing is written to it
+	orphans int              // flights that nobody waits for
+	stale   bool             // was nacked; is replaced as soon as that is allowed
+	retired bool             // was replaced; nothing more is written to it
 	closing bool
 	ended   bool
-	// returns is where the client puts what could not be routed. It holds all that may be unanswered here, so the client never waits
-	// for room (it would drop the return after 5 s), and it is read under mu: whoever reads also finds the flight.
+	// returns receives the messages that could not be routed. It has room for all that may be unanswered here, so the
+	// client never waits for room (it would drop the return after 5 s). It is read under mu, so a reader also finds the
+	// flight.
 	returns chan amqp.Return
 }
 
-// try is one writing of a flight.
+// try is one attempt to write a flight.
 type try struct {
 	pipe         *pipe
 	confirmation *amqp.DeferredConfirmation // nil = the channel was closed before anything was written
@@ -44,7 +46,7 @@ type try struct {
 // acked reports whether the broker has confirmed it.
 func (t try) acked() bool { return t.confirmation != nil && t.confirmation.Acked() }
 
-// openPipe opens a channel. It blocks as long as the broker does not answer; what it waits for ends with the socket.
+// openPipe opens a channel. It blocks until the broker answers or the socket ends.
 func (pt *port) openPipe() (*pipe, error) {
 	ch, err := pt.p.conn.Channel()
 	if err != nil {
@@ -62,7 +64,7 @@ func (pt *port) openPipe() (*pipe, error) {
 	return pp, nil
 }
 
-// watch has the port mended when the channel ends. The end of the connection is the session's.
+// watch calls the port's mend when the channel ends. The session handles the end of the connection.
 func (pp *pipe) watch() {
 	if e := <-pp.closes; !pp.port.p.conn.IsClosed() {
 		pp.port.mend(pp, e)
@@ -77,23 +79,23 @@ func (pp *pipe) last() *flight {
 	return nil
 }
 
-// silent reports whether answers are due and none comes. If the first message of a channel goes to a quorum queue that does not answer, it
-// holds up all others for 5 s or more (measured). The caller holds mu.
+// silent reports whether answers are due and none comes. If the first message of a channel goes to a quorum queue that
+// does not answer, that message holds up all others for 5 s or more (measured). The caller holds mu.
 func (pp *pipe) silent() bool {
 	oldest := pp.flights.Front()
 	return oldest != nil && time.Since(oldest.Value.(*flight).since) > renewPause && time.Since(pp.heard) > renewPause
 }
 
-// over reports whether nothing can be written any more; the caller holds mu.
+// over reports whether nothing can be written any more. The caller holds mu.
 func (pp *pipe) over() bool { return pp.ended || pp.ch.IsClosed() }
 
-// put adds a flight that has its aim and is about to be written. The caller holds the port's turn and mu.
+// put adds a flight that is aimed and about to be written. The caller holds the port's turn and mu.
 func (pp *pipe) put(f *flight) {
 	f.seat, f.try, f.written, f.since = pp.flights.PushBack(f), try{pipe: pp}, true, time.Now()
 	pp.byName[f.name()] = f
 }
 
-// remove forgets a flight, for good or until it is written again. The caller holds mu.
+// remove removes a flight, for good or until it is written again. The caller holds mu.
 func (pp *pipe) remove(f *flight) {
 	pp.flights.Remove(f.seat)
 	f.seat = nil
@@ -104,12 +106,12 @@ func (pp *pipe) remove(f *flight) {
 	pp.tidy()
 }
 
-// write hands a message to the socket. It blocks as long as the socket does. The caller holds the port's turn. An error is
-// the outcome.
+// write hands a message to the socket. It blocks as long as the socket does. The caller holds the port's turn. An error
+// is the flight's outcome.
 func (pp *pipe) write(f *flight, pub amqp.Publishing) (try, error) {
 	p := pp.port.p
 	if p.conn.socket.dead.Load() {
-		<-p.s.dead // whoever killed it, or the watcher, is about to say why
+		<-p.s.dead // the killer or the watcher is about to say why
 		return try{}, p.notSent(errOver)
 	}
 	confirmation, err := pp.ch.PublishWithDeferredConfirm(f.exchange, f.key, true, false, pub)
@@ -128,7 +130,7 @@ func (pp *pipe) write(f *flight, pub amqp.Publishing) (try, error) {
 	return try{}, fmt.Errorf("%w: the link was lost in the middle of it: %w", broker.ErrUnconfirmed, p.s.Err())
 }
 
-// readReturns marks the flights of all returned messages. The caller holds mu; nothing here waits.
+// readReturns marks the flights of all returned messages. It never blocks. The caller holds mu.
 func (pp *pipe) readReturns() {
 	for {
 		select {
@@ -145,8 +147,8 @@ func (pp *pipe) readReturns() {
 	}
 }
 
-// tidy closes a retired pipe whose messages are all answered, or that has only orphans when there are too many. The caller holds mu, and
-// calls unlock.
+// tidy closes a retired pipe if all its messages are answered, or if it has only orphans and there are too many. The
+// caller holds mu, and calls unlock.
 func (pp *pipe) tidy() {
 	owes := pp.flights.Len()
 	if pp.retired && !pp.closing && !pp.ended && (owes == 0 || pp.orphans == owes && pp.port.p.orphans > pp.port.p.maxUnanswered) {
@@ -154,7 +156,7 @@ func (pp *pipe) tidy() {
 	}
 }
 
-// close takes a retired pipe out of its port. The caller holds mu, and calls unlock.
+// close removes a retired pipe from its port. The caller holds mu, and calls unlock.
 func (pp *pipe) close() {
 	pp.closing = true
 	pp.port.forget(pp)

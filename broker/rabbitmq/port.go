@@ -12,19 +12,20 @@ import (
 )
 
 const (
-	// renewPause is the least age of a channel that is replaced because of a nack, since a queue may really be full, or because no
-	// answer came for as long.
+	// renewPause is the least age of a channel that is replaced, because of a nack (a queue may really be full) or
+	// because no answer came for that long.
 	renewPause = 500 * time.Millisecond
 	// reopenPause is the least time between two channels of a port when the broker has closed the first.
 	reopenPause = 100 * time.Millisecond
-	// scoutPause is how long a message that may be refused goes alone. If the channel is still open by then, the queue is only slow.
+	// scoutPause is how long a message that may be refused goes alone. If the channel is still open then, the queue is
+	// only slow.
 	scoutPause = 100 * time.Millisecond
-	// maxRetired is how many replaced channels of a port may wait for answers. With renewPause that is 8 s. A channel with firstQuota
-	// orphans is replaced nevertheless; maxUnanswered bounds those.
+	// maxRetired is how many replaced channels of a port may wait for answers. With renewPause that is 8 s. A channel
+	// with firstQuota orphans is replaced even beyond that; maxUnanswered bounds those.
 	maxRetired = 16
 )
 
-// The publish channels in use. A refusal takes down only what is on the same one.
+// The publish channels in use. A refusal closes only one of them.
 const (
 	defaultPort = iota // for the default exchange, where retries and dead letters go; it always exists
 	delayPort          // for the delay levels
@@ -33,8 +34,8 @@ const (
 	ports
 )
 
-// port is the way out for messages to some exchanges. Messages of one port are written in order; messages of different ports may
-// overtake each other.
+// port is the outlet for messages to some exchanges. Messages of one port are written in order. Messages of different
+// ports may overtake each other.
 type port struct {
 	p       *publisher
 	writing turn
@@ -45,7 +46,7 @@ type port struct {
 	reopen  time.Time
 }
 
-// portOf returns the port of a message, or why it is refused.
+// portOf returns the port of a message, or the error with which it is refused.
 func (p *publisher) portOf(f *flight) (*port, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -66,22 +67,22 @@ func (p *publisher) portOf(f *flight) (*port, error) {
 	return &p.ports[scoutPort], nil
 }
 
-// forget takes a pipe out; the caller holds mu.
+// forget removes pp from the retired pipes. The caller holds mu.
 func (pt *port) forget(pp *pipe) {
 	if i := slices.Index(pt.retired, pp); i >= 0 {
 		pt.retired = slices.Delete(pt.retired, i, i+1)
 	}
 }
 
-// hindrance says why a flight cannot be written yet. The zero value: it can.
+// hindrance says why a flight cannot be written yet. The zero value means that it can.
 type hindrance struct {
 	after  *flight       // wait for that flight: it has the same name, or both are to go alone
 	mended chan struct{} // wait until it is closed: the end of the current pipe is being handled
 	open   bool          // open a pipe
-	pause  time.Duration // wait so long
+	pause  time.Duration // wait that long
 }
 
-// seat puts f on the current pipe, or returns why not. The caller holds the turn.
+// seat puts f on the current pipe, or returns the reason why not. The caller holds the turn.
 func (pt *port) seat(f *flight) hindrance {
 	p := pt.p
 	p.mu.Lock()
@@ -105,7 +106,7 @@ func (pt *port) seat(f *flight) hindrance {
 		return hindrance{after: other}
 	case pp.orphans >= firstQuota || due && pt.room():
 		return hindrance{open: true}
-	case other != nil: // one channel cannot have a name twice, since returns are told apart by it
+	case other != nil: // one channel cannot have a name twice, since returns are matched by name
 		return hindrance{pause: renewPause}
 	}
 	if last := pp.last(); pt == &p.ports[scoutPort] && last != nil {
@@ -120,7 +121,8 @@ func (pt *port) seat(f *flight) hindrance {
 	return hindrance{}
 }
 
-// room reports whether another pipe may be retired, and makes room by giving up one that has only orphans. The caller holds mu.
+// room reports whether another pipe may be retired. If necessary it gives up one that has only orphans. The caller
+// holds mu.
 func (pt *port) room() bool {
 	if len(pt.retired) < maxRetired {
 		return true
@@ -134,8 +136,8 @@ func (pt *port) room() bool {
 	return false
 }
 
-// board waits for the turn to write f, and returns with it. If f has to wait for another flight, it returns that instead, without
-// the turn.
+// board waits for the turn to write f, and still holds it when it returns. If f must wait for another flight, it
+// returns that flight instead, without the turn.
 func (pt *port) board(ctx context.Context, f *flight) (other *flight, err error) {
 	dead := pt.p.s.dead
 	for {
@@ -184,7 +186,7 @@ func (pt *port) renew(ctx context.Context) error {
 	return nil
 }
 
-// pace waits until a pipe may be opened: not at once if the broker closes one after the other.
+// pace waits until a pipe may be opened. If the broker closes one after the other, that is not at once.
 func (pt *port) pace(ctx context.Context) error {
 	pt.p.mu.Lock()
 	left := time.Until(pt.reopen)
@@ -210,8 +212,9 @@ func (pt *port) use(pp *pipe) {
 	pt.current = pp
 }
 
-// mend handles the end of a pipe. RabbitMQ handles a channel in order and discards everything behind a refused message, so those flights
-// are certainly in no queue. They are written again, in their order and before all others. e is nil if the pipe was closed here.
+// mend handles the end of a pipe. RabbitMQ handles a channel in order and discards everything behind a refused message,
+// so those flights are certainly in no queue. They are written again, in their order and before all others. If e is
+// nil, the pipe was closed here.
 func (pt *port) mend(pp *pipe, e *amqp.Error) {
 	defer close(pp.mended)
 	// With the turn, no other write can come between them.
@@ -230,7 +233,7 @@ func (pt *port) mend(pp *pipe, e *amqp.Error) {
 	}
 }
 
-// writeAgain writes f to the current pipe, which it opens if there is none. The caller holds the turn.
+// writeAgain writes f to the current pipe. If there is none, it opens one. The caller holds the turn.
 func (pt *port) writeAgain(f *flight) error {
 	p := pt.p
 	if err := p.gate.pass(context.Background(), p.s.dead); err != nil {

@@ -10,7 +10,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// subscription is one consumer in the eyes of the broker. Guarded by lane.mu.
+// subscription is one consumer as the broker sees it. It is guarded by lane.mu.
 type subscription struct {
 	tag       string
 	prefetch  int
@@ -19,7 +19,7 @@ type subscription struct {
 	ended     bool // nothing more comes
 }
 
-// SetPrefetch implements [broker.Consumer]. Lowering takes a round trip or two, in which nothing is delivered.
+// SetPrefetch implements [broker.Consumer]. Lowering takes a round trip or two, during which nothing is delivered.
 func (c *consumer) SetPrefetch(ctx context.Context, n int) error {
 	if err := c.setPrefetch(ctx, n); err != nil {
 		return fmt.Errorf("set prefetch of consumer %q: %w", c.tag, err)
@@ -67,7 +67,7 @@ func (c *consumer) setPrefetch(ctx context.Context, n int) error {
 	return refused(readQueue, err)
 }
 
-// cancel ends all live subscriptions. What they delivered stays valid. The caller has the turn to call.
+// cancel ends all live subscriptions. Their deliveries stay valid. The caller has the turn to call.
 func (c *consumer) cancel() error {
 	c.mu.Lock()
 	var live []string
@@ -86,7 +86,7 @@ func (c *consumer) cancel() error {
 	return nil
 }
 
-// subscribe begins a subscription. The caller has the lane's turn to call, or the lane for itself.
+// subscribe begins a subscription. The caller has the lane's turn to call, or exclusive use of the lane.
 func (c *consumer) subscribe(prefetch int) error {
 	c.mu.Lock()
 	c.subbed++
@@ -97,7 +97,7 @@ func (c *consumer) subscribe(prefetch int) error {
 	}
 	c.subs = append(c.subs, sub)
 	c.mu.Unlock()
-	// The prefetch of a channel holds for the subscriptions that begin after it, each for itself.
+	// The prefetch of a channel applies to each subscription that begins after it, separately.
 	err := c.ch.Qos(prefetch, 0, false)
 	var in <-chan amqp.Delivery
 	if err == nil {
@@ -112,14 +112,14 @@ func (c *consumer) subscribe(prefetch int) error {
 	return nil
 }
 
-// pump moves the deliveries of one subscription to the channel, where there is room for all that the broker may send.
+// pump moves the deliveries of one subscription to the channel, which has room for all that the broker may send.
 func (c *consumer) pump(sub *subscription, in <-chan amqp.Delivery) {
 	defer c.s.goroutines.done()
 	defer c.pumps.Done()
 	for a := range in {
 		select {
 		case c.deliveries <- c.handOut(&a, sub):
-		case <-c.lost: // the broker gives it to somebody else
+		case <-c.lost: // the broker delivers it to another consumer
 		}
 	}
 	c.mu.Lock()
@@ -128,7 +128,8 @@ func (c *consumer) pump(sub *subscription, in <-chan amqp.Delivery) {
 	c.poke() // there may be room for another subscription
 }
 
-// room is how many more may be handed out than the live subscriptions may take; below 0 they may take too many.
+// room returns how many deliveries may be handed out beyond those that the live subscriptions may take. Below 0, they
+// may take too many.
 func (c *consumer) room() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -161,7 +162,7 @@ func (c *consumer) fill() {
 		return
 	}
 	defer c.calling.give()
-	// An error has closed the channel, of which the lane is told.
+	// An error has closed the channel, and the lane is notified of that.
 	if room := c.room(); room > 0 {
 		_ = c.subscribe(room)
 	}

@@ -11,11 +11,11 @@ import (
 )
 
 const (
-	// window is how many messages, orphans excepted, may be unconfirmed. Beyond about 1,000 RabbitMQ gets no faster.
+	// window is how many messages, orphans excepted, may be unconfirmed. Above about 1,000 RabbitMQ gets no faster.
 	window = 1000
 	// reserve is how much of the window is kept for settling, so that busy publishers do not hold it up.
 	reserve = 64
-	// maxUnanswered is how many orphans there may be. Beyond it, channels that have only orphans are given up.
+	// maxUnanswered is how many orphans there may be. Above it, channels that have only orphans are given up.
 	maxUnanswered = 10 * window
 )
 
@@ -34,8 +34,8 @@ type publisher struct {
 	mu        sync.Mutex             // guards what follows, and parts of ports, pipes and flights
 	orphans   int                    // orphaned flights
 	leaving   []*pipe                // to be closed by unlock
-	fits      int                    // a body of that size is not too large
-	maxSize   int                    // of a body, from a refusal; 0 = not known
+	fits      int                    // bodies up to this size are not too large
+	maxSize   int                    // largest body allowed, learnt from a refusal; 0 = not known
 	exchanges map[string]*scouting   // those that were published to
 	quotas    map[destination]*quota // those in use
 }
@@ -63,7 +63,8 @@ func newPublisher(s *session, c *conn) (*publisher, error) {
 	return p, nil
 }
 
-// unlock unlocks mu and closes the channels in leaving, on goroutines of the session because closing waits for the broker.
+// unlock unlocks mu and closes the channels in leaving. It does so on goroutines of the session, because closing waits
+// for the broker.
 func (p *publisher) unlock() {
 	leaving := p.leaving
 	p.leaving = nil
@@ -94,8 +95,8 @@ func (p *publisher) watchBlocked() {
 	}
 }
 
-// Publish implements [broker.Session]. The first message of a Broker that has to wait also blocks until the levels are
-// declared. If that is refused it is ErrRejected.
+// Publish implements [broker.Session]. The first delayed message of a Broker also blocks until the levels are declared.
+// If RabbitMQ refuses the declaration, the message is ErrRejected.
 func (s *session) Publish(ctx context.Context, msgs []broker.Message, done func(i int, err error)) {
 	if err := s.begin(&s.publishing); err != nil {
 		for i := range msgs {
@@ -109,8 +110,8 @@ func (s *session) Publish(ctx context.Context, msgs []broker.Message, done func(
 	}
 }
 
-// confirm publishes one message on the account of settling and waits for its outcome. If ctx ends before it comes, that is
-// ErrUnconfirmed.
+// confirm publishes one message in the part of the window kept for settling, and waits for its outcome. If ctx ends
+// first, the error is ErrUnconfirmed.
 func (p *publisher) confirm(ctx context.Context, m *broker.Message) error {
 	if err := p.s.begin(&p.s.publishing); err != nil {
 		return fmt.Errorf("%w: %w", broker.ErrNotSent, err)
@@ -131,10 +132,10 @@ func (p *publisher) confirm(ctx context.Context, m *broker.Message) error {
 	}
 }
 
-// send writes one message, and calls done once: here if nothing was written, otherwise on a goroutine of its own, one for
-// every message in flight. So a queue that does not answer holds up its own messages and nobody else's, and a socket that
-// takes nothing holds up no caller longer than ctx. A delay is rounded to so many digits. The caller is counted in
-// session.publishing.
+// send writes one message and calls done once: here if nothing was written, otherwise on a goroutine of its own, one
+// for every message in flight. So a queue that does not answer holds up only its own messages, and a socket that takes
+// nothing holds up no caller longer than ctx. A delay is rounded to the given number of digits. The caller is counted
+// in session.publishing.
 func (p *publisher) send(ctx context.Context, m *broker.Message, slots chan struct{}, digits int, done func(error)) {
 	f, err := p.prepare(ctx, m, digits)
 	if err != nil {
@@ -169,8 +170,9 @@ func (p *publisher) send(ctx context.Context, m *broker.Message, slots chan stru
 	}
 }
 
-// board waits until f may be written: for a part of its destination's quota, for a place in the window, and for its port's turn,
-// with which it returns. It holds nothing while it waits for another flight with its ID and destination.
+// board waits until f may be written: for a place in its destination's quota, for a place in the window, and for its
+// port's turn, which it still holds when it returns. It holds nothing while it waits for another flight with f's ID and
+// destination.
 func (p *publisher) board(ctx context.Context, f *flight, slots chan struct{}) error {
 	for {
 		if err := p.reserve(ctx, f); err != nil {
@@ -200,7 +202,7 @@ func (p *publisher) board(ctx context.Context, f *flight, slots chan struct{}) e
 	}
 }
 
-// yield waits for another flight: until it is over, or a moment has passed and may have changed something.
+// yield waits until another flight is over, or until a moment has passed, after which the situation may have changed.
 func (p *publisher) yield(ctx context.Context, other *flight) error {
 	t := time.NewTimer(scoutPause)
 	defer t.Stop()
@@ -216,7 +218,8 @@ func (p *publisher) yield(ctx context.Context, other *flight) error {
 	}
 }
 
-// explain distinguishes a queue that is away from one that does not exist. A message that was returned is in no queue, so it counts as not sent.
+// explain distinguishes a queue that is away from one that does not exist. A returned message is in no queue, so it
+// counts as not sent.
 func (p *publisher) explain(f *flight, err error) error {
 	if f.delay != nil || !errors.Is(err, broker.ErrUnroutable) {
 		return err
@@ -227,7 +230,8 @@ func (p *publisher) explain(f *flight, err error) error {
 	return err
 }
 
-// prepare makes the flight of a message, and declares the levels for the first delayed one. An error is the outcome.
+// prepare makes the flight of a message, and declares the levels for the first delayed one. An error is the message's
+// outcome.
 func (p *publisher) prepare(ctx context.Context, m *broker.Message, digits int) (f *flight, err error) {
 	f = &flight{
 		id: m.ID, exchange: m.Exchange, key: m.RoutingKey, to: target{m.Exchange, m.RoutingKey}, size: len(m.Body),
@@ -244,7 +248,7 @@ func (p *publisher) prepare(ctx context.Context, m *broker.Message, digits int) 
 		if frame > 0 {
 			frame = max(1, frame-f.delay.room())
 		}
-		// An x-death in it would make RabbitMQ up to 3.13 drop it on its way, as one that goes round in circles.
+		// An x-death header would make RabbitMQ up to 3.13 drop the message on its way, as a cycle.
 		forward := m.Forward()
 		m = &forward
 	}
@@ -263,7 +267,7 @@ func (p *publisher) prepare(ctx context.Context, m *broker.Message, digits int) 
 	return f, nil
 }
 
-// mayEndChannel refuses messages that RabbitMQ would close the channel over, beside those that encode refuses.
+// mayEndChannel refuses messages over which RabbitMQ would close the channel, beside those that encode refuses.
 func (p *publisher) mayEndChannel(m *broker.Message) error {
 	p.mu.Lock()
 	limit := p.maxSize
@@ -296,7 +300,7 @@ func enter(ctx context.Context, f *flight, slots chan struct{}, dead <-chan stru
 	}
 }
 
-// waitForName boards f, however long others have its name.
+// waitForName boards f, however long other flights hold its name.
 func (p *publisher) waitForName(ctx context.Context, f *flight) error {
 	for {
 		other, err := f.port.board(ctx, f)

@@ -6,22 +6,23 @@ import (
 	"time"
 )
 
-// firstQuota is how many messages with one exchange and key may be unanswered before the first answer. RabbitMQ stops reading from
-// a connection when one channel has about 230 messages for a quorum queue that does not answer (32 until the channel is
-// blocked, and 200 more of its reader's credit), and then no queue gets any.
+// firstQuota is how many messages with one exchange and key may be unanswered before the first answer. RabbitMQ stops
+// reading from a connection when one channel has about 230 messages for a quorum queue that does not answer (32 until
+// the channel is blocked, and 200 more of its reader's credit). Then no queue gets any.
 const firstQuota = 150
 
 // firstSettleQuota is the same for copies that settle deliveries. They have fewer places in the window.
 const firstSettleQuota = reserve / 4
 
-// destination has a quota: an exchange and key, apart for publishing and for settling.
+// destination identifies a quota: an exchange and key, separately for publishing and for settling.
 type destination struct {
 	target
 	settle bool
 }
 
-// quota bounds the unanswered messages of one destination, so that a queue that does not answer takes neither the whole window nor
-// the connection. It grows by one with each answer, and begins anew when nothing is in flight. Guarded by publisher.mu.
+// quota bounds the unanswered messages of one destination, so that a queue that does not answer takes neither the whole
+// window nor the connection. It grows by one with each answer, and starts again when nothing is in flight. Guarded by
+// publisher.mu.
 type quota struct {
 	allowed int
 	most    int
@@ -29,7 +30,8 @@ type quota struct {
 	waiting list.List // chan struct{}, closed when it has its place
 }
 
-// answering returns the target whose quota f needs a place in. A level answers for the messages of all targets, and is a quorum queue.
+// answering returns the target in whose quota f needs a place. A level answers for the messages of all targets, and is
+// a quorum queue.
 func (f *flight) answering() target {
 	if f.delay == nil {
 		return f.to
@@ -37,7 +39,7 @@ func (f *flight) answering() target {
 	return target{exchange: levelName(firstLevel(ticks(time.Until(f.delay.due), f.delay.digits)))}
 }
 
-// reserve waits for a place in f's quota, and takes it.
+// reserve waits for a place in f's quota and takes it.
 func (p *publisher) reserve(ctx context.Context, f *flight) error {
 	p.mu.Lock()
 	q := p.quotas[f.quota]

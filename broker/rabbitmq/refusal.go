@@ -19,13 +19,13 @@ var errCut = fmt.Errorf("%w: no answer, and the broker owes too many", broker.Er
 // errOrphan is the outcome of an orphan that would have to be written again.
 var errOrphan = fmt.Errorf("%w: the broker closed the publish channel before it came to it, and nobody waits for it", broker.ErrNotSent)
 
-// fate says how a flight goes on after its pipe has ended: it was written again, or has its outcome.
+// fate says how a flight continues after its pipe has ended: it was written again, or it has its outcome.
 type fate struct {
 	try try
 	err error
 }
 
-// tell tells a flight its fate. No lock is held: the flight may need it before it listens.
+// tell sends a flight its fate. The caller holds no lock, since the flight may need it before it listens.
 func (p *publisher) tell(f *flight, x fate) {
 	select {
 	case f.fate <- x:
@@ -33,8 +33,8 @@ func (p *publisher) tell(f *flight, x fate) {
 	}
 }
 
-// bury ends a pipe. It reports the outcome to each flight that has one, and returns those to be written again. The caller holds
-// the port's turn.
+// bury ends a pipe. It reports the outcome to each flight that has one, and returns the flights to be written again.
+// The caller holds the port's turn.
 func (pt *port) bury(pp *pipe, e *amqp.Error) (again []*flight) {
 	p := pt.p
 	type end struct {
@@ -60,7 +60,7 @@ func (pt *port) bury(pp *pipe, e *amqp.Error) (again []*flight) {
 		}
 		pp.remove(f)
 		open = append(open, f)
-		if f.written { // what was not comes after it
+		if f.written { // unwritten flights come after it
 			written = append(written, f)
 		}
 	}
@@ -93,21 +93,21 @@ func (pt *port) bury(pp *pipe, e *amqp.Error) (again []*flight) {
 	return again
 }
 
-// missesLevel reports whether a pipe ended since the exchange of a level does not exist, and f was going to a level.
+// missesLevel reports whether a pipe ended because the exchange of a level does not exist, and f was going to a level.
 func (f *flight) missesLevel(e *amqp.Error) bool {
 	return f.delay != nil && f.delay.held && e.Code == amqp.NotFound && strings.Contains(e.Reason, "no exchange '"+delayPrefix)
 }
 
 // blame says what the end of a pipe means for the flights written to it, in the order of writing.
 type blame struct {
-	doubtful int   // the first so many may or may not be in their queues
+	doubtful int   // number of flights, from the first, that may or may not be in their queues
 	doubt    error // their outcome
 	refused  int   // index of the refused one, at least doubtful; -1 = not known
 	refusal  error // its outcome
 	limit    int   // larger bodies have the same outcome; 0 = no limit is known
 }
 
-// of returns the outcome of a flight; nil = the broker has certainly ignored it.
+// of returns the outcome of a flight. nil means that the broker has certainly ignored it.
 func (v *blame) of(i int, f *flight) error {
 	switch {
 	case i < v.doubtful:
@@ -120,12 +120,13 @@ func (v *blame) of(i int, f *flight) error {
 
 var tooLarge = regexp.MustCompile(`message size (\d+) is larger than (?:configured )?max size (\d+)`)
 
-// judge finds out over which of the written flights RabbitMQ closed their pipe. The caller holds mu.
+// judge finds out which of the written flights made RabbitMQ close their pipe. The caller holds mu.
 //
-//   - RabbitMQ checks a size before all else, against the limit of the moment when the channel was opened. So the first flight of that
-//     size was refused.
-//   - Of several messages to an exchange, the first may be in its queues if the exchange was deleted after it. So only a single one
-//     (see scouting) was certainly refused. Several are in doubt, with everything written before the last of them.
+//   - RabbitMQ checks a size before all else, against the limit at the time when the channel was opened. So the first
+//     flight of that size was refused.
+//   - Of several messages to an exchange, the first may be in its queues if the exchange was deleted after it. So only
+//     a single one (see scouting) was certainly refused. Several are in doubt, with everything written before the last
+//     of them.
 func (p *publisher) judge(e *amqp.Error, written []*flight) blame {
 	if e == nil {
 		return blame{doubtful: len(written), doubt: errCut}
@@ -174,11 +175,11 @@ func (p *publisher) judge(e *amqp.Error, written []*flight) blame {
 	return v
 }
 
-// aboutTopic is in the reason of a refusal that is not about all keys of an exchange.
+// aboutTopic appears in the reason of a refusal that does not apply to all keys of an exchange.
 const aboutTopic = "access to topic '"
 
-// named reports whether the reason of a refusal names the flight's exchange and, if it is about a topic, its key. RabbitMQ cuts
-// a reason after 255 bytes, so a very long name is not found and no flight is blamed.
+// named reports whether the reason of a refusal names the flight's exchange and, if it is about a topic, its key.
+// RabbitMQ cuts a reason after 255 bytes, so a very long name is not found and no flight is blamed.
 func (f *flight) named(reason string) bool {
 	exchange := f.exchange
 	if exchange == "" {
@@ -190,12 +191,12 @@ func (f *flight) named(reason string) bool {
 	return !strings.Contains(reason, aboutTopic) || strings.Contains(reason, aboutTopic+f.key+"' in")
 }
 
-// scouting is what is known of an exchange. The first message to it goes alone, on a channel of its own, and so does the largest body
-// so far: a refusal then concerns no other message, and it is certain which one was refused.
+// scouting is what is known of an exchange. The first message to it goes alone, on a channel of its own, and so does
+// the largest body so far. A refusal then affects no other message, and it is certain which one was refused.
 type scouting struct {
-	passed  bool      // a message came through, and none was refused since
-	refused error     // nil = it was not refused lately
-	until   time.Time // others are refused until then without being sent, since each refusal costs a channel
+	passed  bool      // a message got through, and none was refused since
+	refused error     // nil = it was not refused recently
+	until   time.Time // until then messages are refused without being sent, since each refusal costs a channel
 }
 
 // exchange returns what is known of an exchange. The caller holds mu.

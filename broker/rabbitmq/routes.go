@@ -15,18 +15,19 @@ import (
 )
 
 const (
-	// maxRoutes bounds the bindings that a session remembers.
+	// maxRoutes is how many bindings a session remembers.
 	maxRoutes = 10_000
-	// routeFresh is how long an answer is used again.
+	// routeFresh is how long an answer is reused.
 	routeFresh = time.Second
 	// manyAsked is how many answers are kept before stale ones are removed.
 	manyAsked = 1000
-	// routeTimeout is how long a queue is asked whether it is away.
+	// routeTimeout bounds the check whether a queue is away.
 	routeTimeout = 2 * time.Second
 )
 
-// routes knows the bindings that a session has declared, or was to declare. RabbitMQ up to 3.13 forgets those of a classic queue while its
-// node is down, and returns messages for it as if there were no such queue. The zero value is ready.
+// routes knows the bindings that a session has declared, or was to declare. While the node of a classic queue is down,
+// RabbitMQ up to 3.13 forgets the queue's bindings, and returns messages for it as if there were no such queue. The
+// zero value is ready.
 type routes struct {
 	mu     sync.Mutex
 	known  int
@@ -34,14 +35,14 @@ type routes struct {
 	asked  map[target]*askedRoute
 }
 
-// askedRoute is the answer to why messages could not be routed.
+// askedRoute is the answer to the question why messages could not be routed.
 type askedRoute struct {
 	over  chan struct{} // closed when the others are set
-	err   error         // Is ErrUnavailable, or nil: there is no queue
+	err   error         // Is ErrUnavailable; nil = there is no queue
 	until time.Time     // it is stale after that
 }
 
-// noteRoutes remembers the bindings of a topology, also when they cannot be declared now.
+// noteRoutes remembers the bindings of a topology, even if they cannot be declared now.
 func (s *session) noteRoutes(t broker.Topology) {
 	for _, b := range t.Bindings {
 		s.routes.add(s.delays.target(b.Exchange, b.Key), b.Queue)
@@ -77,10 +78,10 @@ func (r *routes) forget(queue string) {
 	}
 }
 
-// whyUnroutable finds out why no queue took a message: it returns an error that Is ErrUnavailable if a queue that this session has bound
-// to the key, or with the default exchange the queue of that name, is away or was so a moment ago, or if that cannot be found out; nil if
-// there is none. It waits at
-// most four seconds for each queue, and asks at most once a second for each key.
+// whyUnroutable finds out why no queue took a message. It looks at the queues that this session has bound to the key,
+// or, with the default exchange, at the queue of that name. If one of them is away or was so a moment ago, or if that
+// cannot be found out, it returns an error that Is ErrUnavailable. If there is none, it returns nil. It waits at most
+// four seconds for each queue, and asks at most once a second for each key.
 func (s *session) whyUnroutable(exchange, key string) error {
 	t := s.delays.target(exchange, key)
 	a, queues := s.routes.ask(t)
@@ -102,7 +103,7 @@ func (s *session) whyUnroutable(exchange, key string) error {
 	return a.err
 }
 
-// ask returns the answer for a target. If there are queues too, the caller has to ask them and to complete the answer.
+// ask returns the answer for a target. If it also returns queues, the caller must check them and complete the answer.
 func (r *routes) ask(t target) (*askedRoute, []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -138,9 +139,9 @@ func (a *askedRoute) stale() bool {
 	}
 }
 
-// look returns an error if a queue is away, does not answer or has come back, and nil if RabbitMQ says that it does not exist or may not be
-// used. It binds a queue that exists
-// again: when its node is back, RabbitMQ shows a classic queue before its bindings (3.10.8, measured), and somebody may have unbound it.
+// look returns an error if a queue is away, does not answer or has come back, and nil if RabbitMQ says that it does not
+// exist or may not be used. It binds an existing queue again: when its node is back, RabbitMQ shows a classic queue
+// before its bindings (3.10.8, measured), and somebody may have unbound it.
 func (s *session) look(queue string, t target) error {
 	if checkQueue(queue) != nil {
 		return nil
@@ -164,6 +165,6 @@ func (s *session) look(queue string, t target) error {
 	case errors.Is(err, broker.ErrQueueGone), errors.Is(err, broker.ErrRejected), errors.Is(err, broker.ErrLocked):
 		return nil
 	}
-	// No answer is not the answer that there is no queue: a node that comes back may take seconds for it.
+	// No answer does not mean that there is no queue: a node that comes back may take seconds to answer.
 	return fmt.Errorf("queue %q: %w: %w", queue, broker.ErrUnavailable, err)
 }

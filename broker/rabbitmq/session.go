@@ -25,22 +25,22 @@ type session struct {
 	node string // the address, without credentials; set before anybody has the session
 
 	dead chan struct{} // closed when err is set
-	done chan struct{} // closed when, after that, nothing is under way
+	done chan struct{} // closed after dead, once nothing is under way
 
 	publishing tally // calls of Publish, and messages in flight
 	goroutines tally // all others
 
 	mu      sync.Mutex // guards what follows
 	closing bool       // nothing new may begin
-	err     error      // why it died
+	err     error      // why the session died
 	lanes   map[*lane]struct{}
 	tags    map[string]bool // of live consumers
-	tagged  int             // tags made up
+	tagged  int             // number of tags made up
 
-	unreadable map[string]int // messages with unreadable headers that came, by queue
+	unreadable map[string]int // received messages with unreadable headers, by queue
 }
 
-// hangUpTimeout is how long the broker has to answer the end of a connection.
+// hangUpTimeout bounds the wait for the broker to confirm the end of a connection.
 const hangUpTimeout = 5 * time.Second
 
 func newSession(queueType string, m *memory, publish, consume *conn, leave func() bool) (*session, error) {
@@ -80,8 +80,8 @@ func newSession(queueType string, m *memory, publish, consume *conn, leave func(
 // Capabilities implements [broker.Session].
 func (s *session) Capabilities() broker.Capabilities { return s.can }
 
-// Blocked implements [broker.Session]: the broker is short of memory or disk. Retry and DeadLetter wait too. RabbitMQ tells a
-// connection only after it has published something.
+// Blocked implements [broker.Session]: the broker is short of memory or disk. Retry and DeadLetter wait too. RabbitMQ
+// notifies a connection only after it has published something.
 func (s *session) Blocked() (reason string, ok bool) {
 	if b := s.publish.gate.shut.Load(); b != nil {
 		return b.reason, true
@@ -108,7 +108,7 @@ func (s *session) Err() error {
 	return s.err
 }
 
-// begin counts something as under way, unless the session is dead or closing; then it returns the reason.
+// begin counts an operation as under way. If the session is dead or closing, it returns the reason instead.
 func (s *session) begin(t *tally) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -122,8 +122,8 @@ func (s *session) begin(t *tally) error {
 	return nil
 }
 
-// die makes the session dead, once, and reports whether it was this call. What the session handed out is lost from here;
-// its connections are for that caller to end.
+// die makes the session dead, once, and reports whether this call did. Everything that the session handed out is then
+// lost. The caller that gets true ends the connections.
 func (s *session) die(reason error) bool {
 	s.mu.Lock()
 	if s.err != nil {
@@ -154,8 +154,8 @@ func (s *session) openLanes() []*lane {
 	return lanes
 }
 
-// fail makes the session dead and ends its connections, unless it is dead already: Close ends them one after the other, and
-// the end of the first must not cut off the acks on the second.
+// fail makes the session dead and ends its connections, unless it is dead already: Close ends them one after the other,
+// and the end of the first must not cut off the acks on the second.
 func (s *session) fail(reason error) {
 	if s.die(reason) {
 		s.publish.conn.socket.kill()
@@ -163,14 +163,15 @@ func (s *session) fail(reason error) {
 	}
 }
 
-// watch waits for the end of a connection. The client may be stuck in a write when it tells; ending the socket frees it.
+// watch waits for the end of a connection. The client may be stuck in a write when it reports the end; killing the
+// socket frees it.
 func (s *session) watch(c *conn) {
 	e := <-c.closes
 	c.socket.kill()
 	s.fail(lost(c, e))
 }
 
-// ended reports whether the session is dead. If a connection has ended, its watcher is about to record why, and ended waits for that.
+// ended reports whether the session is dead. If a connection has ended, ended waits until its watcher has recorded why.
 func (s *session) ended() bool {
 	if s.consume.IsClosed() || s.publish.conn.IsClosed() {
 		<-s.dead
@@ -178,8 +179,9 @@ func (s *session) ended() bool {
 	return s.Err() != nil
 }
 
-// Close implements [broker.Session]. It waits for publishes in flight, writes out the acks, and closes the connections in
-// peace, so that the broker has taken it all when it returns nil. For the latter it waits five seconds at most.
+// Close implements [broker.Session]. It waits for publishes in flight, writes out the acks, and closes the connections
+// gracefully, so when it returns nil the broker has taken everything. It waits at most five seconds for the connections
+// to close.
 func (s *session) Close(ctx context.Context) error {
 	s.mu.Lock()
 	second, died := s.closing, s.err != nil
@@ -214,7 +216,8 @@ func (s *session) Close(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}
-	// A channel of a queue that does not answer keeps RabbitMQ from answering the end of its connection. All was written before.
+	// If a queue does not answer, its channel keeps RabbitMQ from confirming the end of the connection. By now
+	// everything is written.
 	hanging, cancel := context.WithTimeout(ctx, hangUpTimeout)
 	defer cancel()
 	var hangUp sync.WaitGroup
@@ -223,8 +226,8 @@ func (s *session) Close(ctx context.Context) error {
 		hangUp.Go(func() {
 			stop := context.AfterFunc(hanging, func() { cut.Store(true); c.socket.kill() })
 			defer stop()
-			// All that was published is confirmed, so a broker that blocks publishers, and does not read either, has nothing
-			// to answer.
+			// All that was published is confirmed. So a broker that blocks publishers, and does not read either, has
+			// nothing to answer.
 			if _, blocked := s.Blocked(); c.role == "consume" || !blocked {
 				_ = c.Connection.Close() // returns when the broker has answered, or the socket has ended
 			}
@@ -242,8 +245,8 @@ func (s *session) Close(ctx context.Context) error {
 	return late
 }
 
-// call runs f on a goroutine of the session, since the client's calls know no context, and waits for it until ctx ends or
-// the session dies. A result that comes too late goes to undo.
+// call runs f on a goroutine of the session, since the client's calls take no context, and waits for it until ctx ends
+// or the session dies. A result that comes too late goes to undo.
 func call[T any](ctx context.Context, s *session, f func() (T, error), undo func(T)) (T, error) {
 	var none T
 	if err := ctx.Err(); err != nil {
@@ -277,7 +280,7 @@ func call[T any](ctx context.Context, s *session, f func() (T, error), undo func
 		over = s.Err()
 	}
 	if !taken.CompareAndSwap(false, true) {
-		// It came in the same moment.
+		// The result came in the same moment.
 		<-ready
 		if err == nil {
 			return v, nil

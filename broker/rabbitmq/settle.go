@@ -68,8 +68,8 @@ func (d *delivery) DeadLetter(ctx context.Context, m broker.Message) error {
 	return d.forward(ctx, broker.DeadSuffix, &m, 0)
 }
 
-// forward publishes m to the queue with that suffix and then acks the delivery. A crash between the two leaves both, never
-// neither.
+// forward publishes m to the queue with that suffix and then acks the delivery. A crash between the two leaves both
+// messages, never neither.
 func (d *delivery) forward(ctx context.Context, suffix string, m *broker.Message, delay time.Duration) error {
 	l := d.lane
 	l.mu.Lock()
@@ -105,7 +105,8 @@ func (d *delivery) forward(ctx context.Context, suffix string, m *broker.Message
 		return err
 	}
 	l.poke()
-	// The copy may run at once, and may end this process: the ack should be on its way by then, or both would be there.
+	// The copy may run at once and end this process. The ack should be on its way by then, or both messages would be
+	// there.
 	select {
 	case <-written:
 	case <-l.flushed:
@@ -114,7 +115,7 @@ func (d *delivery) forward(ctx context.Context, suffix string, m *broker.Message
 	return nil
 }
 
-// allowRetry checks what a delayed retry needs beside its publish.
+// allowRetry checks what a delayed retry needs in addition to its publish.
 func (s *session) allowRetry(ctx context.Context, queue string, delay time.Duration) error {
 	if !s.can.Delay {
 		return fmt.Errorf("with a delay: %w: %w", broker.ErrRejected, errors.ErrUnsupported)
@@ -128,5 +129,5 @@ func (s *session) allowRetry(ctx context.Context, queue string, delay time.Durat
 	return nil
 }
 
-// Lost implements [broker.Settler]. The channel is shared by the deliveries of a consumer or of one TryGet.
+// Lost implements [broker.Settler]. The deliveries of a consumer, or of one TryGet, share the channel.
 func (d *delivery) Lost() <-chan struct{} { return d.lane.lost }

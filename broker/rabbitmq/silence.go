@@ -8,17 +8,18 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// A node that is cut off from the others of its cluster, with cluster_partition_handling = ignore, still accepts publishes but answers
-// none for a quorum queue. To a client, a queue without a majority looks the same, so a session leaves its node only after a long silence,
-// and rarely.
+// A node that is cut off from the others of its cluster, with cluster_partition_handling = ignore, still accepts
+// publishes but answers none for a quorum queue. To a client, a queue without a majority looks the same. So a session
+// leaves its node only after a long silence, and rarely.
 const (
-	// silentNode is for how long no publish was answered, when many wait.
+	// silentNode is how long a node may answer no publish while many wait.
 	silentNode = 30 * time.Second
-	// silentMany is how many those are. Fewer may all be for one queue that is in trouble; but an outbox and workers have no more.
+	// silentMany is the number of waiting publishes that counts as many. Fewer may all be for one queue that is in
+	// trouble; but an outbox and workers have no more.
 	silentMany = 10
-	// silentFew is for how long no publish was answered, when fewer wait.
+	// silentFew is how long a node may answer no publish while fewer wait.
 	silentFew = time.Minute
-	// silentEvery is how often a session looks.
+	// silentEvery is how often a session checks.
 	silentEvery = 5 * time.Second
 	// leftFor is how long a node that was left is tried last, and not left again.
 	leftFor = 10 * time.Minute
@@ -31,7 +32,7 @@ type silence struct {
 	since time.Time // the last answer, or the first message since all were answered
 }
 
-// wrote notes a message. The caller calls over when it has its outcome.
+// wrote records a written message. The caller calls over when the message has its outcome.
 func (x *silence) wrote() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -47,14 +48,14 @@ func (x *silence) over() {
 	x.open--
 }
 
-// answered notes that the broker has answered, whatever it said.
+// answered records an answer of the broker, of any kind.
 func (x *silence) answered() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.since = time.Now()
 }
 
-// lasted returns for how long nothing was answered, how many messages wait, and whether that is too long.
+// lasted returns how long nothing was answered, how many messages wait, and whether that is too long.
 func (x *silence) lasted() (d time.Duration, waiting int, tooLong bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -65,7 +66,8 @@ func (x *silence) lasted() (d time.Duration, waiting int, tooLong bool) {
 	return d, x.open, d >= silentFew || d >= silentNode && x.open >= silentMany
 }
 
-// watchSilence ends the session once its node is silent, if there is another one to go to. It ends with the session.
+// watchSilence ends the session when its node is silent and there is another node to use. It returns when the session
+// ends.
 func (s *session) watchSilence(leave func() bool) {
 	tick := time.NewTicker(silentEvery)
 	defer tick.Stop()
@@ -86,7 +88,8 @@ func (s *session) watchSilence(leave func() bool) {
 	}
 }
 
-// leaver returns the function by which a session asks to leave the node at an address; nil = there is only one node.
+// leaver returns the function by which a session asks to leave the node at an address. nil means that there is only one
+// node.
 func (b *Broker) leaver(address int) func() bool {
 	if len(b.addresses) < 2 {
 		return nil
@@ -94,7 +97,8 @@ func (b *Broker) leaver(address int) func() bool {
 	return func() bool { return b.shunned.leave(address, len(b.addresses)) }
 }
 
-// leave reports whether a session may leave an address for another of n: if neither failed or was left lately. It then notes that.
+// leave reports whether a session may leave an address for another of n. It may if neither failed or was left recently.
+// Then leave records that the address was left.
 func (x *shunned) leave(address, n int) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()

@@ -11,7 +11,8 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// secure speaks TLS over s, if a asks for it. If the client did so, the frames could not be read before the client reads them.
+// secure speaks TLS over s if a asks for it. If the client did so, the frames could not be read before the client reads
+// them.
 func (b *Broker) secure(ctx context.Context, s *socket, a address) (secured net.Conn, err error) {
 	if a.scheme != "amqps" {
 		return s, nil
@@ -26,7 +27,7 @@ func (b *Broker) secure(ctx context.Context, s *socket, a address) (secured net.
 	if cfg.ServerName == "" {
 		cfg.ServerName = a.host
 	}
-	defer func() { // the configuration may have the user's functions
+	defer func() { // the configuration may contain the user's functions
 		if p := recover(); p != nil {
 			err = fmt.Errorf("TLS configuration panicked: %v", p)
 		}
@@ -38,8 +39,8 @@ func (b *Broker) secure(ctx context.Context, s *socket, a address) (secured net.
 	return c, nil
 }
 
-// tlsOf is the TLS configuration that the parameters of a URL ask for: cacertfile, certfile, keyfile and
-// server_name_indication. The files are read at every dial, so that they can be replaced.
+// tlsOf returns the TLS configuration that the parameters of a URL ask for: cacertfile, certfile, keyfile and
+// server_name_indication. It reads the files at every dial, so that they can be replaced.
 func tlsOf(uri amqp.URI) (*tls.Config, error) {
 	cfg := &tls.Config{ServerName: uri.ServerName}
 	if uri.CACertFile == "" {

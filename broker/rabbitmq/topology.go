@@ -14,22 +14,22 @@ import (
 // quorum is the replicated kind of queue.
 const quorum = "quorum"
 
-// deliveryLimit of quorum queues is as good as none. It is declared all the same: from 4.0 on a queue that names none drops
-// a message after 20 returns, given-back ones included, and up to 3.13 one that names none puts what is released at its end
-// (measured on 3.10). It is the same for every version, since a queue keeps its arguments when the broker is upgraded, and
-// -1, "none" from 4.0 on, is refused before.
+// deliveryLimit is the delivery limit of quorum queues, which is as good as none. It is declared all the same. From 4.0
+// on a queue without a limit drops a message after 20 returns, including requeues. Up to 3.13 a queue without a limit
+// puts released messages at its end (measured on 3.10). The value is the same for every version, since a queue keeps
+// its arguments when the broker is upgraded. -1, which means "none" from 4.0 on, is refused before.
 const deliveryLimit = 1<<31 - 1
 
 func checkQueue(name string) error {
 	if name == "" {
-		// To RabbitMQ it is a request for a name of its own, or the queue that this channel declared last.
+		// RabbitMQ would choose a name, or use the queue that this channel declared last.
 		return fmt.Errorf("empty queue name: %w", broker.ErrRejected)
 	}
 	return checkName("queue name", name)
 }
 
-// queueArguments are all x-arguments that a queue is declared with: as few as can be, so that queues of other programs fit
-// and operators' policies decide the rest. Whatever is here has to be accepted by every version from 3.10 on.
+// queueArguments returns all x-arguments that a queue is declared with. They are as few as possible, so that queues of
+// other programs fit and operators' policies decide the rest. Every version from 3.10 on must accept them.
 func queueArguments(kind string) (amqp.Table, error) {
 	switch kind {
 	case "":
@@ -44,7 +44,7 @@ func quorumArguments() amqp.Table {
 	return amqp.Table{amqp.QueueTypeArg: quorum, "x-delivery-limit": int64(deliveryLimit)}
 }
 
-// Declare implements [broker.Session]. It also makes ready what delayed messages need at their target.
+// Declare implements [broker.Session]. It also prepares the targets of delayed messages.
 func (s *session) Declare(ctx context.Context, t broker.Topology) error {
 	if err := s.alive(ctx); err != nil {
 		return fmt.Errorf("declare topology: %w", err)
@@ -72,7 +72,7 @@ func (s *session) Declare(ctx context.Context, t broker.Topology) error {
 	return nil
 }
 
-// alive answers calls that have nothing to do.
+// alive returns the error of the session or of ctx, for calls that have nothing to do.
 func (s *session) alive(ctx context.Context) error {
 	if err := s.Err(); err != nil {
 		return err
@@ -101,8 +101,9 @@ func (s *session) declareExchange(ctx context.Context, x broker.Exchange) error 
 	return refused(declareExchange, err)
 }
 
-// mayNot reports whether a declaration was refused for want of the right to configure. Programs often have none, and an
-// operator makes their queues: then it is enough that the thing is there, which everybody may ask up to 4.2.
+// mayNot reports whether a declaration was refused for lack of the configure permission. Programs often lack it, and an
+// operator declares their queues. Then it is enough that the queue or exchange exists, which every user may check up to
+// 4.2.
 func mayNot(err error) bool {
 	e, ok := errors.AsType[*amqp.Error](err)
 	return ok && e.Code == amqp.AccessRefused
@@ -118,8 +119,9 @@ func (s *session) declareQueue(ctx context.Context, q broker.QueueSpec) error {
 		return fmt.Errorf("ephemeral with type %q: %w", kind, errors.ErrUnsupported)
 	case !q.Ephemeral && kind == "":
 		kind = s.queueType
-		// When a node was killed, a classic queue marks all that it holds as redelivered (3.10.8, measured), and whoever waits
-		// there would be charged with a loss that nobody had. A quorum queue marks only what was handed out.
+		// After a node was killed, a classic queue marks all its messages as redelivered (3.10.8, measured), and every
+		// message that waits there would be charged with a loss that never happened. A quorum queue marks only messages
+		// that were delivered.
 		if strings.HasSuffix(q.Name, broker.SuspectsSuffix) && s.can.Delay {
 			kind = quorum
 		}
@@ -139,8 +141,8 @@ func (s *session) declareQueue(ctx context.Context, q broker.QueueSpec) error {
 	}
 	err = refused(declareQueue, err)
 	if errors.Is(err, broker.ErrLocked) {
-		// RabbitMQ says the same of a queue that another connection holds, and of one that is exclusive where a shared
-		// one was asked for, or the other way round. Looking at it is refused in the first case only.
+		// RabbitMQ gives the same answer for a queue that another connection holds, and for one that is exclusive when
+		// a shared one was requested, or the other way round. It refuses to inspect the queue in the first case only.
 		if _, looked := s.Inspect(ctx, q.Name); looked == nil {
 			return fmt.Errorf("it exists with ephemeral %t, not %t: %w: delete it or use the same properties", !q.Ephemeral, q.Ephemeral, broker.ErrRejected)
 		}
@@ -166,8 +168,8 @@ func (s *session) bind(ctx context.Context, b broker.Binding) error {
 	}))
 }
 
-// Inspect implements [broker.Session]. RabbitMQ does not tell how many are unsettled over AMQP, and a classic queue counts before
-// it does what it was told earlier.
+// Inspect implements [broker.Session]. Over AMQP RabbitMQ does not report how many messages are unsettled. A classic
+// queue counts before it carries out earlier commands.
 func (s *session) Inspect(ctx context.Context, queue string) (broker.QueueInfo, error) {
 	var q amqp.Queue
 	err := checkQueue(queue)
@@ -222,8 +224,8 @@ func (s *session) Delete(ctx context.Context, queue string) error {
 	return nil
 }
 
-// TryGet implements [broker.Session]. It takes one round trip a message. The deliveries of one call share a channel, which
-// is closed when all are settled.
+// TryGet implements [broker.Session]. It takes one round trip per message. The deliveries of one call share a channel,
+// which is closed when all are settled.
 func (s *session) TryGet(ctx context.Context, queue string, most int) ([]broker.Delivery, error) {
 	err := checkQueue(queue)
 	if err == nil {
@@ -269,8 +271,9 @@ func (s *session) TryGet(ctx context.Context, queue string, most int) ([]broker.
 	return got.ds, wrapGet(queue, refused(readQueue, err))
 }
 
-// noSuspects reports whether a queue of suspects is known to be empty. RabbitMQ ends the connection over a get from a quorum queue without
-// a leader (541, measured on 3.10.8), and workers get from there all the time. RabbitMQ counts nothing in such a queue.
+// noSuspects reports whether a queue of suspects is known to be empty. RabbitMQ ends the connection over a get from a
+// quorum queue without a leader (541, measured on 3.10.8), and workers get from these queues all the time. RabbitMQ
+// counts no messages in a queue without a leader.
 func (s *session) noSuspects(ctx context.Context, queue string) bool {
 	if !s.can.Delay || !strings.HasSuffix(queue, broker.SuspectsSuffix) {
 		return false

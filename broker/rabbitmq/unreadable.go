@@ -9,14 +9,15 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// What the client accepts in a header frame (amqp091-go v1.16.0, read.go). RabbitMQ has neither limit.
+// maxFieldDepth and maxFieldEntries are the limits of the client for a header frame (amqp091-go v1.16.0, read.go).
+// RabbitMQ has neither limit.
 const (
 	maxFieldDepth   = 32   // tables and arrays inside the table of headers
 	maxFieldEntries = 8192 // of one table or array
 )
 
-// The properties of a message, by the bits of their flags. A set flag says that the property is there; they follow in the order from
-// the highest bit. All but these four are short strings.
+// The properties of a message, by the bits of their flags. A set flag means that the property is present. The
+// properties follow in the order from the highest bit. All but these four are short strings.
 const (
 	firstFlag       = 15
 	headersBit      = 13
@@ -33,7 +34,7 @@ const (
 	maxProperties = 9*(1+maxName) + 16
 )
 
-// headerFault is why the client cannot read a header frame; zero = it can.
+// headerFault is the reason why the client cannot read a header frame; zero = it can.
 type headerFault struct {
 	kind faultKind
 	typ  byte // of the field, for unknownType
@@ -67,7 +68,8 @@ func tooLargeHeaders(size, limit int64) string {
 	return fmt.Sprintf("the headers and properties need a frame of %d bytes, and the most is %d", size, limit)
 }
 
-// inspect walks through the payload of a header frame without copying anything of it. See walkField for what it changes.
+// inspect walks through the payload of a header frame without copying it. See walkField for its one change to the
+// payload.
 func inspect(b []byte) headerFault {
 	if len(b) < fixedPart {
 		return headerFault{kind: cutShort}
@@ -92,7 +94,7 @@ func inspect(b []byte) headerFault {
 	return headerFault{}
 }
 
-// propertySize returns the bytes of the property that b begins with. Not ok: b has fewer.
+// propertySize returns the size of the property at the beginning of b. If b is shorter, ok is false.
 func propertySize(bit int, b []byte) (n int, ok bool) {
 	switch bit {
 	case headersBit:
@@ -110,7 +112,7 @@ func propertySize(bit int, b []byte) (n int, ok bool) {
 	return n, n <= len(b)
 }
 
-// prefixed returns the size of a value that has its length in front, in four bytes.
+// prefixed returns the size of a value that begins with its length, in four bytes.
 func prefixed(b []byte) (n int, ok bool) {
 	if len(b) < 4 {
 		return 0, false
@@ -150,10 +152,11 @@ func walkArray(b []byte, depth int) (fault headerFault) {
 	return headerFault{}
 }
 
-// walkField returns what follows the value that b begins with.
+// walkField returns the part of b after its first value.
 //
-// L is the 64-bit integer of the AMQP 0-9-1 specification, which some clients send. RabbitMQ reads it as l and writes l itself
-// (rabbit_binary_parser), but passes on the bytes that it received, and the client does not know L. So it becomes l here.
+// L is the 64-bit integer of the AMQP 0-9-1 specification, which some clients send. RabbitMQ reads it as l and writes l
+// itself (rabbit_binary_parser), but passes on the bytes that it received, and the client does not know L. So walkField
+// changes it to l.
 func walkField(b []byte, depth int) (rest []byte, fault headerFault) {
 	typ := &b[0]
 	n := 0
@@ -200,12 +203,12 @@ func walkField(b []byte, depth int) (rest []byte, fault headerFault) {
 	return b[n:], headerFault{}
 }
 
-// newMarker returns the name of the header that holds the reason for a replacement. Each connection has its own, so no message can
-// fake one.
+// newMarker returns the name of the header that holds the reason for a replacement. Each connection has its own, so no
+// message can fake one.
 func newMarker() string { return "x-dispatcher-unreadable-" + rand.Text() }
 
-// split divides the payload of a header frame into the part before the headers, the entries of their table, and the properties
-// after it. Bytes that do not parse are in none of them.
+// split divides the payload of a header frame into the part before the headers, the entries of their table, and the
+// properties after it. Bytes that do not parse are in none of them.
 func split(payload []byte) (front, table, after []byte) {
 	front, rest, ok := splitFront(payload)
 	if !ok || binary.BigEndian.Uint16(front[flagsAt:])&flagHeaders == 0 {
@@ -218,7 +221,7 @@ func split(payload []byte) (front, table, after []byte) {
 	return front, rest[4:n], rest[n:]
 }
 
-// splitFront returns the part before the headers, and the rest. Not ok: it is cut short.
+// splitFront returns the part before the headers, and the rest. If the payload is cut short, ok is false.
 func splitFront(payload []byte) (front, rest []byte, ok bool) {
 	if len(payload) < fixedPart {
 		return payload, nil, false
@@ -237,16 +240,16 @@ func splitFront(payload []byte) (front, rest []byte, ok bool) {
 	return payload[:n], payload[n:], true
 }
 
-// rawLimit is how many bytes of an unreadable table are kept: half a frame, so that a dead letter has room for them, and less if
-// the properties need the other half.
+// rawLimit returns how many bytes of an unreadable table are kept: half a frame, so that a dead letter has room for
+// them, and less if the properties need the other half.
 func (f *frames) rawLimit(front, after []byte) int64 {
 	const others = 512 // the marker with its text, and the rest of the frame
 	limit := f.limit.Load()
 	return max(0, min(limit/2, limit-int64(len(front)+min(len(after), maxProperties)+others)))
 }
 
-// replacement is a header frame that the client can read: that of the same message, with the properties that could be read, and with a
-// table that holds the reason and the first bytes of the headers.
+// replacement returns a header frame of the same message that the client can read. It has the properties that could be
+// read, and a table with the reason and the first bytes of the headers.
 func (f *frames) replacement(head, front, table, after []byte, why string) []byte {
 	frame := make([]byte, 0, len(front)+len(after)+len(table)+512)
 	frame = append(frame, head...)
@@ -287,7 +290,7 @@ func (f *frames) replacement(head, front, table, after []byte, why string) []byt
 	return append(frame, frameEnd)
 }
 
-// appendField adds a value with its length to a table.
+// appendField appends a value with its length to a table.
 func appendField(table []byte, name string, typ byte, value []byte) []byte {
 	table = append(append(table, byte(len(name))), name...)
 	table = binary.BigEndian.AppendUint32(append(table, typ), uint32(len(value)))

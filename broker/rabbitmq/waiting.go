@@ -6,8 +6,9 @@ import (
 	"sync/atomic"
 )
 
-// turn is a lock that is waited for within a context. It is the one kind of lock that is held across I/O: the frames of
-// two publishes, or the answers to two calls, must not mix on one AMQP channel. What it is held for ends with the socket.
+// turn is a lock that can be waited for within a context. It is the only kind of lock that is held across I/O: the
+// frames of two publishes, or the answers to two calls, must not mix on one AMQP channel. That I/O ends with the
+// socket.
 type turn chan struct{}
 
 func newTurn() turn { return make(turn, 1) }
@@ -26,7 +27,7 @@ func (t turn) take(ctx context.Context, over <-chan struct{}) error {
 
 func (t turn) give() { <-t }
 
-// tally counts what is under way and tells when there is nothing. The zero value is ready.
+// tally counts what is under way and signals when nothing is. The zero value is ready.
 type tally struct {
 	mu   sync.Mutex
 	n    int
@@ -73,7 +74,7 @@ type blockage struct {
 	over   chan struct{}
 }
 
-// set shuts or opens the gate. One goroutine calls it.
+// set shuts or opens the gate. Only one goroutine calls it.
 func (g *gate) set(blocked bool, reason string) {
 	var next *blockage
 	if blocked {
@@ -101,21 +102,22 @@ func (g *gate) pass(ctx context.Context, over <-chan struct{}) error {
 	}
 }
 
-// errand is something that is done once, by the session that needs it first; others who need it wait for that. If it failed, the next who
-// needs it tries again. The zero value is ready.
+// errand is a job that is done once, by the session that needs it first. Others that need it wait for that. If it
+// failed, the next session that needs it tries again. The zero value is ready.
 type errand struct {
 	mu  sync.Mutex // taken before session.mu
 	run *run       // under way, or done; nil = to be done
 }
 
-// run is one try of an errand.
+// run is one attempt at an errand.
 type run struct {
 	over chan struct{} // closed when err is set
 	err  error
 	by   *session // whose goroutine it is; nil once it has succeeded
 }
 
-// do waits until f has been done, by this call or another, perhaps of another session. f belongs to the session: it goes on when ctx ends.
+// do runs f, or waits for the run of another call, perhaps of another session. f belongs to the session: it goes on
+// when ctx ends.
 func (e *errand) do(ctx context.Context, s *session, f func() error) (*run, error) {
 	for {
 		r, err := e.begin(s, f)
@@ -163,7 +165,7 @@ func (e *errand) begin(s *session, f func() error) (*run, error) {
 	return r, nil
 }
 
-// forget has the errand done again, unless that was decided since r, and reports which.
+// forget makes the errand due again, unless that was decided since r, and reports whether it did so.
 func (e *errand) forget(r *run) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -16,14 +16,14 @@ import (
 	"unicode/utf8"
 )
 
-// file is a regular file: its path, relative to the folder, and its size when it was found.
+// file is a regular file, with its path relative to the folder and its size when it was found.
 type file struct {
 	path string
 	size int64
 }
 
-// walk yields the regular files below folder, except what is named .git and the files in except. What cannot be read
-// comes with an error, and the walk goes on. It ends early with ctx.
+// walk yields the regular files below folder, except those in except and everything named .git. It yields unreadable
+// entries with an error and goes on. It ends early if ctx ends.
 func walk(ctx context.Context, folder string, except []os.FileInfo) iter.Seq2[file, error] {
 	return func(yield func(file, error) bool) {
 		visit := func(name string, entry fs.DirEntry, err error) error {
@@ -59,7 +59,7 @@ func walk(ctx context.Context, folder string, except []os.FileInfo) iter.Seq2[fi
 	}
 }
 
-// outputs returns the files that are being written to: "checksums > SHA256SUMS" must not list its own output.
+// outputs returns the files that the program writes to: "checksums > SHA256SUMS" must not list its own output.
 func outputs(writers ...io.Writer) (infos []os.FileInfo) {
 	for _, w := range writers {
 		if f, ok := w.(*os.File); ok {
@@ -82,9 +82,9 @@ func isOneOf(info os.FileInfo, others []os.FileInfo) bool {
 
 type digest [sha256.Size]byte
 
-// hashFile returns the SHA-256 of a file that must still be a regular one of this size. It ends with ctx.
+// hashFile returns the SHA-256 of a file. The file must still be regular and have this size. It ends with ctx.
 func hashFile(ctx context.Context, root *os.Root, path string, size int64) (sum digest, err error) {
-	// O_NONBLOCK is for a fifo that has taken the file's place: opening it would wait for a writer.
+	// If a fifo has taken the file's place, opening it without O_NONBLOCK would wait for a writer.
 	f, err := root.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return sum, err
@@ -96,7 +96,7 @@ func hashFile(ctx context.Context, root *os.Root, path string, size int64) (sum 
 		return sum, errors.New("no longer a regular file")
 	}
 	hash := sha256.New()
-	n, err := io.Copy(hash, io.LimitReader(reader{ctx, f}, size+1)) // one more byte shows that it has grown
+	n, err := io.Copy(hash, io.LimitReader(reader{ctx, f}, size+1)) // one more byte detects growth
 	if err != nil {
 		return sum, err
 	}
@@ -119,8 +119,9 @@ func (r reader) Read(p []byte) (int, error) {
 	return r.r.Read(p)
 }
 
-// encodePath makes a string argument of a path. A string argument must be valid UTF-8, but a file name on Unix may hold
-// any bytes but NUL and slash. So what is not UTF-8 travels as hexadecimal digits after a NUL, which no path begins with.
+// encodePath encodes a path as a string argument. A string argument must be valid UTF-8, but a file name on Unix may
+// hold any bytes but NUL and slash. Paths that are not UTF-8 are therefore encoded as a NUL, which no path begins with,
+// and hexadecimal digits.
 func encodePath(path string) string {
 	if utf8.ValidString(path) {
 		return path
@@ -137,7 +138,7 @@ func decodePath(encoded string) (string, error) {
 	return string(path), err
 }
 
-// reason is err without the name of the file, which is printed beside it.
+// reason returns err without the name of the file, which is printed beside it.
 func reason(err error) error {
 	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
 		return pathErr.Err

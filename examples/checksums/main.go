@@ -1,13 +1,13 @@
-// Command checksums computes the SHA-256 of every file below a folder, one background task a file, with nothing
-// installed: the broker is embedded. With the URL of a RabbitMQ in DISPATCHER_AMQP_CON the tasks travel through that, by a
-// queue of this run's own, which is deleted at the end.
+// Command checksums computes the SHA-256 of every file below a folder, with one background task per file. Nothing has
+// to be installed, since the broker is embedded. If DISPATCHER_AMQP_CON is the URL of a RabbitMQ, the tasks go through
+// a queue there. Each run has a queue of its own and deletes it at the end.
 //
 //	go run ./examples/checksums [folder] > /tmp/SHA256SUMS
 //	cd folder && sha256sum -c /tmp/SHA256SUMS
 //
-// It exits with 0 if all is well, with 1 if a file failed (each is named on standard error; the manifest has the others), with 2
-// if it was called wrongly and with 130 if it was interrupted: then there is no manifest, since half a manifest looks
-// like a whole one.
+// It exits with 0 if it succeeded, with 1 if a file failed (failed files are named on standard error; the manifest has
+// the others), with 2 if it was called wrongly and with 130 if it was interrupted. After an interrupt there is no
+// manifest, since half a manifest looks like a whole one.
 package main
 
 import (
@@ -28,11 +28,11 @@ import (
 )
 
 func main() {
-	// The Go runtime kills a program that writes to a closed standard output, without a word. Ignored, the signal becomes an
-	// error of the write.
+	// The Go runtime silently kills a program that writes to a closed standard output. If the signal is ignored, the write
+	// returns an error instead.
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second Ctrl-C kills
+	context.AfterFunc(ctx, stop) // a second Ctrl-C kills the program
 	os.Exit(run(ctx, os.Args[1:], os.Getenv("DISPATCHER_AMQP_CON"), os.Stdout, os.Stderr))
 }
 
@@ -53,7 +53,7 @@ func run(ctx context.Context, args []string, url string, stdout, stderr io.Write
 	if flags.NArg() == 1 {
 		folder = flags.Arg(0)
 	}
-	// Paths come to the tasks in messages. Whatever they say, nothing outside of root can be opened.
+	// Tasks get their paths from messages. With root, no path can open a file outside of the folder.
 	root, err := os.OpenRoot(folder)
 	if err != nil {
 		fmt.Fprintf(stderr, "checksums: folder %q: %v\n", folder, reason(err))
@@ -68,7 +68,7 @@ func run(ctx context.Context, args []string, url string, stdout, stderr io.Write
 	return sumAll(ctx, root, r, walk(ctx, folder, outputs(stdout, stderr)), stdout, stderr)
 }
 
-// sumAll writes the manifest of files, or says why not, and returns the exit code.
+// sumAll writes the manifest of files or reports why it cannot. It returns the exit code.
 func sumAll(ctx context.Context, root *os.Root, r route, files iter.Seq2[file, error], stdout, stderr io.Writer) int {
 	started := time.Now()
 	j := &job{root: root, route: r, results: newResults()}
@@ -101,10 +101,10 @@ func sumAll(ctx context.Context, root *os.Root, r route, files iter.Seq2[file, e
 
 const taskName = "checksum"
 
-// batchSize is how many tasks are published at once. The broker confirms a batch much faster than so many single tasks.
+// batchSize is the number of tasks published at once. The broker confirms a batch much faster than single tasks.
 const batchSize = 256
 
-// job is one run of the program: it publishes the tasks and its method checksum is their function.
+// job is one run of the program. It publishes the tasks, and its method checksum is their function.
 type job struct {
 	root     *os.Root
 	route    route
@@ -117,15 +117,15 @@ func (j *job) run(ctx context.Context, files iter.Seq2[file, error]) (err error)
 	server, lost, err := dispatcher.NewServerContext(ctx, &dispatcher.ServerConfig{
 		Broker:            j.route.broker,
 		Exchange:          "dispatcher.checksums",
-		DefaultRoutingKey: j.route.queue, // one kind of task, one queue: the key is the queue's name
-		// The library would log each dead letter. Here every failure has its line on standard error already.
+		DefaultRoutingKey: j.route.queue, // one kind of task and one queue: the queue's name is the key
+		// The library would log each dead letter, but every failure already has a line on standard error.
 		Logger: dispatcher.SlogLogger(slog.New(slog.DiscardHandler)),
 	})
 	if err != nil {
 		return err
 	}
-	// When all tasks have reported none is running, and this returns at once. After Ctrl-C ctx has ended: running tasks
-	// are cancelled, and what is still in the queue goes with the embedded broker.
+	// When all tasks have reported, none is running and Shutdown returns at once. After Ctrl-C, ctx has ended: running
+	// tasks are cancelled, and the tasks in the queue end with the embedded broker.
 	defer func() { err = errors.Join(err, server.Shutdown(ctx), j.route.remove()) }()
 
 	worker, err := server.NewWorker(&dispatcher.WorkerConfig{
@@ -162,13 +162,13 @@ func (j *job) run(ctx context.Context, files iter.Seq2[file, error]) (err error)
 	return j.results.wait(ctx, lost)
 }
 
-// publish publishes a task for each file. One that was not published, or perhaps not, counts as failed.
+// publish publishes a task for each file. A file whose task was certainly or perhaps not published counts as failed.
 func (j *job) publish(ctx context.Context, server *dispatcher.Server, files []file) {
 	tasks := make([]*dispatcher.Task, len(files))
 	for i, f := range files {
 		tasks[i] = dispatcher.NewTask(taskName, encodePath(f.path), f.size)
 	}
-	for i, err := range server.PublishBatch(ctx, tasks) { // nil if all went well
+	for i, err := range server.PublishBatch(ctx, tasks) { // nil if all were published
 		if err != nil && ctx.Err() == nil {
 			j.report(files[i].path, digest{}, 0, err)
 		}
@@ -177,15 +177,15 @@ func (j *job) publish(ctx context.Context, server *dispatcher.Server, files []fi
 
 var errPanicked = errors.New("the task panicked")
 
-// checksum is the task. It runs in this process, so it hands its result over by itself, and it does so whatever happens:
-// the program waits for the report. Its error makes the task a dead letter.
+// checksum is the function of the tasks. It runs in this process and reports its result directly. It always reports,
+// even after a panic, since the program waits for the report. If it returns an error, the task becomes a dead letter.
 func (j *job) checksum(ctx context.Context, encoded string, size int64) (err error) {
 	path, err := decodePath(encoded)
 	if err != nil {
 		return err
 	}
 	var sum digest
-	err = errPanicked // until the next statement has returned
+	err = errPanicked // until hashFile returns
 	defer func() {
 		if !errors.Is(err, dispatcher.ErrShutdown) { // a task that is given back has no outcome yet
 			j.report(path, sum, size, err)
@@ -195,14 +195,14 @@ func (j *job) checksum(ctx context.Context, encoded string, size int64) (err err
 	return err
 }
 
-// report takes a task's outcome. Tasks run at least once: a second report for the same file is ignored.
+// report records a task's outcome. Tasks run at least once, so a second report for the same file is ignored.
 func (j *job) report(path string, sum digest, size int64, err error) {
 	if j.results.settle(path, sum, size, err) && err != nil {
 		j.warn(path, err)
 	}
 }
 
-// warn names a file that failed, quoted, since a name may hold anything, line feeds and escape sequences included.
+// warn prints a failed file and its error. The name is quoted, since it may hold line feeds and escape sequences.
 func (j *job) warn(path string, err error) {
 	j.progress.print(fmt.Sprintf("checksums: %q: %v", path, reason(err)))
 }

@@ -9,18 +9,18 @@ import (
 	"time"
 )
 
-// progress shows how far the job is. Its goroutine alone writes to w, so that bar and messages do not mix.
+// progress shows the progress of the job. Only its goroutine writes to w, so that bar and messages do not mix.
 type progress struct {
 	w        io.Writer
 	terminal bool
-	width    int // a line is never longer
+	width    int // the longest line
 	counts   func() counts
 	messages chan string
 	stop     chan struct{}
 	stopped  chan struct{}
 }
 
-// newProgress makes a display. Its user starts run in a goroutine and stops it with end.
+// newProgress returns a display. The caller starts run in a goroutine and stops it with end.
 func newProgress(w io.Writer, counts func() counts) *progress {
 	return &progress{
 		w: w, terminal: isTerminal(w), width: lineWidth(), counts: counts,
@@ -28,8 +28,8 @@ func newProgress(w io.Writer, counts func() counts) *progress {
 	}
 }
 
-// isTerminal reports whether w is a character device. So is /dev/null, where a bar does no harm, and other such devices are
-// no place for standard error; asking for a terminal proper would take a system call that differs from system to system.
+// isTerminal reports whether w is a character device. /dev/null is one too, where a bar does no harm. Other such
+// devices make no sense as standard error. A real check for a terminal needs a system-specific call.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok {
@@ -47,7 +47,7 @@ func (p *progress) print(line string) {
 	}
 }
 
-// end takes the bar away.
+// end removes the bar and stops run.
 func (p *progress) end() {
 	close(p.stop)
 	<-p.stopped
@@ -55,7 +55,7 @@ func (p *progress) end() {
 
 func (p *progress) run() {
 	defer close(p.stopped)
-	pause, begin, end := time.Second, "", "\n" // into a file or a pipe: a line now and then
+	pause, begin, end := time.Second, "", "\n" // for a file or a pipe: one line per second
 	if p.terminal {
 		pause, begin, end = 100*time.Millisecond, "\r", ""
 	}
@@ -86,7 +86,8 @@ func (p *progress) run() {
 	}
 }
 
-// lineWidth is how long a line may be: COLUMNS, where the shell exports it, or what fits nearly every terminal.
+// lineWidth returns the maximum length of a line: from COLUMNS, if the shell exports it, or one that fits nearly every
+// terminal.
 func lineWidth() int {
 	if n, err := strconv.Atoi(os.Getenv("COLUMNS")); err == nil && n > 0 {
 		return n - 1 // a terminal may wrap when its last column is written
@@ -94,8 +95,8 @@ func lineWidth() int {
 	return 60
 }
 
-// bar is the counts and, if there is room for it, a bar; never longer than width. As long as files are being found, it is
-// about those found so far, and their number has a plus.
+// bar returns the counts and, if there is room, a bar. The text is never longer than width. While the walk goes on, it
+// counts the files found so far and adds a plus to their number.
 func bar(c counts, width int) string {
 	more := "+"
 	if c.all {

@@ -12,15 +12,15 @@ import (
 	"sync"
 )
 
-// maxOpen bounds the tasks that are in the queue or running, so that a tree of millions of files does not fill the memory
-// with tasks. It is large enough to have found all files of most trees early, which makes the progress bar a true one.
+// maxOpen bounds the tasks that are in the queue or running, so that a tree of millions of files does not fill the
+// memory. It is so large that in most trees all files are found early, and the progress bar is accurate.
 const maxOpen = 16_384
 
-// results gathers what the tasks report.
+// results collects the reports of the tasks.
 type results struct {
 	room chan struct{} // holds one element for each open task
 
-	mu   sync.Mutex // guards what follows
+	mu   sync.Mutex // guards the fields below
 	open map[string]struct{}
 	sums []fileSum
 	c    counts
@@ -32,16 +32,16 @@ type fileSum struct {
 }
 
 type counts struct {
-	tasks, done, failures int // failures: of tasks, and of the walk
+	tasks, done, failures int // failures of tasks and of the walk
 	bytes                 int64
-	all                   bool // the walk is over: there will be no more tasks
+	all                   bool // the walk has ended: no more tasks
 }
 
 func newResults() *results {
 	return &results{room: make(chan struct{}, maxOpen), open: map[string]struct{}{}}
 }
 
-// expect notes that a task for path will be published. It waits while too many are open.
+// expect records that a task for path will be published. It waits while maxOpen tasks are open.
 func (r *results) expect(ctx context.Context, lost <-chan struct{}, path string) error {
 	if err := r.take(ctx, lost); err != nil {
 		return err
@@ -53,7 +53,7 @@ func (r *results) expect(ctx context.Context, lost <-chan struct{}, path string)
 	return nil
 }
 
-// wait comes after the last expect and returns when no task is open: when all the room is free to take.
+// wait returns when no task is open, which is when it can take all the room. It is called after the last expect.
 func (r *results) wait(ctx context.Context, lost <-chan struct{}) error {
 	r.mu.Lock()
 	r.c.all = true
@@ -67,7 +67,7 @@ func (r *results) wait(ctx context.Context, lost <-chan struct{}) error {
 }
 
 func (r *results) take(ctx context.Context, lost <-chan struct{}) error {
-	if ctx.Err() != nil { // select would choose at random, and a walk that ctx has ended would look like a whole one
+	if ctx.Err() != nil { // select chooses at random, and a walk cut short by ctx would look complete
 		return ctx.Err()
 	}
 	select {
@@ -80,7 +80,7 @@ func (r *results) take(ctx context.Context, lost <-chan struct{}) error {
 	}
 }
 
-// settle takes the outcome of an open task. False: it has one already.
+// settle records the outcome of an open task. It returns false if the task already has one.
 func (r *results) settle(path string, sum digest, size int64, err error) bool {
 	r.mu.Lock()
 	_, open := r.open[path]
@@ -96,12 +96,12 @@ func (r *results) settle(path string, sum digest, size int64, err error) bool {
 	}
 	r.mu.Unlock()
 	if open {
-		<-r.room // never blocks: it is what expect put there
+		<-r.room // never blocks: expect put one element there
 	}
 	return open
 }
 
-// fail counts a failure that is not of a task.
+// fail counts a failure of the walk.
 func (r *results) fail() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -114,10 +114,10 @@ func (r *results) counts() counts {
 	return r.c
 }
 
-// escaper writes names as GNU sha256sum does. One that it changes has a backslash at the beginning of its line.
+// escaper escapes names as GNU sha256sum does. The line of an escaped name begins with a backslash.
 var escaper = strings.NewReplacer("\\", `\\`, "\n", `\n`, "\r", `\r`)
 
-// writeManifest writes the sums for sha256sum -c, sorted by path, byte by byte. It comes after the last settle.
+// writeManifest writes the sums for sha256sum -c, sorted by the bytes of the paths. It is called after the last settle.
 func (r *results) writeManifest(w io.Writer) error {
 	slices.SortFunc(r.sums, func(a, b fileSum) int { return cmp.Compare(a.path, b.path) })
 	buffered := bufio.NewWriter(w)
@@ -127,9 +127,9 @@ func (r *results) writeManifest(w io.Writer) error {
 			mark = `\`
 		}
 		if name == "-" {
-			name = "./-" // a mere - is standard input to sha256sum
+			name = "./-" // sha256sum reads - as standard input
 		}
 		fmt.Fprintf(buffered, "%s%x  %s\n", mark, s.sum, name)
 	}
-	return buffered.Flush() // with the first error of the writes above, if there was one
+	return buffered.Flush() // returns the first error of the writes above, if any
 }

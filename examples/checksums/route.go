@@ -11,15 +11,15 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
-// route is the way that the tasks take.
+// route is the broker and queue of the tasks.
 type route struct {
 	broker broker.Broker
 	queue  string
-	shared bool // it outlives this program
+	shared bool // the broker outlives this program
 }
 
-// newRoute returns the embedded broker, or RabbitMQ if there is a URL. The queue there is this run's alone: two runs at the
-// same time must not take each other's tasks, whose results are kept in this process.
+// newRoute returns the embedded broker, or RabbitMQ if there is a URL. In RabbitMQ each run has a queue of its own: two
+// runs at the same time must not take each other's tasks, since each process keeps the results of its tasks.
 func newRoute(url string) (route, error) {
 	if url == "" {
 		return route{broker: memory.New(), queue: taskName}, nil

@@ -1,12 +1,13 @@
-// Command graceful shows how a program with a worker stops, when it is told to by SIGTERM or Ctrl-C, without losing a task:
+// Command graceful shows how a program with a worker stops on SIGTERM or Ctrl-C without losing a task:
 //
 //	go run ./examples/graceful            (then Ctrl-C)
 //	go run ./examples/graceful -for 2s
 //
-// Short tasks end by themselves before the drain deadline. Long ones watch their context and stop when the deadline has passed;
-// they go back to the queue, for another worker. With -stubborn there is one that does not listen, and is left behind.
+// Short tasks end before the drain deadline. Long tasks watch their context and stop at the deadline; they go back to
+// the queue, for another worker. With -stubborn, one task ignores its context and is left running.
 //
-// It exits with 0 if every task that had begun has ended, with 1 if some were left running, with 2 if it was called wrongly.
+// It exits with 0 if every task that had begun has ended, with 1 if some were left running, with 2 if it was called
+// wrongly.
 package main
 
 import (
@@ -63,13 +64,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 	t.out.Printf("ready: process %d", os.Getpid())
 	err = publishUntil(ctx, lost, server, *stubborn)
 
-	// From here on a second signal has its usual effect: it kills the program at once.
+	// From here on a second signal kills the program at once, as usual.
 	stop()
 	t.out.Printf("stopping: running tasks have %v", *drain)
 	deadline, cancel := context.WithTimeout(context.Background(), *drain)
 	defer cancel()
-	// No task is taken any more, the running ones end, what they publish is still sent; at the deadline their contexts
-	// are cancelled, with ErrShutdown as the cause.
+	// Shutdown takes no more tasks and waits for the running ones. Tasks that they publish are still sent. At the deadline
+	// it cancels their contexts, with ErrShutdown as the cause.
 	err = errors.Join(err, server.Shutdown(deadline))
 
 	published, begun := server.Stats().Published, t.begun.Load()
@@ -85,8 +86,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 // start connects and starts a worker that runs up to four tasks at once.
 func start(ctx context.Context, t *tasks) (*dispatcher.Server, <-chan struct{}, error) {
 	server, lost, err := dispatcher.NewServerContext(ctx, &dispatcher.ServerConfig{
-		// The embedded broker forgets its queues with the process. With RabbitMQ, what has not begun and what is given back
-		// waits there for another worker.
+		// The queues of the embedded broker end with the process. In RabbitMQ, tasks that have not begun or are given back
+		// wait for another worker.
 		Broker:            memory.New(),
 		Exchange:          "graceful",
 		DefaultRoutingKey: "work",
@@ -111,8 +112,8 @@ func start(ctx context.Context, t *tasks) (*dispatcher.Server, <-chan struct{}, 
 	return server, lost, nil
 }
 
-// publishUntil publishes two long tasks and then short ones, a bit more than the worker can do, until ctx ends. That is no
-// error. It calls Publish, which ctx does not cut short: the outcome of a task that is being sent is still awaited.
+// publishUntil publishes two long tasks and then short ones, slightly more than the worker can run, until ctx ends. It
+// then returns nil. It calls Publish, which does not end with ctx, so it still waits for the outcome of the last task.
 func publishUntil(ctx context.Context, lost <-chan struct{}, server *dispatcher.Server, stubborn bool) error {
 	first := []*dispatcher.Task{dispatcher.NewTask("long", 1, time.Minute), dispatcher.NewTask("long", 2, time.Minute)}
 	if stubborn {
@@ -139,13 +140,13 @@ func publishUntil(ctx context.Context, lost <-chan struct{}, server *dispatcher.
 	}
 }
 
-// tasks has the functions of the worker, and counts what becomes of them.
+// tasks has the functions of the worker and counts their outcomes.
 type tasks struct {
 	out                        *log.Logger
 	begun, finished, givenBack atomic.Int64
 }
 
-// short does not look at its context: it is over before any sensible drain deadline.
+// short ignores its context, since it ends before any sensible drain deadline.
 func (t *tasks) short(n int, work time.Duration) {
 	t.begun.Add(1)
 	time.Sleep(work)
@@ -153,7 +154,7 @@ func (t *tasks) short(n int, work time.Duration) {
 	t.out.Printf("task %d (short) finished", n)
 }
 
-// long works in steps and looks at its context in between. An error after a shutdown is not a failure: the task goes back
+// long works in steps and checks its context in between. An error after a shutdown is not a failure: the task goes back
 // to its queue.
 func (t *tasks) long(ctx context.Context, n int, work time.Duration) error {
 	t.begun.Add(1)
@@ -176,7 +177,7 @@ func (t *tasks) long(ctx context.Context, n int, work time.Duration) error {
 	return nil
 }
 
-// stubborn does what a task should not. Nothing can stop a goroutine that does not want to.
+// stubborn ignores its context, which a task should not do. Nothing can stop such a goroutine.
 func (t *tasks) stubborn(n int) {
 	t.begun.Add(1)
 	t.out.Printf("task %d (stubborn) begun", n)

@@ -1,10 +1,11 @@
-// Command retry fetches pages of a flaky web server, one background task a page, and shows what becomes of those that fail: another
-// attempt after a pause, or a dead letter, which is then deleted, replayed or left. Nothing has to be installed: web server and broker
-// are embedded. With the URL of a RabbitMQ in DISPATCHER_AMQP_CON the tasks travel through that, by a queue of this run's own.
+// Command retry fetches pages of a flaky web server, with one background task per page. A failed task gets another
+// attempt after a pause or becomes a dead letter, which is then deleted, replayed or left. Nothing has to be installed:
+// web server and broker are embedded. If DISPATCHER_AMQP_CON is the URL of a RabbitMQ, the tasks go through a queue
+// there, which belongs to this run.
 //
 //	go run ./examples/retry
 //
-// It exits with 0 if every page came to the end that it should, with 1 if not, after half a minute at most.
+// It exits with 0 if every page had the expected outcome and with 1 if not, after half a minute at most.
 package main
 
 import (
@@ -42,7 +43,7 @@ func run(ctx context.Context, url string, stdout, stderr io.Writer) int {
 // story is one run of the program.
 type story struct {
 	out   *log.Logger
-	ended chan string // uuids of tasks that are done or dead letters; with room for all, since a hook must not wait
+	ended chan string // uuids of tasks that are done or dead letters; has room for all, since a hook must not wait
 }
 
 func (s *story) tell(ctx context.Context, url string) (err error) {
@@ -57,9 +58,9 @@ func (s *story) tell(ctx context.Context, url string) (err error) {
 	defer site.close()
 	server, lost, err := dispatcher.NewServerContext(ctx, &dispatcher.ServerConfig{
 		Broker: b, Exchange: "dispatcher.retry", DefaultRoutingKey: queue, Hooks: s.hooks(),
-		// A real program is more patient. The defaults: 1 s at first, twice as long each time, five attempts.
+		// A real program is more patient. The defaults are 1 s at first, twice as long each time, and five attempts.
 		Retry:  &dispatcher.RetryPolicy{MaxAttempts: 3, InitialInterval: 100 * time.Millisecond},
-		Logger: dispatcher.SlogLogger(slog.New(slog.DiscardHandler)), // it would tell what the hooks do
+		Logger: dispatcher.SlogLogger(slog.New(slog.DiscardHandler)), // it would repeat the hooks
 	})
 	if err != nil {
 		return err
@@ -77,7 +78,7 @@ func (s *story) tell(ctx context.Context, url string) (err error) {
 	open := map[string]bool{} // by uuid
 	for _, page := range []string{"/steady", "/flaky", "/busy", "/slow", "/missing", "/broken"} {
 		task := dispatcher.NewTask("fetch", site.url+page)
-		task.Headers = map[string]any{"page": page} // for hooks: they are not told the arguments
+		task.Headers = map[string]any{"page": page} // for hooks, whose events carry no arguments
 		if err := server.PublishContext(ctx, task); err != nil {
 			return err
 		}
@@ -122,7 +123,7 @@ func (s *story) tell(ctx context.Context, url string) (err error) {
 	return nil
 }
 
-// hooks tell what becomes of each attempt.
+// hooks returns hooks that print the outcome of each attempt.
 func (s *story) hooks() dispatcher.Hooks {
 	say := func(task dispatcher.TaskInfo, format string, args ...any) {
 		s.out.Printf("%-8v attempt %d: %s", task.Headers["page"], task.Attempt, fmt.Sprintf(format, args...))
@@ -134,7 +135,7 @@ func (s *story) hooks() dispatcher.Hooks {
 			s.ended <- e.Task.UUID
 		},
 		Finished: func(e dispatcher.FinishEvent) {
-			if e.Verdict == dispatcher.VerdictDone { // of the others the hooks above tell
+			if e.Verdict == dispatcher.VerdictDone { // the hooks above print the others
 				say(e.Task, "fetched")
 				s.ended <- e.Task.UUID
 			}
@@ -142,7 +143,7 @@ func (s *story) hooks() dispatcher.Hooks {
 	}
 }
 
-// wait returns when all open tasks have ended. A task may run twice, so uuids are what counts.
+// wait returns when all open tasks have ended. A task may run twice, so wait counts uuids.
 func (s *story) wait(ctx context.Context, lost <-chan struct{}, open map[string]bool) error {
 	for len(open) > 0 {
 		select {

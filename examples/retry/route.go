@@ -11,7 +11,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
-// newBroker returns the embedded broker or, if there is a URL, RabbitMQ, with a queue of this run's own; remove deletes that.
+// newBroker returns the embedded broker or, if there is a URL, RabbitMQ with a queue of this run's own. remove deletes
+// that queue.
 func newBroker(url string) (b broker.Broker, queue string, remove func() error, err error) {
 	if url == "" {
 		return memory.New(), "pages", func() error { return nil }, nil

@@ -12,13 +12,13 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// site is a small web server with the faults of large ones, and its client.
+// site is a small web server with the faults of large ones, together with its client.
 type site struct {
 	url         string
 	server      http.Server
 	client      http.Client
 	flaky, busy atomic.Int64 // requests so far
-	repaired    atomic.Bool  // the broken page works
+	repaired    atomic.Bool  // the broken page works now
 }
 
 func newSite() (*site, error) {
@@ -53,13 +53,13 @@ func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// fetch is the task. What its error does not say, the retry policy decides.
+// fetch is the function of the tasks. Unless its error says otherwise, the retry policy decides.
 func (s *site) fetch(ctx context.Context, url string) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return dispatcher.Permanent(err)
 	}
-	response, err := s.client.Do(request) // ends with ctx, so at the task's timeout
+	response, err := s.client.Do(request) // ends with ctx, at the task's timeout
 	if err != nil {
 		return err
 	}

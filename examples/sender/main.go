@@ -1,10 +1,10 @@
-// Command sender publishes tasks to RabbitMQ, for the worker example beside it:
+// Command sender publishes tasks to RabbitMQ, for the worker example:
 //
 //	export DISPATCHER_AMQP_CON=amqp://guest:guest@localhost:5672/
 //	go run ./examples/worker        (in another terminal)
 //	go run ./examples/sender 3
 //
-// It exits with 0 if RabbitMQ has confirmed every task, with 1 if not.
+// It exits with 0 if RabbitMQ has confirmed every task and with 1 if not.
 package main
 
 import (
@@ -36,13 +36,13 @@ func run(args []string, url string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "sender: set DISPATCHER_AMQP_CON to the URL of RabbitMQ, such as amqp://guest:guest@localhost:5672/")
 		return 2
 	}
-	// A program that publishes once and ends need not watch the channel of a lost connection: each outcome tells. A long-running one
-	// does, see examples/worker.
+	// A program that publishes once and ends need not watch the channel of a lost connection, since each publish returns
+	// its outcome. A long-running program must watch it: see examples/worker.
 	server, _, err := dispatcher.NewServer(&dispatcher.ServerConfig{
 		AMQPConnectionString: url,
 		Exchange:             "dispatcher.example",
 		DefaultRoutingKey:    "greetings",
-		// The tasks have a queue before the first worker runs; without one, publishing is ErrUnroutable.
+		// The queue exists before the first worker runs. Without it, publishing returns ErrUnroutable.
 		InitQueues: []dispatcher.Queue{{Name: "dispatcher.example.greetings", BindingKeys: []string{"greetings"}}},
 	})
 	if err != nil {

@@ -4,8 +4,9 @@
 //	curl -i -d to=ann@example.org http://127.0.0.1:8080/mails
 //	curl -i http://127.0.0.1:8080/healthz
 //
-// It uses RabbitMQ if DISPATCHER_AMQP_CON is set, and the embedded broker otherwise. status maps the outcome of a publish to HTTP.
-// SIGTERM or Ctrl-C ends it: no new requests, then no new tasks, then the end of those that run.
+// It uses RabbitMQ if DISPATCHER_AMQP_CON is set, and the embedded broker otherwise. status maps the outcome of a
+// publish to HTTP. On SIGTERM or Ctrl-C it first accepts no more requests, then takes no more tasks, then waits for the
+// running ones.
 package main
 
 import (
@@ -26,7 +27,8 @@ import (
 
 const queue = "dispatcher.example.mails"
 
-// grace is how long requests, and then tasks, may take to end. Whatever kills this program must wait longer than both.
+// grace is the time that requests, and then tasks, have to end. A supervisor must wait longer than both before it kills
+// the program.
 const grace = 10 * time.Second
 
 func main() {
@@ -52,7 +54,7 @@ func config(url string) *dispatcher.ServerConfig {
 		Exchange:          "dispatcher.example",
 		DefaultRoutingKey: queue,
 		InitQueues:        []dispatcher.Queue{{Name: queue, BindingKeys: []string{queue}}},
-		PublishTimeout:    5 * time.Second, // somebody waits for the answer
+		PublishTimeout:    5 * time.Second, // a client waits for the answer
 		ShutdownTimeout:   grace,
 	}
 	if cfg.AMQPConnectionString = url; url == "" {
@@ -69,7 +71,7 @@ func run(ctx context.Context, listener net.Listener, cfg *dispatcher.ServerConfi
 	}
 	defer server.Close()
 	send := func(ctx context.Context, to string) error {
-		_, err := fmt.Fprintln(out, "mail to", to) // a real one is given ctx, and ends with it
+		_, err := fmt.Fprintln(out, "mail to", to) // a real one takes ctx and ends with it
 		return err
 	}
 	worker, err := server.NewWorker(&dispatcher.WorkerConfig{Name: "mailer", Queue: queue},
@@ -93,14 +95,15 @@ func run(ctx context.Context, listener net.Listener, cfg *dispatcher.ServerConfi
 	}
 	ending, cancel := context.WithTimeout(context.Background(), grace)
 	defer cancel()
-	return errors.Join(err, web.Shutdown(ending)) // and then server.Close
+	return errors.Join(err, web.Shutdown(ending)) // then server.Close
 }
 
 func routes(server *dispatcher.Server) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /mails", func(w http.ResponseWriter, r *http.Request) {
 		task := dispatcher.NewTask("send", r.FormValue("to"))
-		// A client that repeats a request sends the same key, so the task has the same uuid: the function can see that it has run.
+		// A client that repeats a request sends the same key, so the task has the same uuid. The function can then see that
+		// it has run.
 		task.UUID = r.Header.Get("Idempotency-Key")
 		err := server.PublishContext(r.Context(), task)
 		code, text := status(err)
@@ -121,7 +124,7 @@ func routes(server *dispatcher.Server) http.Handler {
 	return mux
 }
 
-// status is what the outcome of a publish means to a client. The text tells nothing of the broker: that is in the log.
+// status returns the HTTP status and text for the outcome of a publish. Details of the broker are only in the log.
 func status(err error) (code int, text string) {
 	switch {
 	case err == nil, errors.Is(err, dispatcher.ErrInOutbox):
@@ -130,10 +133,10 @@ func status(err error) (code int, text string) {
 		return http.StatusRequestEntityTooLarge, "too large"
 	case errors.As(err, new(*dispatcher.ArgumentError)):
 		return http.StatusBadRequest, "this cannot be sent"
-	case errors.Is(err, dispatcher.ErrNotSent): // certainly not: to repeat it is safe
+	case errors.Is(err, dispatcher.ErrNotSent): // certainly not sent: safe to repeat
 		return http.StatusServiceUnavailable, "not accepted, try again"
-	case errors.Is(err, dispatcher.ErrUnconfirmed): // perhaps: it may run, and to repeat it may run it twice
+	case errors.Is(err, dispatcher.ErrUnconfirmed): // perhaps sent: if repeated, it may run twice
 		return http.StatusGatewayTimeout, "perhaps accepted; repeat it with the same Idempotency-Key"
 	}
-	return http.StatusInternalServerError, "not accepted" // ErrRejected: the program, or the broker's setup, is wrong
+	return http.StatusInternalServerError, "not accepted" // ErrRejected: the program or the broker's setup is wrong
 }

@@ -3,7 +3,7 @@
 //	export DISPATCHER_AMQP_CON=amqp://guest:guest@localhost:5672/
 //	go run ./examples/worker
 //
-// It exits with 0 after a clean end, and with 1 if the connection was lost for good: let a supervisor start it again.
+// It exits with 0 after a clean end and with 1 if the connection was lost for good. Let a supervisor restart it.
 package main
 
 import (
@@ -32,8 +32,8 @@ func run(ctx context.Context, url string, stdout, stderr io.Writer) int {
 		AMQPConnectionString: url,
 		Exchange:             "dispatcher.example",
 		DefaultRoutingKey:    "greetings",
-		// Without these an outage is retried for ever, with growing pauses. Here the program ends after a minute, so that whatever has
-		// started it can start it elsewhere.
+		// By default the library reconnects for ever, with growing pauses. Here the program ends after a minute, so that its
+		// supervisor can start it elsewhere.
 		ReconnectionRetries:         60,
 		ReconnectionIntervalSeconds: 1,
 	})
@@ -41,7 +41,7 @@ func run(ctx context.Context, url string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "worker:", err)
 		return 1
 	}
-	defer server.Close() // gives back what has not started, waits for what runs
+	defer server.Close() // gives back tasks that have not started, waits for running ones
 
 	greet := func(ctx context.Context, name string, n int) error {
 		task, _ := dispatcher.TaskFromContext(ctx)

@@ -1,4 +1,5 @@
-// Package record reads and writes what a message says of its own past: the headers of ADR 0007, and the log of attempts.
+// Package record reads and writes what a message records of its own past: the headers of ADR 0007, and the log of
+// attempts.
 package record
 
 import (
@@ -9,27 +10,28 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
-// Attempt is one line of a task's story: it travels with the task and ends in its dead letter.
+// Attempt describes one attempt of a task. It travels with the task and ends in its dead letter.
 type Attempt struct {
 	Number   int           // from 1
 	At       time.Time     // when it began, by the worker's clock
 	Duration time.Duration // whole milliseconds
 	Worker   string
-	Error    string // at most about 200 bytes; "" = none was told
+	Error    string // at most about 200 bytes; "" = none was reported
 }
 
 const (
-	// MaxLogged bounds the log of a task that is tried for months: its first attempt and the latest ones are kept.
+	// MaxLogged bounds the log of a task that is retried for months. Its first attempt and the latest ones are kept.
 	MaxLogged = 16
-	// MaxLoggedError bounds the text of each. All headers of a message share one frame, of 128 KiB on RabbitMQ.
+	// MaxLoggedError bounds the error text of each attempt. All headers of a message share one frame, of 128 KiB on
+	// RabbitMQ.
 	MaxLoggedError = 200
-	// maxLogBytes is what a log from outside may have to be read at all.
+	// maxLogBytes is the size above which a log from outside is ignored.
 	maxLogBytes = 64 << 10
 	// maxMillis is 146 years, so that sums of durations do not overflow.
 	maxMillis = math.MaxInt64 / 2 / int64(time.Millisecond)
 )
 
-// loggedAttempt is an Attempt on the wire, in the JSON array of the header x-dispatcher-log.
+// loggedAttempt is an Attempt in the JSON array of the header x-dispatcher-log.
 type loggedAttempt struct {
 	Number int       `json:"n"`
 	At     time.Time `json:"at"`
@@ -38,7 +40,7 @@ type loggedAttempt struct {
 	Error  string    `json:"error,omitempty"`
 }
 
-// Log reads the log of a message. What does not parse is no log.
+// Log reads the log of a message. It returns nil if the log does not parse.
 func Log(headers map[string]any) []Attempt {
 	text, _ := headers[HeaderLog].(string)
 	if text == "" || len(text) > maxLogBytes {
@@ -55,7 +57,7 @@ func Log(headers map[string]any) []Attempt {
 	return log
 }
 
-// WriteLog puts a log into headers, cut to what may travel.
+// WriteLog puts a log into headers, cut to the size that may travel.
 func WriteLog(headers map[string]any, log []Attempt) {
 	if len(log) > MaxLogged {
 		log = append(log[:1:1], log[len(log)-MaxLogged+1:]...)

@@ -6,28 +6,29 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// IsOwn reports whether the library writes a header of that name.
+// IsOwn reports whether the library writes headers with that name.
 func IsOwn(name string) bool { return strings.HasPrefix(name, Prefix) }
 
-// IsForPeople reports whether one of them tells a person about the message as it was published.
+// IsForPeople reports whether such a header describes the message as it was published, for a person.
 func IsForPeople(name string) bool {
 	return name == broker.RawHeaders || name == broker.ExpirationHeader || name == broker.UserIDHeader
 }
 
 const (
-	// MaxName: an AMQP short string has one byte of length (AMQP 0-9-1, §4.2.5.3), and a longer one is cut or
-	// closes the connection.
+	// MaxName is the longest name in bytes. An AMQP short string has one byte of length (AMQP 0-9-1, §4.2.5.3), and a
+	// longer one is cut or closes the connection.
 	MaxName = 255
 )
 
 const (
-	Prefix = "x-dispatcher-" // of the names that are ours
+	Prefix = "x-dispatcher-" // begins the names of the library's headers
 )
 
-// Headers that the library writes; ADR 0007 says what they hold. A worker of gofort/dispatcher ignores them.
+// These are the headers that the library writes; ADR 0007 describes their values. A worker of gofort/dispatcher ignores
+// them.
 const (
 	HeaderAttempt     = Prefix + "attempt" // attempts made
-	HeaderAsked       = Prefix + "asked"   // those of them that ended with RetryAfter
+	HeaderAsked       = Prefix + "asked"   // attempts that ended with RetryAfter
 	HeaderLog         = Prefix + "log"
 	HeaderRoutingKey  = Prefix + "routing-key"
 	HeaderExpiresAt   = Prefix + "expires-at"

@@ -2,15 +2,15 @@ package record
 
 import "time"
 
-// History is what a message says of its own past, in the headers of ADR 0007. It came over the wire and proves nothing: what is
-// of the wrong type or out of range is absent.
+// History is what a message records of its own past, in the headers of ADR 0007. It came over the wire and proves
+// nothing. Values of the wrong type or out of range are treated as absent.
 type History struct {
-	Attempts   int       // made so far
-	Asked      int       // those of them that ended with RetryAfter
-	RoutingKey string    // what it was published with; "" = as it came
+	Attempts   int       // attempts made so far
+	Asked      int       // attempts that ended with RetryAfter
+	RoutingKey string    // the key it was published with; "" = the key it came with
 	Expires    time.Time // zero = never
 	Losses     int
-	Misses     int // how often no worker knew its name
+	Misses     int // how often a worker did not know its name
 	Missed     time.Time
 }
 
@@ -57,10 +57,10 @@ func Time(v any) time.Time {
 	return at
 }
 
-// FormatTime is how instant reads it.
+// FormatTime formats t so that Time can read it.
 func FormatTime(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
-// missedSince is when the task was first missed: now, unless the message says so.
+// MissedSince returns when the task was first missed: now, unless the message says otherwise.
 func (h History) MissedSince(now time.Time) time.Time {
 	if h.Missed.IsZero() || h.Missed.After(now) {
 		return now

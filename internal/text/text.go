@@ -1,4 +1,4 @@
-// Package text cuts texts from outside to what a log, an error or a header can carry.
+// Package text cuts texts from outside to a size that a log, an error or a header can hold.
 package text
 
 import (
@@ -7,12 +7,12 @@ import (
 	"unicode/utf8"
 )
 
-// MaxError bounds the text of an error in a header: a frame of RabbitMQ, which must hold all headers of a message, may
-// be as small as 4 KiB (AMQP 0-9-1, frame-min-size), and a stack or a page of HTML is no error text.
+// MaxError bounds the text of an error in a header. A frame of RabbitMQ must hold all headers of a message and may be
+// as small as 4 KiB (AMQP 0-9-1, frame-min-size). A stack or a page of HTML is no error text.
 const MaxError = 1024
 
-// OfError is the text of a task's error, bounded and valid UTF-8. It runs the error's own method, and contains its panics:
-// fmt does so too, but not when printing what was panicked with panics again.
+// OfError returns the text of a task's error, bounded and valid UTF-8. It runs the error's own method and contains its
+// panics. fmt does so too, but not if printing the panic's value panics again.
 func OfError(err error) (text string) {
 	if err == nil {
 		return "ok"
@@ -33,10 +33,10 @@ func OfError(err error) (text string) {
 	return text[:cut] + "…"
 }
 
-// OneLine keeps a text from outside from forging lines of the log.
+// OneLine cuts a text from outside to one line, so that it cannot forge lines of the log.
 func OneLine(text string) string { return Cut(text, MaxError+len("…")) }
 
-// Excerpt cuts a value for an error: at most 64 bytes of it, one line, valid UTF-8.
+// Excerpt cuts a value for an error to at most 64 bytes, one line and valid UTF-8.
 func Excerpt[T ~string | ~[]byte](text T) string { return Cut(text, 64) }
 
 // Reason cuts the text of another error, which may quote a value.

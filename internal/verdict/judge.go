@@ -1,4 +1,5 @@
-// Package verdict decides what becomes of a delivery: pure functions of how an attempt ended, its policy, and what the message says of its past.
+// Package verdict decides what becomes of a delivery. It consists of pure functions of how an attempt ended, its
+// policy, and what the message says of its past.
 package verdict
 
 import (
@@ -11,14 +12,14 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/record"
 )
 
-// Attempt is how one call of a task's function ended.
+// Attempt describes how one call of a task's function ended.
 type Attempt struct {
-	Outcome             // what the function returned; a panic as *PanicError; nil = it did its work
-	Late      bool      // it returned after its timeout, or not at all, and no shutdown had cancelled it before
-	Abandoned bool      // it still runs
-	Shutdown  bool      // the contexts of tasks had been cancelled because the worker stops
+	Outcome             // the returned error; a panic as *PanicError; nil = success
+	Late      bool      // it returned after its timeout or not at all, and no shutdown cancelled it before
+	Abandoned bool      // the call still runs
+	Shutdown  bool      // the stopping worker had cancelled the contexts of tasks
 	Number    int       // of this attempt, from 1
-	Asked     int       // earlier ones that ended with RetryAfter
+	Asked     int       // earlier attempts that ended with RetryAfter
 	First     time.Time // when the first attempt began
 	Expires   time.Time // zero = never
 	Now       time.Time
@@ -26,8 +27,8 @@ type Attempt struct {
 	Timeout time.Duration // 0 = none
 }
 
-// Judge is the verdict on an attempt. Whoever returns without an error has done the work, also when late: to call that a
-// failure would make somebody do it again.
+// Judge returns the verdict on an attempt. A function that returns no error has done the work, even if it is late. If
+// that were a failure, the work would be done again.
 func Judge(a Attempt, p *Policy) Verdict {
 	reason, o := ReasonFailed, a.Outcome
 	if a.Late {
@@ -69,7 +70,8 @@ func Judge(a Attempt, p *Policy) Verdict {
 // TimeoutWords is the text of the root's ErrTimeout.
 const TimeoutWords = "task timeout"
 
-// timeoutText is the text of an attempt that was late, which says so once: most functions return the error of their context.
+// timeoutText returns the text of a late attempt. It mentions the timeout once, because most functions return the error
+// of their context.
 func timeoutText(a Attempt) string {
 	text := fmt.Sprintf("%s of %v", TimeoutWords, a.Timeout)
 	if a.Abandoned {
@@ -82,17 +84,18 @@ func timeoutText(a Attempt) string {
 	return text + rest
 }
 
-// unknownDelays: the pauses of a task that no worker knows yet.
+// The pauses of a task that no worker knows yet.
 const (
 	FirstUnknownDelay = 100 * time.Millisecond
 	MaxUnknownDelay   = 30 * time.Second
 )
 
-// Unknown is the verdict on a task that this worker does not know. In a rolling deployment another one does, or will: it is
-// put off, and kept for a person once maxAge has passed since it was first missed. Negative: at once.
+// Unknown returns the verdict on a task that this worker does not know. In a rolling deployment another worker knows
+// it, or will, so the task is put off. Once maxAge has passed since it was first missed, it is kept for a person. A
+// negative maxAge does that at once.
 //
-// A suspect goes to the end of its line, uncharged. In the queue of all others a worker that knows it would run it beside them, and if it
-// ends that one too, it would begin anew as a suspect, for ever.
+// A suspect goes to the end of its queue, uncharged. In the ordinary queue, a worker that knows it would run it beside
+// other tasks. If it ended that worker too, it would start again as a suspect, for ever.
 func Unknown(h record.History, suspect bool, now time.Time, maxAge time.Duration, o Outcome) Verdict {
 	if maxAge < 0 || now.Sub(h.MissedSince(now)) >= maxAge {
 		return DeadLetter(ReasonUnknownTask, o)
@@ -101,22 +104,23 @@ func Unknown(h record.History, suspect bool, now time.Time, maxAge time.Duration
 		return Verdict{Action: PutOff, Missed: true, Losses: h.Losses, Outcome: o}
 	}
 	delay := MaxUnknownDelay
-	if h.Misses < 16 { // beyond, the shift could overflow
+	if h.Misses < 16 { // a larger shift could overflow
 		delay = min(FirstUnknownDelay<<h.Misses, MaxUnknownDelay)
 	}
 	return Verdict{Action: Postpone, Missed: true, Delay: delay, Outcome: o}
 }
 
-// ErrCrashLoop: the task was lost again and again while it ran alone: it may end the process that runs it.
+// ErrCrashLoop means that the task was lost repeatedly while it ran alone, so it may end the process that runs it.
 var ErrCrashLoop = errors.New("lost with its worker or connection")
 
-// MaxSuspectLosses is how many times a task may be lost while it runs alone, until it is taken for one that ends its worker.
+// MaxSuspectLosses is how many times a task may be lost while it runs alone, until it is assumed to end its workers.
 const MaxSuspectLosses = 3
 
 // SuspectAfter is how many losses make a task a suspect.
 const SuspectAfter = 2
 
-// Losses is the verdict on a delivery that was lost before; run = none, go on. losses is what the broker knows.
+// Losses returns the verdict on a delivery that was lost before. If run is true, there is no verdict and the delivery
+// goes on. losses is the count that the broker knows.
 func Losses(h record.History, losses int, suspect bool) (v Verdict, run bool) {
 	if losses <= 0 {
 		return Verdict{}, true
@@ -134,5 +138,5 @@ func Losses(h record.History, losses int, suspect bool) (v Verdict, run bool) {
 	return Verdict{Action: ToSuspects, Losses: SuspectAfter}, false
 }
 
-// Grace is what a task has left to return after its context was cancelled, by its timeout or by a shutdown.
+// Grace is the time that a task has to return after its timeout or a shutdown cancelled its context.
 const Grace = time.Second

@@ -11,7 +11,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
-// Outcome is how an attempt ended. OutcomeOf reads Text and Wish while the call is still watched, since they come from the user's code.
+// Outcome is how an attempt ended. Text and Wish come from the user's code, so OutcomeOf reads them while the call is
+// still watched.
 type Outcome struct {
 	Err   error
 	Text  string
@@ -19,19 +20,20 @@ type Outcome struct {
 	Stack *atomic.Pointer[string] // of a panic; it holds nil once the stack is logged
 }
 
-// OutcomeOf runs the error's own methods, and contains their panics.
+// OutcomeOf returns the outcome of an attempt that returned err. It runs the error's own methods and contains their
+// panics.
 func OutcomeOf(err error) Outcome {
 	return Outcome{Err: err, Text: text.OfError(err), Wish: WishOf(err)}
 }
 
-// DiscardError is an error that the root's Discard has marked.
+// DiscardError is an error marked by the Discard of the root package.
 type DiscardError struct{ Err error }
 
 func (e *DiscardError) Error() string { return e.Err.Error() }
 
 func (e *DiscardError) Unwrap() error { return e.Err }
 
-// RetryAfterError is an error that the root's RetryAfter has marked. Err may be nil.
+// RetryAfterError is an error marked by the RetryAfter of the root package. Err may be nil.
 type RetryAfterError struct {
 	After time.Duration
 	Err   error
@@ -62,7 +64,7 @@ const (
 	WishDiscard
 )
 
-// WishOf returns what an error of the user's asks for.
+// WishOf returns what the user's error asks for.
 func WishOf(err error) Wish {
 	if err == nil {
 		return Wish{}
@@ -79,8 +81,9 @@ func WishOf(err error) Wish {
 	return Wish{}
 }
 
-// find is errors.AsType for an error of the user's: it contains the panics of the error's own As and Unwrap. Each search by itself,
-// since what is wrapped in a wish may be broken, and only the search for that wish ends before it.
+// find is errors.AsType for a user's error. It contains the panics of the error's own As and Unwrap. Each wish is
+// searched for separately: an error wrapped in a wish may be broken, and only the search for that wish ends before
+// reaching it.
 func find[E error](err error) (e E, found bool) {
 	defer func() {
 		if recover() != nil {

@@ -20,8 +20,8 @@ const (
 // maxAge is 146 years, so that sums do not overflow.
 const maxAge time.Duration = math.MaxInt64 / 2
 
-// Policy says whether and when a task whose attempt failed is tried again. Its fields are those of the root's RetryPolicy, which says what
-// they mean.
+// Policy decides whether and when a task whose attempt failed is retried. Its fields are those of the root package's
+// RetryPolicy, which documents them.
 type Policy struct {
 	MaxAttempts     int
 	InitialInterval time.Duration
@@ -31,7 +31,7 @@ type Policy struct {
 	MaxAge          time.Duration
 }
 
-// WithDefaults returns a copy with the defaults filled in; nil for nil.
+// WithDefaults returns a copy with the defaults filled in. It returns nil for nil.
 func (p *Policy) WithDefaults() *Policy {
 	if p == nil {
 		return nil

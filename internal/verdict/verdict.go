@@ -6,7 +6,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/record"
 )
 
-// Action is what is done with a delivery.
+// Action is what a worker does with a delivery.
 type Action string
 
 const (
@@ -15,20 +15,20 @@ const (
 	Release       Action = "release"
 	RetryLater    Action = "retry"
 	Postpone      Action = "postponement"           // like a retry, but no attempt was made
-	PutOff        Action = "return to the suspects" // as a postponement, of a suspect
+	PutOff        Action = "return to the suspects" // a postponement of a suspect
 	ToBack        Action = "move to the back of the queue"
 	ToSuspects    Action = "move to the suspects"
 	ToDeadLetters Action = "dead letter"
 )
 
-// Verdict is what becomes of a delivery after an attempt, or instead of one.
+// Verdict is the decision on a delivery, after an attempt or instead of one.
 type Verdict struct {
 	Action Action
 	Reason string         // of a dead letter
 	Delay  time.Duration  // of a retry or postponement
-	Losses int            // what the copy's header says, of ToBack, ToSuspects and PutOff
+	Losses int            // the count in the copy's header, of ToBack, ToSuspects and PutOff
 	Missed bool           // of Postpone and PutOff: no function has the task's name
-	Made   record.Attempt // what the log of a copy gets; Number 0 = no attempt was made
+	Made   record.Attempt // added to the log of a copy; Number 0 = no attempt was made
 	Outcome
 }
 
@@ -41,7 +41,7 @@ func (v Verdict) WithoutDelays() Verdict {
 	return v
 }
 
-// Why a task is a dead letter. The root has them as well, with what they mean.
+// Reasons why a task is a dead letter. The root package has them too, and documents them.
 const (
 	ReasonFailed      = "failed"
 	ReasonPermanent   = "permanent"
@@ -51,7 +51,7 @@ const (
 	ReasonCrashLoop   = "crash_loop"
 )
 
-// DeadLetter returns the verdict that a task is given up.
+// DeadLetter returns the verdict that gives up a task.
 func DeadLetter(reason string, o Outcome) Verdict {
 	return Verdict{Action: ToDeadLetters, Reason: reason, Outcome: o}
 }

@@ -1,4 +1,5 @@
-// Package wire is the format of a task on the wire: declared types, bodies, and headers, from Go values and back.
+// Package wire implements the format of a task on the wire: declared types, bodies, and headers, from Go values and
+// back.
 package wire
 
 import (
@@ -34,7 +35,7 @@ var scalarTypes = [...]reflect.Type{
 	kindTime: timeType, kindDuration: reflect.TypeFor[time.Duration](),
 }
 
-// scalarOf returns which of the fourteen basic types a kind is, kindNone for the others.
+// scalarOf returns which of the fourteen basic types a kind is. It returns kindNone for other kinds.
 func scalarOf(kind reflect.Kind) scalar {
 	switch {
 	case kind == reflect.Bool:
@@ -53,7 +54,7 @@ func scalarOf(kind reflect.Kind) scalar {
 	return kindNone
 }
 
-// goType is the Go type that a declared type names.
+// goType returns the Go type that a declared type names.
 func (t argType) goType() reflect.Type {
 	switch t.Shape {
 	case shapeScalar:
@@ -68,8 +69,8 @@ func (t argType) goType() reflect.Type {
 	return jsonType
 }
 
-// Carries reports whether JSON can carry a type: to the task (decode false) or into a parameter (decode true). Structs are
-// trusted, their fields may have tags.
+// Carries reports whether JSON can carry a type: to the task (decode false) or into a parameter (decode true). Structs
+// are trusted, because their fields may have tags.
 func Carries(t reflect.Type, decode bool, seen map[reflect.Type]bool) bool {
 	if decode && (reflect.PointerTo(t).Implements(jsonUnmarshaler) || reflect.PointerTo(t).Implements(textUnmarshaler)) ||
 		!decode && (t.Implements(jsonMarshaler) || t.Implements(textMarshaler)) {
@@ -103,7 +104,8 @@ func Carries(t reflect.Type, decode bool, seen map[reflect.Type]bool) bool {
 	return true
 }
 
-// hasJSONFields reports whether encoding/json sees any field: an errors.New, or a named time.Time, would travel as {}.
+// hasJSONFields reports whether encoding/json sees any field. Without one, an errors.New or a named time.Time would
+// travel as {}.
 func hasJSONFields(t reflect.Type) bool {
 	for f := range t.Fields() {
 		if f.IsExported() || f.Anonymous {
@@ -123,7 +125,7 @@ func carriesKey(t reflect.Type, decode bool) bool {
 	return t.Implements(textMarshaler)
 }
 
-// Fill sets a parameter from one argument. Want and Got of its error are filled.
+// Fill sets a parameter from one argument. It fills Want and Got of its error.
 func Fill(dst reflect.Value, typ argType, arg Value) *Mismatch {
 	switch {
 	case typ.Shape == ShapeUnknown:
@@ -178,7 +180,7 @@ func Fill(dst reflect.Value, typ argType, arg Value) *Mismatch {
 	return &Mismatch{Want: dst.Type().String(), Got: arg.Type + " " + text.Excerpt(arg.Value)}
 }
 
-// notDeclared reports that a value is not of the type that it is declared to have.
+// notDeclared reports that a value does not have its declared type.
 func (v Value) notDeclared() *Mismatch {
 	return &Mismatch{Want: v.Type, Got: text.Excerpt(v.Value)}
 }
@@ -219,7 +221,7 @@ func fillMap(dst reflect.Value, k scalar, raw []byte) *Mismatch {
 		name, _ := unquote(quoted)
 		key := reflect.New(t.Key()).Elem()
 		key.SetString(name)
-		if m.MapIndex(key).IsValid() { // which of the two is meant?
+		if m.MapIndex(key).IsValid() { // it is unclear which of the two is meant
 			return &Mismatch{Want: t.String(), Got: "the key " + text.Excerpt(quoted) + " twice"}
 		}
 		elem := reflect.New(t.Elem()).Elem()
@@ -233,8 +235,9 @@ func fillMap(dst reflect.Value, k scalar, raw []byte) *Mismatch {
 	return nil
 }
 
-// holds reports whether values of a declared type may go into a Go type at all; whether one fits, setScalar knows. Asked
-// before a slice is made, so that the length of an array on the wire does not choose the size of our memory.
+// holds reports whether a Go type may take values of a declared type at all. setScalar then checks each value. holds is
+// called before a slice is made, so that the length of an array on the wire does not determine how much memory is
+// allocated.
 func holds(t reflect.Type, k scalar) bool {
 	if t.Kind() == reflect.Pointer {
 		t = t.Elem()
@@ -252,7 +255,7 @@ func holds(t reflect.Type, k scalar) bool {
 	return k == kindTime && t == timeType
 }
 
-// setScalar sets what holds has allowed; false = the value does not fit without loss.
+// setScalar sets a value that holds has allowed. It returns false if the value does not fit without loss.
 func setScalar(dst reflect.Value, v *scalarValue) bool {
 	switch kind := scalarOf(dst.Kind()); {
 	case kind == kindBool:
@@ -282,7 +285,7 @@ func setScalar(dst reflect.Value, v *scalarValue) bool {
 		dst.Set(reflect.ValueOf(v.t))
 	case dst.Kind() == reflect.Interface:
 		boxed := reflect.New(scalarTypes[v.kind]).Elem()
-		if !setScalar(boxed, v) { // an int beyond 32 bits on a machine of 32
+		if !setScalar(boxed, v) { // an int beyond 32 bits on a 32-bit machine
 			return false
 		}
 		dst.Set(boxed)
@@ -312,7 +315,7 @@ func fillJSON(dst reflect.Value, raw []byte) *Mismatch {
 	return nil
 }
 
-// unmarshal contains the panics of the value's own methods.
+// unmarshal decodes one JSON value. It contains the panics of the value's own methods.
 func unmarshal(into any, raw []byte) (err error) {
 	defer func() {
 		if p := recover(); p != nil {

@@ -12,20 +12,20 @@ type Task struct {
 	Args       []Value
 }
 
-// Value is one argument as it came: a type name that may be unknown, and the text of one valid JSON value.
+// Value is one argument as it was received: a type name that may be unknown, and the text of one valid JSON value.
 type Value struct {
 	Type  string
 	Value json.RawMessage
 }
 
-// ErrMalformed: the body is not a task.
+// ErrMalformed means that the body is not a task.
 var ErrMalformed = errors.New("malformed task")
 
-// Decode reads a body. Every error Is errMalformed.
+// Decode reads a body. Every error Is ErrMalformed.
 //
-// It is stricter than json.Unmarshal, which takes the last of two equal keys and "NAME" for "name", and replaces text that is
-// not Unicode: two readers of one body must not see two tasks. Keys it does not know are ignored, since a newer sender may
-// write them. uuid may be absent or "", args absent or null.
+// It is stricter than json.Unmarshal, which takes the last of two equal keys and "NAME" for "name", and replaces text
+// that is not Unicode. Two readers of one body must not see two tasks. Decode ignores unknown keys, since a newer
+// sender may write them. uuid may be absent or "", args absent or null.
 func Decode(body []byte) (Task, error) {
 	if len(body) == 0 {
 		return Task{}, malformed("the body is empty")
@@ -84,7 +84,7 @@ func DecodeArgument(raw []byte) (Value, error) {
 		return Value{}, err
 	}
 	inner, _ := unquoteBytes(f[0])
-	name := ScalarNames[parseScalarName(string(inner))] // "" also for the other types; saves a copy of each name
+	name := ScalarNames[parseScalarName(string(inner))] // "" also for the other types; avoids copying each name
 	if name == "" {
 		if name, err = stringField("type", f[0]); err != nil {
 			return Value{}, err
@@ -96,7 +96,7 @@ func DecodeArgument(raw []byte) (Value, error) {
 	return Value{name, f[1]}, nil
 }
 
-// notJSON says what json.Valid has found, and where.
+// notJSON returns an error with the problem that json.Valid found, and its position.
 func notJSON(body []byte) error {
 	err := json.Unmarshal(body, new(json.RawMessage))
 	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {

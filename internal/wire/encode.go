@@ -11,7 +11,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
-// Argument is an argument as the sender declares it: the root's TaskArgument.
+// Argument is an argument as the sender declares it. It is the root package's TaskArgument.
 type Argument struct {
 	Type  string
 	Value any
@@ -30,7 +30,7 @@ func AppendArgument(buf []byte, arg Argument) ([]byte, *Mismatch) {
 }
 
 func appendValue(buf []byte, typ argType, arg Argument) ([]byte, *Mismatch) {
-	switch v := arg.Value.(type) { // without json.Marshal and without decoding what it wrote
+	switch v := arg.Value.(type) { // fast paths, without json.Marshal and without decoding its output
 	case string:
 		if typ.is(kindString) && utf8.ValidString(v) {
 			return AppendString(buf, v), nil
@@ -56,7 +56,7 @@ func appendValue(buf []byte, typ argType, arg Argument) ([]byte, *Mismatch) {
 			buf = base64.StdEncoding.AppendEncode(append(buf, '"'), v)
 			return append(buf, '"'), nil
 		}
-	case json.RawMessage: // json.Marshal would change its white space and its escapes, and with them a signature over it
+	case json.RawMessage: // json.Marshal would change white space and escapes, and break a signature over them
 		if raw := TrimSpace(v); typ.Shape == shapeJSON && json.Valid(raw) {
 			if err := checkText(arg.Value, raw); err != nil {
 				return nil, &Mismatch{Want: arg.Type, Got: text.Reason(err)}
@@ -80,7 +80,7 @@ func appendValue(buf []byte, typ argType, arg Argument) ([]byte, *Mismatch) {
 	return append(buf, raw...), nil
 }
 
-// marshal is json.Marshal with the panics of the value's own methods made into errors.
+// marshal is json.Marshal, but turns panics of the value's own methods into errors.
 func marshal(v any) (raw []byte, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -90,7 +90,7 @@ func marshal(v any) (raw []byte, err error) {
 	return json.Marshal(v)
 }
 
-// checkText refuses what json.Marshal lets pass although a worker would get something else, or refuse it.
+// checkText refuses values that json.Marshal accepts although a worker would get a different value, or refuse it.
 func checkText(v any, raw []byte) error {
 	if BadText(raw) >= 0 || isFlawed(replacedText, v, raw) {
 		return errors.New("text that is not valid UTF-8")

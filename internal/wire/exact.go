@@ -12,21 +12,23 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
-// What encoding/json changes without an error: text that is not UTF-8 and times with seconds in their offset when it writes, arrays of
-// another length and integers in floats when it reads. All of it is found by following the JSON and the Go value side by side. So the
-// search ends where the JSON does, even if the value refers to itself.
+// This file finds changes that encoding/json makes without an error. When writing, it changes text that is not UTF-8
+// and times with seconds in their offset. When reading, it changes arrays of another length and integers in floats. The
+// search follows the JSON and the Go value side by side, so it ends where the JSON does, even if the value refers to
+// itself.
 
-// flaw is something that json.Marshal has changed in a value.
+// flaw is a kind of change that json.Marshal makes to a value.
 type flaw struct {
-	mark func(raw []byte) bool                            // raw has a trace of it somewhere; cheap
-	is   func(v reflect.Value, raw []byte, own bool) bool // v, written as raw, has it; own: a method of v's type has written raw
+	mark func(raw []byte) bool                            // raw has a trace of it; cheap
+	is   func(v reflect.Value, raw []byte, own bool) bool // v, written as raw, has it; own: a method of v's type wrote raw
 }
 
-// maxPointers ends a pointer that points to itself in a field that JSON does not see.
+// maxPointers bounds how many pointers are followed. It stops at a pointer to itself, in a field that JSON does not
+// see.
 const maxPointers = 100
 
-// replacedText: json.Marshal writes \ufffd in place of bytes that are not UTF-8. It writes a U+FFFD of the text itself unescaped, so the escape
-// stands for such bytes, or comes from a type's own method, which is trusted.
+// replacedText finds bytes that are not UTF-8, which json.Marshal writes as \ufffd. It writes a U+FFFD of the text
+// itself unescaped. So the escape stands for such bytes, or comes from a type's own method, which is trusted.
 var replacedText = flaw{
 	mark: func(raw []byte) bool { return bytes.Contains(raw, []byte(`\ufffd`)) },
 	is: func(v reflect.Value, _ []byte, own bool) bool {
@@ -34,7 +36,8 @@ var replacedText = flaw{
 	},
 }
 
-// shiftedTime: RFC 3339 has no seconds in an offset, so a time with such an offset is written as another instant.
+// shiftedTime finds times with seconds in their offset. RFC 3339 has none, so such a time is written as another
+// instant.
 var shiftedTime = flaw{
 	mark: func(raw []byte) bool {
 		const end = `+00:19"` // or with a minus
@@ -58,7 +61,7 @@ var shiftedTime = flaw{
 	},
 }
 
-// timeIn is the time that v is, or that it embeds: then v may have its MarshalJSON.
+// timeIn returns the time that v is or embeds. If v embeds it, v may have its MarshalJSON.
 func timeIn(v reflect.Value) (at time.Time, ok bool) {
 	if v.Kind() == reflect.Struct && v.Type() != timeType {
 		f, embedded := v.Type().FieldByName("Time")
@@ -109,7 +112,7 @@ func (f flaw) in(v reflect.Value, raw []byte) bool {
 	return false
 }
 
-// ownEncoding reports whether a type's own method writes v. v may be the zero Value, which is written as null.
+// ownEncoding reports whether a method of v's own type writes v. v may be the zero Value, which is written as null.
 func ownEncoding(v reflect.Value) bool {
 	if !v.IsValid() {
 		return true
@@ -133,7 +136,7 @@ func (f flaw) inElement(v reflect.Value, raw []byte) bool {
 }
 
 func (f flaw) inMember(v reflect.Value, raw []byte) bool {
-	named := v.Type().Key().Kind() == reflect.String // written as it is, whatever methods it has
+	named := v.Type().Key().Kind() == reflect.String // written unchanged, whatever methods it has
 	for key, value := range members(raw) {
 		if f.mark(key) {
 			for it := v.MapRange(); it.Next(); {
@@ -178,14 +181,15 @@ func (f flaw) inField(v reflect.Value, raw []byte) bool {
 	return false
 }
 
-// jsonName is the name that a field's tag gives it; "" = none.
+// jsonName returns the name in a field's tag, or "" if there is none.
 func jsonName(f reflect.StructField) string {
 	name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 	return name
 }
 
-// cannotHold says what of raw a parameter of type t cannot hold although json.Unmarshal would fill it; "" = nothing. It finds arrays with
-// more or fewer elements, and integers that are no float of that size.
+// cannotHold describes the part of raw that a parameter of type t cannot hold although json.Unmarshal would fill it. It
+// returns "" if there is none. It finds arrays with more or fewer elements, and integers that a float of that size
+// cannot represent.
 func cannotHold(t reflect.Type, raw []byte) string {
 	has, ok := hasArrays.Load(t)
 	if !ok {
@@ -197,7 +201,7 @@ func cannotHold(t reflect.Type, raw []byte) string {
 	return tooMuch(t, raw)
 }
 
-var hasArrays sync.Map // from the type of a parameter to what losesElements says
+var hasArrays sync.Map // from the type of a parameter to the result of losesElements
 
 // losesElements reports whether there is an array anywhere in t.
 func losesElements(t reflect.Type, seen map[reflect.Type]bool) bool {
@@ -226,7 +230,7 @@ func losesElements(t reflect.Type, seen map[reflect.Type]bool) bool {
 	return false
 }
 
-// hasLongNumber reports whether there are so many digits in a row that they may be an integer that a float cannot hold: 2^24 has eight.
+// hasLongNumber reports whether raw has enough digits in a row for an integer that a float cannot hold. 2^24 has eight.
 func hasLongNumber(raw []byte) bool {
 	run := 0
 	for _, c := range raw {
@@ -286,7 +290,8 @@ func tooMuch(t reflect.Type, raw []byte) string {
 	return ""
 }
 
-// fieldFor is the field that json.Unmarshal fills from a member: the one with that name, or else one with that name in another case.
+// fieldFor returns the field that json.Unmarshal fills from a member. It is the one with that name, or else one with
+// that name in another case.
 func fieldFor(t reflect.Type, name string) (found reflect.StructField, ok bool) {
 	for _, f := range reflect.VisibleFields(t) {
 		has := jsonName(f)

@@ -15,21 +15,22 @@ import (
 
 const (
 	maxHeaderName  = 255 // bytes; an AMQP field name has one byte of length
-	maxHeaderDepth = 16  // of slices and maps inside each other
+	maxHeaderDepth = 16  // of nested slices and maps
 
-	// maxHeaderBytes bounds all headers of a task, as they travel: see Task.Headers. They share one frame with the properties of
-	// the message, with what the library adds (the attempt log and the error of a dead letter) and with what RabbitMQ adds to a
-	// message that waits (x-death, 10 KiB at most). RabbitMQ limits a frame to 128 KiB (frame_max).
+	// MaxHeaderBytes bounds all headers of a task, as they travel: see Task.Headers. They share one frame with the
+	// properties of the message, with the library's additions (the attempt log and the error of a dead letter) and with
+	// RabbitMQ's addition to a message that waits (x-death, 10 KiB at most). RabbitMQ limits a frame to 128 KiB
+	// (frame_max).
 	MaxHeaderBytes = 64 << 10
 
-	// maxHeaderEntries bounds the elements of each slice or map. amqp091-go ends its connection over more than 8,192, and the
-	// library and the broker need some.
+	// maxHeaderEntries bounds the elements of each slice or map. amqp091-go ends its connection over more than 8,192,
+	// and the library and the broker need some of them.
 	maxHeaderEntries = 8000
 )
 
-// Headers returns a deep copy of a task's headers, made of what every broker carries: string, bool, int64, float64,
-// []byte, time.Time, nil, []any and map[string]any. nil stays nil. The error names the header; it does not say that the
-// task is rejected. The caller must not write h meanwhile.
+// Headers returns a deep copy of a task's headers. It contains only types that every broker carries: string, bool,
+// int64, float64, []byte, time.Time, nil, []any and map[string]any. nil stays nil. The error names the header; it does
+// not say that the task is rejected. The caller must not write h meanwhile.
 func Headers(h map[string]interface{}) (map[string]any, error) {
 	if h == nil {
 		return nil, nil
@@ -43,7 +44,7 @@ func Headers(h map[string]interface{}) (map[string]any, error) {
 		if err := left.checkName(name); err != nil {
 			return nil, fmt.Errorf("header %q: %w", text.Excerpt(name), err)
 		}
-		// RabbitMQ takes CC and BCC for further routing keys; in another case they are names like any other.
+		// RabbitMQ treats CC and BCC as further routing keys. In another case they are ordinary names.
 		if name == "CC" || name == "BCC" {
 			return nil, fmt.Errorf("header %q: would route the task to other queues", name)
 		}
@@ -62,14 +63,14 @@ func Headers(h map[string]interface{}) (map[string]any, error) {
 	return out, nil
 }
 
-// isTables reports whether RabbitMQ can add an entry to v. A queue of RabbitMQ (3.10.8) crashes when it dead-letters a message
-// with other elements in x-death, and loses what it has not stored.
+// isTables reports whether RabbitMQ can add an entry to v. If x-death has other elements, a queue of RabbitMQ (3.10.8)
+// crashes when it dead-letters the message, and loses all that it has not stored.
 func isTables(v any) bool {
 	list, ok := v.([]any)
 	return ok && !slices.ContainsFunc(list, func(e any) bool { _, ok := e.(map[string]any); return !ok })
 }
 
-// headerBudget is what is left of maxHeaderBytes while headers are copied.
+// headerBudget is the rest of MaxHeaderBytes while headers are copied.
 type headerBudget int
 
 func (left *headerBudget) spend(n int) error {
@@ -105,10 +106,10 @@ func (left *headerBudget) value(v any, depth int) (any, error) {
 		return v, left.spend(2)
 	case int64:
 		return v, left.spend(9)
-	case time.Time: // AMQP carries seconds and no zone; the same on every broker
+	case time.Time: // AMQP carries seconds and no zone; done for every broker
 		return time.Unix(v.Unix(), 0).UTC(), left.spend(9)
 	case float64:
-		if math.IsNaN(v) || math.IsInf(v, 0) { // RabbitMQ ends the connection over it
+		if math.IsNaN(v) || math.IsInf(v, 0) { // RabbitMQ would end the connection
 			return nil, fmt.Errorf("%v cannot travel", v)
 		}
 		return v, left.spend(9)
@@ -138,7 +139,7 @@ func (left *headerBudget) value(v any, depth int) (any, error) {
 	return left.value(plain, depth)
 }
 
-// container spends what a slice or map takes beside its elements.
+// container spends the bytes that a slice or map takes beside its elements.
 func (left *headerBudget) container(entries int) error {
 	if err := checkEntries(entries); err != nil {
 		return err
@@ -186,10 +187,11 @@ func (left *headerBudget) table(table map[string]any, depth int) (any, error) {
 	return out, nil
 }
 
-// errTooDeep is also how a value that contains itself ends.
+// errTooDeep is also the error for a value that contains itself.
 var errTooDeep = fmt.Errorf("slices and maps nested deeper than %d", maxHeaderDepth)
 
-// inside says where in a value an error is. A path of 16 steps would say nothing, so it is left out when too deep.
+// inside adds the position of an error within a value. It leaves out the path of a value that is nested too deep,
+// because 16 steps would help nobody.
 func inside(step string, err error) error {
 	if errors.Is(err, errTooDeep) {
 		return err

@@ -34,8 +34,8 @@ func Infer(v any) Argument {
 	return Argument{"json", v}
 }
 
-// basicElements converts a slice or map to the one its declared type names; nil stays nil, and nothing is copied if only
-// the type's name differs.
+// basicElements converts a slice or map to the type that its declared type names. nil stays nil. If only the name of
+// the type differs, nothing is copied.
 func basicElements(rv reflect.Value, typ argType) any {
 	t := typ.goType()
 	if rv.CanConvert(t) {
@@ -58,15 +58,15 @@ func basicElements(rv reflect.Value, typ argType) any {
 	return m.Interface()
 }
 
-// exactly reports whether a value has the very type that is declared, so that its JSON need not be checked.
+// exactly reports whether a value has exactly the declared type, so that its JSON need not be checked.
 func exactly(v any, typ argType) bool {
 	if typ.Shape == shapeSlice && typ.elem == kindUint8 {
-		return false // it is a []byte to Go and becomes base64, but an array is declared
+		return false // Go encodes it as base64, but an array is declared
 	}
 	return typ.Shape == shapeJSON || v != nil && reflect.TypeOf(v) == typ.goType()
 }
 
-// leafOf looks through slices, maps and pointers. A type with its own encoding tells nothing.
+// leafOf returns the leaf of v. It looks through slices, maps and pointers. A type with its own encoding is leafOther.
 func leafOf(v any) leaf {
 	t := reflect.TypeOf(v)
 	for range 4 {
@@ -93,7 +93,7 @@ func leafOf(v any) leaf {
 }
 
 // plainHeader reduces a header value of a named or typed kind by one level, to string, bool, int64, uint64, float64,
-// []byte, []any or map[string]any; false = it is of none of these kinds.
+// []byte, []any or map[string]any. It returns false for other kinds.
 func plainHeader(v any) (any, bool) {
 	rv := reflect.ValueOf(v)
 	switch k := scalarOf(rv.Kind()); {

@@ -11,11 +11,11 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
-// Taking apart JSON text that json.Valid has accepted. No function here recurses, copies values or reads beyond its input;
-// text that is not valid gives wrong parts, never a panic.
+// This file takes apart JSON text that json.Valid has accepted. No function here recurses, copies values or reads
+// beyond its input. Text that is not valid gives wrong parts, never a panic.
 
-// splitObject returns the values of up to three members of an object, nil for an absent one. A key that occurs twice is
-// an error, whichever it is.
+// splitObject returns the values of up to three members of an object, nil for an absent one. Any key that occurs twice
+// is an error.
 func splitObject(raw []byte, a, b, c string) (values [3]json.RawMessage, err error) {
 	var others map[string]struct{}
 	for quoted, value := range members(raw) {
@@ -49,7 +49,7 @@ func splitObject(raw []byte, a, b, c string) (values [3]json.RawMessage, err err
 	return values, nil
 }
 
-// stringField reads a required member that is a string; nil raw = it is absent.
+// stringField reads a required member that is a string. If raw is nil, the member is absent.
 func stringField(name string, raw []byte) (string, error) {
 	if raw == nil {
 		return "", fmt.Errorf("%s is missing", name)
@@ -146,10 +146,10 @@ func skipSpace(b []byte, i int) int {
 	return i
 }
 
-// trimSpace removes the space that JSON allows around a value.
+// TrimSpace removes the space that JSON allows around a value.
 func TrimSpace(b []byte) []byte { return bytes.Trim(b, " \t\r\n") }
 
-// unquote returns the text of a JSON string; false = it is not a string.
+// unquote returns the text of a JSON string. It returns false if raw is not a string.
 func unquote(raw []byte) (string, bool) {
 	b, ok := unquoteBytes(raw)
 	return string(b), ok
@@ -185,8 +185,8 @@ func jsonKind(raw []byte) string {
 	return "a number"
 }
 
-// badText returns the position of the first text that is not Unicode, -1 if there is none: bytes that are not UTF-8, and an
-// escaped half of a surrogate pair. encoding/json would put U+FFFD in their place.
+// BadText returns the position of the first text that is not Unicode, or -1 if there is none. It finds bytes that are
+// not UTF-8, and escaped halves of surrogate pairs. encoding/json would replace them with U+FFFD.
 func BadText(raw []byte) int {
 	if !utf8.Valid(raw) {
 		for i := 0; i < len(raw); {
@@ -219,7 +219,7 @@ func BadText(raw []byte) int {
 	return -1
 }
 
-// escapedUnit reads the \uXXXX that b starts with; -1 = it starts with something else.
+// escapedUnit reads the \uXXXX at the start of b. It returns -1 if b starts with something else.
 func escapedUnit(b []byte) int {
 	if len(b) < 6 || b[0] != '\\' || b[1] != 'u' {
 		return -1
@@ -235,7 +235,7 @@ func escapedUnit(b []byte) int {
 	return unit
 }
 
-// tooDeep reports whether a value, inside a task, is deeper than encoding/json reads.
+// tooDeep reports whether a value, inside a task, is nested deeper than encoding/json reads.
 func tooDeep(raw []byte) bool {
 	if bytes.Count(raw, []byte("["))+bytes.Count(raw, []byte("{")) < 9_990 {
 		return false

@@ -11,10 +11,10 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
-// What a declared type means and how its values are read from JSON text, without loss or not at all. The same code checks a
-// value before it is published and reads it at the worker.
+// This file defines the meaning of declared types and reads their values from JSON text, without loss or not at all.
+// The same code checks a value before it is published and reads it at the worker.
 
-// shape is how a declared type is built.
+// shape is the structure of a declared type.
 type shape uint8
 
 const (
@@ -57,7 +57,7 @@ func (k scalar) unsigned() bool { return k >= kindUint && k <= kindUint64 }
 func (k scalar) integer() bool  { return k >= kindInt && k <= kindUint64 }
 func (k scalar) float() bool    { return k == kindFloat32 || k == kindFloat64 }
 
-// bits is the size of a number. int and uint have 64 on the wire, whatever they have here.
+// bits returns the size of a number. int and uint have 64 bits on the wire, whatever they have on this machine.
 func (k scalar) bits() int {
 	switch k {
 	case kindInt8, kindUint8:
@@ -70,7 +70,7 @@ func (k scalar) bits() int {
 	return 64
 }
 
-// argType is a declared type; its zero value is an unknown one.
+// argType is a declared type. Its zero value is an unknown type.
 type argType struct {
 	Shape shape
 	elem  scalar // of a scalar, slice or map
@@ -78,7 +78,7 @@ type argType struct {
 
 func (t argType) is(k scalar) bool { return t.Shape == shapeScalar && t.elem == k }
 
-// parseType reads a type name as it stands in a task.
+// ParseType parses a type name as it stands in a task.
 func ParseType(name string) argType {
 	if k := parseScalarName(name); k != kindNone {
 		return argType{shapeScalar, k}
@@ -106,7 +106,7 @@ func ParseType(name string) argType {
 	return argType{}
 }
 
-// parseScalarName knows the fourteen names that may also be elements.
+// parseScalarName parses the fourteen names that may also be elements.
 func parseScalarName(name string) scalar {
 	switch name {
 	case "bool":
@@ -141,8 +141,8 @@ func parseScalarName(name string) scalar {
 	return kindNone
 }
 
-// scalarValue is a value read under its declared type. An integer is kept as sign and magnitude, so that the whole ranges
-// of int64 and uint64 fit.
+// scalarValue is a value of a declared type. It keeps an integer as sign and magnitude, so that the whole ranges of
+// int64 and uint64 fit.
 type scalarValue struct {
 	kind scalar
 	b    bool
@@ -162,7 +162,7 @@ func (v *scalarValue) int64() (int64, bool) {
 
 func (v *scalarValue) uint64() (uint64, bool) { return v.mag, !v.neg || v.mag == 0 }
 
-// parseScalar reads valid JSON as a value of one type; false = it is not one.
+// parseScalar reads valid JSON as a value of one type. It returns false if the JSON is no such value.
 func parseScalar(k scalar, raw []byte) (v scalarValue, ok bool) {
 	if len(raw) == 0 {
 		return v, false
@@ -197,7 +197,8 @@ func parseScalar(k scalar, raw []byte) (v scalarValue, ok bool) {
 	return v, ok
 }
 
-// parseTime is strict where time.Parse takes one-digit hours, a comma, and drops the digits below a nanosecond.
+// parseTime parses a time. It is stricter than time.Parse, which accepts one-digit hours and a comma, and drops the
+// digits below a nanosecond.
 func parseTime(s string) (time.Time, bool) {
 	const seconds = len("2006-01-02T15:04:05")
 	if len(s) <= seconds || s[seconds-6] != ':' {
@@ -217,13 +218,14 @@ func parseTime(s string) (time.Time, bool) {
 }
 
 // parseInteger reads a JSON number as an integer, exactly: 5.0 and 1e3 are integers, 1.5 is none. It calculates on the
-// decimal digits, in time linear to the text, however large an exponent is. false = no integer, or beyond 64 bits.
+// decimal digits, in time linear in the text, however large the exponent is. It returns false for other numbers and for
+// integers beyond 64 bits.
 func parseInteger(raw []byte) (neg bool, mag uint64, ok bool) {
 	digits, exp := raw, int64(0)
 	if len(digits) > 0 && digits[0] == '-' {
 		neg, digits = true, digits[1:]
 	}
-	if len(digits) <= 18 { // the usual number: nothing but digits, and no overflow
+	if len(digits) <= 18 { // the usual number: only digits, and no overflow
 		plain := len(digits) > 0
 		for _, c := range digits {
 			if c < '0' || c > '9' {
@@ -278,7 +280,8 @@ func parseInteger(raw []byte) (neg bool, mag uint64, ok bool) {
 	return neg, mag, exp == 0
 }
 
-// parseExponent reads what follows the e of a number. A larger one than any text has digits for is cut.
+// parseExponent reads the digits after the e of a number. It caps an exponent that is larger than the digits of any
+// text.
 func parseExponent(raw []byte) (exp int64, ok bool) {
 	const most = 1 << 40
 	neg := len(raw) > 0 && raw[0] == '-'
@@ -297,7 +300,7 @@ func parseExponent(raw []byte) (exp int64, ok bool) {
 	return exp, len(raw) > 0
 }
 
-// parseBytes reads base64, standard and padded; null = nil.
+// parseBytes reads standard, padded base64. null becomes nil.
 func parseBytes(raw []byte) ([]byte, bool) {
 	if string(raw) == "null" {
 		return nil, true
@@ -310,7 +313,7 @@ func parseBytes(raw []byte) ([]byte, bool) {
 	return b, err == nil
 }
 
-// leaf says what Go type a published value is made of, where its JSON alone could mislead.
+// leaf is the Go type that a published value is made of, where its JSON alone could mislead.
 type leaf uint8
 
 const (
@@ -320,7 +323,8 @@ const (
 	leafBytes
 )
 
-// checkValue reports what in raw is not of the declared type; nil = all is. Only Got of the error is filled.
+// checkValue reports which part of raw is not of the declared type, or nil if all of it is. Only Got of the error is
+// filled.
 func checkValue(typ argType, raw []byte, from leaf) *Mismatch {
 	if from == leafBytes && typ.Shape != shapeBytes { // its base64 would pass for a string
 		return &Mismatch{Got: "a []byte; its type is []byte"}
@@ -361,8 +365,9 @@ func checkValue(typ argType, raw []byte, from leaf) *Mismatch {
 	return &Mismatch{Got: text.Excerpt(raw)}
 }
 
-// checkScalar also refuses numbers whose text is not the value that was given: an integer as a float that cannot hold it,
-// and a float beyond 2^53 as an integer, because JSON has only its first 17 digits.
+// checkScalar reports whether raw is a value of type k. It also refuses numbers whose text is not the given value: an
+// integer as a float that cannot hold it, and a float beyond 2^53 as an integer, because JSON has only its first 17
+// digits.
 func checkScalar(k scalar, raw []byte, from leaf) bool {
 	v, ok := parseScalar(k, raw)
 	switch {
@@ -378,8 +383,9 @@ func checkScalar(k scalar, raw []byte, from leaf) bool {
 	return true
 }
 
-// holdsInteger reports whether f, read from raw, is what raw says, if that is an integer. The text of a float beyond 2^53 looks like an
-// integer too, with zeros after its first 17 digits, and is taken for that float.
+// holdsInteger reports whether f, read from raw, equals the integer in raw. It returns true if raw is no integer. The
+// text of a float beyond 2^53 looks like an integer too, with zeros after its first 17 digits, and is taken for that
+// float.
 func holdsInteger(f float64, k scalar, raw []byte) bool {
 	if bytes.ContainsAny(raw, ".eE") || string(raw) == "-0" {
 		return true
@@ -392,5 +398,5 @@ func atIndex(value []byte, i int) string {
 }
 func atKey(value, key []byte) string { return text.Excerpt(value) + " at [" + text.Excerpt(key) + "]" }
 
-// mismatch says why a value does not fit its declared type, or a parameter.
+// Mismatch explains why a value does not fit its declared type, or a parameter.
 type Mismatch struct{ Want, Got string }

@@ -1,5 +1,5 @@
-// Package bolt keeps a dispatcher outbox in a file, so that tasks survive the end of the process, kill -9 and a loss of power. It is a
-// module of its own, because it links go.etcd.io/bbolt:
+// Package bolt keeps a dispatcher outbox in a file, so that tasks survive the end of the process, kill -9 and a loss of
+// power. It is a module of its own because it links go.etcd.io/bbolt:
 //
 //	outbox, err := bolt.Open("/var/lib/app/outbox.db", bolt.Config{})
 //	server, lost, err := dispatcher.NewServer(&dispatcher.ServerConfig{Outbox: outbox, …})
@@ -9,21 +9,23 @@
 //
 // # How it is stored, and why
 //
-// The file is a bbolt database: a B+ tree that is never changed in place. A commit writes new pages, syncs them, and then writes and
-// syncs one of two header pages. A process that dies at any moment leaves the state of the last commit, and nothing has to be repaired.
+// The file is a bbolt database: a B+ tree that is never changed in place. A commit writes new pages, syncs them, and
+// then writes and syncs one of two header pages. A process that dies at any moment leaves the state of the last commit,
+// and nothing has to be repaired.
 //
-// There are three buckets. "waiting" and "dead" hold the entries. Their keys are the length of the routing key, the routing key,
-// and a number that grows with every entry, so the entries of one routing key are neighbours in the order of [Outbox.Add], and
-// a key that is the beginning of another cannot be confused with it. Burying moves an entry from one bucket to the other in one commit.
-// "state" holds the next number and how much is in the other two, so a restart never uses a number twice.
+// There are three buckets. "waiting" and "dead" hold the entries. Their keys consist of the length of the routing key,
+// the routing key, and a number that grows with every entry. So the entries of one routing key are neighbours in the
+// order of [Outbox.Add], and a key that is the beginning of another cannot be confused with it. Burying moves an entry
+// from one bucket to the other in one commit. "state" holds the next number and the totals of the other two, so a
+// restart never uses a number twice.
 //
-// A sync takes milliseconds, so calls share it: while one commit is written, the next gathers everything that comes (commit.go). A lone
-// call does not wait for others.
+// A sync takes milliseconds, so calls share it: while one commit is written, the next one gathers the calls that come
+// (commit.go). A lone call does not wait for others.
 //
-// bbolt has checksums for its header pages only. Here every entry has one as well, which includes its key. [Open] reads the whole file and
-// compares it with "state" (check.go), since a lost task is noticed by nobody.
+// bbolt has checksums for its header pages only. Here every entry has one as well, which includes its key. [Open] reads
+// the whole file and compares it with "state" (check.go), since nobody would notice a lost task.
 //
-// The file does not shrink. The space of entries that have left is used again.
+// The file does not shrink. The space of removed entries is used again.
 package bolt
 
 import (
@@ -52,33 +54,34 @@ const (
 	defaultBytes   = 1 << 30
 )
 
-// minSize is that of a file without entries, where pages have the least size.
+// minSize is the size of a file without entries, where pages have the least size.
 const minSize = 4 * 4096
 
-// lockTimeout is how long Open waits for the process that has the file.
+// lockTimeout is how long Open waits for a process that has the file open.
 const lockTimeout = 2 * time.Second
 
 // Errors of Open.
 var (
-	// ErrLocked: another process, or another Outbox of this one, has the file open.
+	// ErrLocked means that another process, or another Outbox of this one, has the file open.
 	ErrLocked = errors.New("the file is in use")
-	// ErrDamaged: the file is not as it was written. Also from the methods of an [Outbox] whose file is damaged while it is open. Open
-	// changes nothing in such a file, so keep it: entries can still be in it.
+	// ErrDamaged means that the file is not as it was written. The methods of an [Outbox] also return it if the file is
+	// damaged while it is open. Open changes nothing in such a file, so keep it: it may still hold entries.
 	ErrDamaged = errors.New("the file is damaged")
 )
 
 // Config configures an [Outbox]. Dead entries count towards both bounds.
 type Config struct {
-	// MaxEntries is how many entries it holds. 0 or less: 1,000,000.
+	// MaxEntries is the largest number of entries. 0 or less: 1,000,000.
 	MaxEntries int
-	// MaxBytes bounds the sum of the entries as they are stored, in bytes. The file is up to three times as large. Leave it that
-	// room: on a full disk entries may have to stay too, since a tree that is never changed in place needs pages to remove one.
-	// 0 or less: 1 GiB.
+	// MaxBytes bounds the sum of the entries as they are stored, in bytes. The file is up to three times as large.
+	// Leave it that room: a tree that is never changed in place needs pages even to remove an entry, so on a full disk
+	// entries may have to stay. 0 or less: 1 GiB.
 	MaxBytes int64
 }
 
-// Outbox is a [dispatcher.Outbox] in a file. Make it with [Open]. All methods may be called by many goroutines at once. They wait for the
-// disk, those that change something for a sync. They return when their ctx ends, but a read that the disk does not answer blocks.
+// Outbox is a [dispatcher.Outbox] in a file. Make it with [Open]. All methods are safe for concurrent use. They wait
+// for the disk, and those that change something wait for a sync. They return when their ctx ends, but a read that the
+// disk does not answer blocks.
 type Outbox struct {
 	cfg  Config
 	path string
@@ -96,12 +99,12 @@ type Outbox struct {
 
 var _ dispatcher.OutboxNotifier = (*Outbox)(nil)
 
-// Open opens the outbox in the file at path, or makes one, readable for its owner only. The folder must exist and its file system
-// must support hard links, file locks and memory maps, as local ones do. Open reads the whole file: 100,000 entries of 500 bytes take
-// about 0.35 s on a small server.
+// Open opens the outbox in the file at path, or creates one that only its owner can read. The folder must exist. Its
+// file system must support hard links, file locks and memory maps, as local ones do. Open reads the whole file: 100,000
+// entries of 500 bytes take about 0.35 s on a small server.
 //
-// A file belongs to one Outbox at a time. The error Is [ErrLocked] if another one does not let go of it within 2 s, and [ErrDamaged]
-// if the file is not whole.
+// A file belongs to one Outbox at a time. The error Is [ErrLocked] if another one does not release it within 2 s, and
+// [ErrDamaged] if the file is not whole.
 func Open(path string, cfg Config) (*Outbox, error) {
 	if cfg.MaxEntries <= 0 {
 		cfg.MaxEntries = defaultEntries
@@ -131,7 +134,7 @@ func (o *Outbox) open() error {
 		}
 	case err != nil:
 		return err
-	case info.Size() < minSize: // bbolt would begin anew in an empty file
+	case info.Size() < minSize: // bbolt would start over in an empty file
 		return fmt.Errorf("%w: it has %d bytes", ErrDamaged, info.Size())
 	}
 	err = guarded(func() (err error) {
@@ -162,8 +165,8 @@ func (o *Outbox) options() *bbolt.Options {
 	}
 }
 
-// create makes an empty outbox. It is made under another name and linked into place, so a file at path is whole, and no other
-// process can have entries in a file that is then replaced.
+// create makes an empty outbox. It writes the file under another name and links it into place. So a file at path is
+// whole, and no other process can have entries in a file that is then replaced.
 func create(path string) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, filepath.Base(path)+".new-*")
@@ -187,10 +190,10 @@ func create(path string) error {
 	return syncDir(dir)
 }
 
-// abandon unlocks and closes the file under a database that cannot be closed.
+// abandon unlocks and closes the file of a database that cannot be closed.
 func (o *Outbox) abandon() {
 	unlock(o.file)
-	_ = o.file.Close() // perhaps it is already
+	_ = o.file.Close() // it may be closed already
 }
 
 // syncDir makes a new name in a folder survive a loss of power.
@@ -205,7 +208,7 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// Close waits for the calls under way and closes the file. Close the server first. Calls that come later fail. Closing twice is
+// Close waits for the calls under way and closes the file. Close the server first. Later calls fail. Closing twice is
 // safe.
 func (o *Outbox) Close() error {
 	o.mu.Lock()
@@ -236,8 +239,9 @@ func (o *Outbox) named(err error) error {
 	return fmt.Errorf("outbox %s: %w", o.path, err)
 }
 
-// Add implements [dispatcher.Outbox]. nil: e is on the disk. The error Is [dispatcher.ErrOutboxFull] if e does not fit into the bounds, and
-// [dispatcher.ErrNotSent] if the disk is full or does not take it, unless that is not certain.
+// Add implements [dispatcher.Outbox]. Nil means that e is on the disk. The error Is [dispatcher.ErrOutboxFull] if e
+// does not fit into the bounds. It Is [dispatcher.ErrNotSent] if the disk is full or does not take e, unless that is
+// not certain.
 func (o *Outbox) Add(ctx context.Context, e dispatcher.OutboxEntry) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%w: %w", dispatcher.ErrNotSent, err)
@@ -283,7 +287,7 @@ func (o *Outbox) Bury(ctx context.Context, e dispatcher.OutboxEntry) error {
 	return err
 }
 
-// Dead returns the dead entries, the one that was refused first in front. They stay. All of them are in memory at once.
+// Dead returns the dead entries, the first refused first. They stay in the outbox. All of them are in memory at once.
 func (o *Outbox) Dead(ctx context.Context) ([]dispatcher.OutboxEntry, error) {
 	var dead []dispatcher.OutboxEntry
 	err := o.view(ctx, func(t *table) error {
@@ -302,8 +306,8 @@ func (o *Outbox) Dead(ctx context.Context) ([]dispatcher.OutboxEntry, error) {
 	return dead, nil
 }
 
-// RetryDead makes a dead entry, named by its RoutingKey and ID, the newest of its routing key again, to be sent. It gets another ID. False:
-// there is none.
+// RetryDead makes a dead entry, identified by its RoutingKey and ID, the newest of its routing key again, to be sent.
+// The entry gets another ID. RetryDead returns false if there is no such entry.
 func (o *Outbox) RetryDead(ctx context.Context, e dispatcher.OutboxEntry) (bool, error) {
 	found, err := o.move(ctx, e, func(t *table, k []byte) (bool, error) { return t.revive(k, e.RoutingKey) })
 	o.mu.Lock()
@@ -315,13 +319,13 @@ func (o *Outbox) RetryDead(ctx context.Context, e dispatcher.OutboxEntry) (bool,
 	return found, err
 }
 
-// RemoveDead forgets a dead entry, named by its RoutingKey and ID. False: there is none. There is no method that takes all of them: if
-// the process died after it, they would be lost.
+// RemoveDead deletes a dead entry, identified by its RoutingKey and ID. It returns false if there is no such entry. No
+// method takes all of them at once: if the process died after it, they would be lost.
 func (o *Outbox) RemoveDead(ctx context.Context, e dispatcher.OutboxEntry) (bool, error) {
 	return o.move(ctx, e, func(t *table, k []byte) (bool, error) { return t.remove(t.dead, k) })
 }
 
-// move changes one entry. False: there is none.
+// move changes one entry with f. It returns false if there is no such entry.
 func (o *Outbox) move(ctx context.Context, e dispatcher.OutboxEntry, f func(t *table, key []byte) (bool, error)) (found bool, err error) {
 	id, err := strconv.ParseUint(e.ID, 10, 64)
 	if err != nil || len(e.RoutingKey) > maxKey || strconv.FormatUint(id, 10) != e.ID {
@@ -350,7 +354,7 @@ func (o *Outbox) Keys(ctx context.Context) ([]string, error) {
 				return err
 			}
 			keys = append(keys, routingKey)
-			// To the first entry of the next routing key: no number is as large as this.
+			// Go to the first entry of the next routing key: no number is as large as this.
 			k, _ = c.Seek(entryKey(routingKey, 1<<64-1))
 		}
 		return nil
@@ -376,7 +380,7 @@ func (o *Outbox) Notify(added func(routingKey string)) {
 
 var _ dispatcher.DurableOutbox = (*Outbox)(nil)
 
-// Durable implements [dispatcher.DurableOutbox]. It is true.
+// Durable implements [dispatcher.DurableOutbox]. It returns true.
 func (o *Outbox) Durable() bool { return true }
 
 // view calls f with the state of the last commit.

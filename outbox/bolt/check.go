@@ -10,8 +10,8 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// check reads the whole file and compares what it finds with what was written. The error Is ErrDamaged, unless a newer program has
-// written the file.
+// check reads the whole file and checks that it holds what was written. The error Is ErrDamaged, unless a newer program
+// has written the file.
 func check(db *bbolt.DB, file *os.File) error {
 	for page := range int64(2) {
 		if err := checkHeader(file, page*int64(db.Info().PageSize)); err != nil {
@@ -36,14 +36,14 @@ func check(db *bbolt.DB, file *os.File) error {
 	})
 }
 
-// checkHeader looks at one of the two header pages. bbolt is content with one, and would go back to the commit before without a
-// word when the other is damaged. This is the layout of file format 2 of bbolt (internal/common: Page and Meta).
+// checkHeader checks one of the two header pages. bbolt needs only one of them: if the other is damaged, it silently
+// goes back to the previous commit. This is the layout of file format 2 of bbolt (internal/common: Page and Meta).
 func checkHeader(file *os.File, offset int64) error {
 	const (
 		pageHeader = 16
 		magic      = 0xED0CDAED
 		version    = 2
-		sum        = 56 // offset of the checksum, which is over what is before it
+		sum        = 56 // offset of the checksum of the bytes before it
 	)
 	var b [sum + 8]byte
 	if _, err := file.ReadAt(b[:], offset+pageHeader); err != nil {
@@ -58,7 +58,8 @@ func checkHeader(file *os.File, offset int64) error {
 	return nil
 }
 
-// checkEntries decodes all entries and counts them. A page that was replaced with an older one would fit in itself, but not to the count.
+// checkEntries decodes all entries and counts them. A page that was replaced with an older one is valid in itself, but
+// the count differs.
 func checkEntries(tx *bbolt.Tx) error {
 	t, err := newTable(tx)
 	if err != nil {
@@ -92,11 +93,11 @@ func checkEntries(tx *bbolt.Tx) error {
 	return nil
 }
 
-// checkPages has bbolt compare its list of free pages with the pages that are used: a used page in that list would be overwritten by a
-// later commit. bbolt does so on a goroutine of its own, which could not be guarded, so it comes after checkBounds.
+// checkPages lets bbolt compare its list of free pages with the used pages. A later commit would overwrite a used page
+// in that list. bbolt checks on a goroutine of its own, which cannot be guarded, so checkPages runs after checkBounds.
 func checkPages(tx *bbolt.Tx) error {
 	var first error
-	for err := range tx.Check() { // to the end, or its goroutine would stay
+	for err := range tx.Check() { // read to the end, or its goroutine leaks
 		if first == nil {
 			first = fmt.Errorf("%w: %w", ErrDamaged, err)
 		}

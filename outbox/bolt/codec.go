@@ -12,31 +12,31 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// An entry is stored as its fields that are not zero, each with its name, in the same form as the headers inside it. JSON would
+// An entry is stored as its nonzero fields, each with its name, in the same form as the headers inside it. JSON would
 // lose the difference between int64 and float64, and gob has no nil.
 //
-// A value is one byte for its type, and:
+// A value is one byte for its type, followed by:
 const (
 	typeNil    = 'n'
 	typeTrue   = 't'
 	typeFalse  = 'f'
 	typeInt    = 'i' // a varint
 	typeFloat  = 'd' // eight bytes, big endian
-	typeString = 's' // the length as a uvarint, and the bytes
+	typeString = 's' // the length as a uvarint, then the bytes
 	typeBytes  = 'b' // the same
-	typeTime   = 'T' // the same, as time.Time.MarshalBinary makes it: nanoseconds and the offset of the zone
-	typeList   = 'a' // the number of elements as a uvarint, and those
-	typeMap    = 'm' // the same, each element a key without its type, and a value
+	typeTime   = 'T' // the same, encoded by time.Time.MarshalBinary: nanoseconds and the offset of the zone
+	typeList   = 'a' // the number of elements as a uvarint, then the elements
+	typeMap    = 'm' // the same; an element is a key without a type byte, then a value
 )
 
-// entryField is a field of an entry and how it is stored.
+// entryField describes how a field of an entry is stored.
 type entryField struct {
 	name string
 	get  func(*dispatcher.OutboxEntry) (value any, set bool)
-	set  func(e *dispatcher.OutboxEntry, value any) bool // false: it is of another type
+	set  func(e *dispatcher.OutboxEntry, value any) bool // false if the value has another type
 }
 
-// entryFields are all but ID and RoutingKey, which are in the key. Names in files stay for ever.
+// entryFields are all fields but ID and RoutingKey, which are in the key. Names in files stay for ever.
 var entryFields = []entryField{
 	stringField("exchange", func(e *dispatcher.OutboxEntry) *string { return &e.Exchange }),
 	stringField("uuid", func(e *dispatcher.OutboxEntry) *string { return &e.UUID }),
@@ -66,7 +66,7 @@ func timeField(name string, of func(*dispatcher.OutboxEntry) *time.Time) entryFi
 	return field(name, of, func(t time.Time) bool { return !t.IsZero() })
 }
 
-// encodeEntry returns an entry without ID and RoutingKey. The error names a header that cannot be stored.
+// encodeEntry encodes an entry without ID and RoutingKey. The error names a header that cannot be stored.
 func encodeEntry(e *dispatcher.OutboxEntry) (payload []byte, err error) {
 	payload = make([]byte, 0, len(e.Body)+256)
 	for _, f := range entryFields {
@@ -80,7 +80,7 @@ func encodeEntry(e *dispatcher.OutboxEntry) (payload []byte, err error) {
 	return payload, nil
 }
 
-// decodeEntry returns a copy of an entry. The error Is ErrDamaged, unless a newer program has written it.
+// decodeEntry decodes a copy of an entry. The error Is ErrDamaged, unless a newer program has written it.
 func decodeEntry(key, value []byte) (e dispatcher.OutboxEntry, err error) {
 	routingKey, number, err := splitKey(key)
 	if err != nil {
@@ -103,7 +103,7 @@ func decodeEntry(key, value []byte) (e dispatcher.OutboxEntry, err error) {
 				known = f.set(&e, v)
 			}
 		}
-		if !known { // without it the task might be another
+		if !known { // without it the task might differ
 			return e, fmt.Errorf("entry %s of %q has the field %q, which this program does not know", e.ID, e.RoutingKey, name)
 		}
 	}
@@ -158,7 +158,7 @@ func appendBytes[T string | []byte](b []byte, v T) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(v))), v...)
 }
 
-// decoder reads values. left is nil once something did not fit.
+// decoder reads values. left is nil after a decoding error.
 type decoder struct{ left []byte }
 
 // take returns the next n bytes.
@@ -184,7 +184,7 @@ func (d *decoder) uvarint() uint64 {
 
 func (d *decoder) bytes() []byte { return d.take(d.uvarint()) }
 
-// value returns a copy of the next value: what bbolt returns is valid only inside its transaction.
+// value returns a copy of the next value, since the bytes of bbolt are valid only inside their transaction.
 func (d *decoder) value() any {
 	typ := d.take(1)
 	if typ == nil {

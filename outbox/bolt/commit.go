@@ -10,25 +10,25 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// Bounds of one commit, which is in memory as a whole.
+// Bounds of one commit, which is held in memory as a whole.
 const (
 	maxChanges     = 1000
 	maxCommitBytes = 16 << 20
 )
 
-// change is one call that changes something.
+// change is one call that changes the outbox.
 type change struct {
-	apply func(*table) error // nothing is changed when it returns an error; called again if the first commit failed
-	size  int                // bytes that it adds, about
+	apply func(*table) error // changes nothing if it returns an error; called again if the first commit failed
+	size  int                // about how many bytes it adds
 	err   error              // the outcome; set before done is closed
 	done  chan struct{}
 }
 
-// errClosed is that of calls after Close.
+// errClosed is the error of calls after Close.
 var errClosed = fmt.Errorf("%w: the outbox is closed", dispatcher.ErrNotSent)
 
-// do has a change committed and waits for it. The error Is ErrNotSent if the change was certainly not made, and no outcome of a publish
-// if that is unknown.
+// do commits a change and waits for the commit. The error Is ErrNotSent if the change was certainly not made. If that
+// is unknown, the error Is none of the publish errors.
 func (o *Outbox) do(ctx context.Context, size int, apply func(*table) error) error {
 	c := &change{apply: apply, size: size, done: make(chan struct{})}
 	o.mu.Lock()
@@ -67,7 +67,7 @@ func (o *Outbox) do(ctx context.Context, size int, apply func(*table) error) err
 	return o.named(fmt.Errorf("the commit has not ended: %w", ctx.Err()))
 }
 
-// commit commits what is pending until there is nothing. Calls that come while one commit is being written share the next.
+// commit commits pending changes until none are left. Calls that arrive during one commit share the next.
 func (o *Outbox) commit() {
 	for {
 		batch := o.take()
@@ -76,7 +76,7 @@ func (o *Outbox) commit() {
 		}
 		err, undone := o.write(batch)
 		if undone && len(batch) > 1 {
-			// One by one, or an entry that does not fit on the disk would keep others from leaving it.
+			// Retry one by one: an entry that does not fit on the disk must not keep others from being removed.
 			for _, c := range batch {
 				err, undone := o.write([]*change{c})
 				c.end(err, undone)
@@ -89,7 +89,7 @@ func (o *Outbox) commit() {
 	}
 }
 
-// take returns the changes of the next commit. nil: there are none, and commit ends.
+// take returns the changes of the next commit. It returns nil if there are none; commit then ends.
 func (o *Outbox) take() []*change {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -111,7 +111,7 @@ func (o *Outbox) take() []*change {
 	return batch
 }
 
-// end gives a change its outcome. err is that of the commit.
+// end sets the outcome of a change. err is the error of the commit.
 func (c *change) end(err error, undone bool) {
 	switch {
 	case err != nil && undone:
@@ -125,7 +125,7 @@ func (c *change) end(err error, undone bool) {
 // errUnchanged rolls back a commit that would change nothing.
 var errUnchanged = errors.New("unchanged")
 
-// write makes one commit. After an error, undone says that certainly nothing was changed.
+// write makes one commit. If it fails, undone reports whether certainly nothing was changed.
 func (o *Outbox) write(batch []*change) (err error, undone bool) {
 	o.mu.Lock()
 	broken := o.broken
@@ -155,11 +155,11 @@ func (o *Outbox) write(batch []*change) (err error, undone bool) {
 		o.broken = err
 		o.mu.Unlock()
 		return err, false
-	case after == nil: // it did not come to a commit
+	case after == nil: // the commit did not start
 		return err, true
 	}
-	// bbolt writes the header page last. If what it would have changed cannot be seen, the header was not written. If it can be
-	// seen, the sync failed, and nobody knows what is on the disk.
+	// bbolt writes the header page last. If the new state is not visible, the header was not written. If it is visible,
+	// the sync failed, and the state of the disk is unknown.
 	seen := true
 	failed := o.view(context.Background(), func(t *table) error {
 		seen = string(t.raw) == string(after)
@@ -168,11 +168,11 @@ func (o *Outbox) write(batch []*change) (err error, undone bool) {
 	return err, failed == nil && !seen
 }
 
-// errPanicked marks an error that was a panic.
+// errPanicked marks an error made from a panic.
 var errPanicked = errors.New("it cannot be read")
 
-// guarded calls f. bbolt panics over pages that are not what they should be, and a page that is not in the file, or that the disk cannot
-// read, is a memory fault.
+// guarded calls f and turns a panic or memory fault into an error. bbolt panics over damaged pages. A page that is
+// missing in the file, or that the disk cannot read, causes a memory fault.
 func guarded(f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {

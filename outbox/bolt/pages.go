@@ -8,9 +8,9 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// The pages of a file, read as bytes. bbolt follows the numbers in them through its memory map without a look at their bounds, and its
-// Check does so on a goroutine of its own, where a memory fault ends the process. This is the layout of file format 2 of bbolt
-// (internal/common: Page, Meta, InBucket).
+// The pages of a file are read as bytes here. bbolt follows the numbers in them through its memory map without checking
+// their bounds. Its Check does so on a goroutine of its own, where a memory fault ends the process. This is the layout
+// of file format 2 of bbolt (internal/common: Page, Meta, InBucket).
 const (
 	pageHeader    = 16 // id, flags, count, overflow
 	element       = 16 // of a branch: position, size of the key, page; of a leaf: flags, position, sizes of key and value
@@ -19,19 +19,19 @@ const (
 	leafPage      = 2
 	freelistPage  = 16
 	bucketElement = 1  // flag of a leaf's element
-	maxDepth      = 64 // of the tree; bbolt fills pages by half, so this is beyond any file
+	maxDepth      = 64 // of the tree; bbolt fills pages by half, so no file is deeper
 )
 
-// pages walks over all pages that are in use.
+// pages walks over all used pages.
 type pages struct {
 	file *os.File
 	size int64  // of a page
-	end  uint64 // the first page number that is not in the file
+	end  uint64 // the first page number after the file
 	seen map[uint64]bool
 }
 
-// checkBounds makes sure that every number in a page that is in use points into that page, or to a page that is there. The header pages are
-// known to be whole.
+// checkBounds checks that every number in a used page points into that page or to an existing page. The caller has
+// checked the header pages.
 func checkBounds(tx *bbolt.Tx, file *os.File) error {
 	size := int64(tx.DB().Info().PageSize)
 	var meta [64]byte
@@ -53,7 +53,7 @@ func checkBounds(tx *bbolt.Tx, file *os.File) error {
 	return w.tree(binary.NativeEndian.Uint64(meta[16:]), 0)
 }
 
-// read returns a page with those that it overflows into.
+// read returns a page together with its overflow pages.
 func (w *pages) read(id uint64) ([]byte, error) {
 	if id >= w.end {
 		return nil, fmt.Errorf("%w: page %d is behind the last one", ErrDamaged, id)
@@ -86,7 +86,7 @@ func (w *pages) freelist(id uint64) error {
 		return err
 	}
 	first, n := uint64(pageHeader), uint64(binary.NativeEndian.Uint16(b[10:]))
-	if n == 0xFFFF { // the count is in the first place
+	if n == 0xFFFF { // the first element is the count
 		first, n = first+8, binary.NativeEndian.Uint64(b[pageHeader:])
 	}
 	if binary.NativeEndian.Uint16(b[8:]) != freelistPage || n > (uint64(len(b))-first)/8 {
@@ -104,7 +104,7 @@ func (w *pages) tree(id uint64, depth int) error {
 	return w.page(id, b, depth)
 }
 
-// page looks at one page, or at the one inside the value of a small bucket.
+// page checks one page, or the page inside the value of a small bucket.
 func (w *pages) page(id uint64, b []byte, depth int) error {
 	native := binary.NativeEndian
 	if depth > maxDepth || len(b) < pageHeader {
@@ -150,7 +150,7 @@ func (w *pages) page(id uint64, b []byte, depth int) error {
 	return nil
 }
 
-// slice is n bytes at a position that counts from an element, false if they are not all in b.
+// slice returns the n bytes at position, counted from the element at at. It returns false if they are not all in b.
 func slice(b []byte, at int, position, n uint64) ([]byte, bool) {
 	from := uint64(at) + position
 	to := from + n

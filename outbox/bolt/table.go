@@ -10,18 +10,19 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// Names of the buckets, and of the one key in the last.
+// Names of the buckets. The only key in the last one has its name too.
 var (
 	waitingBucket = []byte("waiting")
 	deadBucket    = []byte("dead")
 	stateBucket   = []byte("state")
 )
 
-// format is the version of what the file holds. An older program must not use a newer file: it could drop what it does not know.
+// format is the version of the file's content. An older program must not use a newer file: it could drop data that it
+// does not know.
 const format = 1
 
-// state is kept in every commit, with a checksum. bbolt's own sequences have none, and one that goes back would give two entries the
-// same key.
+// state is stored by every commit, with a checksum. bbolt's own sequences have no checksum, and a sequence that goes
+// back would give two entries the same key.
 type state struct {
 	format, commits, last uint64 // last is the number of the newest entry
 	entries, dead, bytes  uint64
@@ -34,7 +35,7 @@ type table struct {
 	state         state
 	raw           []byte // state as it is in the file
 	changed       bool
-	err           error // of bbolt; nothing may be committed
+	err           error // an error of bbolt; nothing may be committed
 }
 
 func initialise(tx *bbolt.Tx) error {
@@ -56,7 +57,7 @@ func newTable(tx *bbolt.Tx) (*table, error) {
 	return t, t.state.decode(t.raw)
 }
 
-// save puts state into the transaction and returns what it put.
+// save stores the state in the transaction and returns its encoded form.
 func (t *table) save() ([]byte, error) {
 	switch {
 	case t.err != nil:
@@ -69,7 +70,7 @@ func (t *table) save() ([]byte, error) {
 	return raw, t.tx.Bucket(stateBucket).Put(stateBucket, raw)
 }
 
-// add puts a new entry behind the others of its routing key.
+// add adds a new entry behind the others of its routing key.
 func (t *table) add(routingKey string, payload []byte, cfg Config) error {
 	key := entryKey(routingKey, t.state.last+1)
 	value := seal(key, payload)
@@ -83,7 +84,7 @@ func (t *table) add(routingKey string, payload []byte, cfg Config) error {
 	return nil
 }
 
-// remove takes an entry out of a bucket. False: there is none.
+// remove removes an entry from a bucket. It returns false if there is none.
 func (t *table) remove(from *bbolt.Bucket, key []byte) (bool, error) {
 	value := from.Get(key)
 	if value == nil {
@@ -159,15 +160,15 @@ func (t *table) count(in *bbolt.Bucket, entries, bytes int) {
 	t.state.bytes += uint64(bytes)
 }
 
-// maxKey bounds a routing key, whose length has two bytes in a key.
+// maxKey is the length of the longest routing key. A key stores that length in two bytes.
 const maxKey = 1<<16 - 1
 
-// keyPrefix is how the keys of a routing key's entries begin.
+// keyPrefix returns the prefix of the keys of all entries of a routing key.
 func keyPrefix(routingKey string) []byte {
 	return append(binary.BigEndian.AppendUint16(nil, uint16(len(routingKey))), routingKey...)
 }
 
-// entryKey is the key of one entry. Big endian, so that keys sort as their numbers do.
+// entryKey returns the key of one entry. The number is big endian, so that keys sort by number.
 func entryKey(routingKey string, number uint64) []byte {
 	return binary.BigEndian.AppendUint64(keyPrefix(routingKey), number)
 }

@@ -7,5 +7,5 @@ import (
 	"syscall"
 )
 
-// unlock ends the lock that bbolt has on a file. Closing the file is not enough: a memory map of it keeps the lock.
+// unlock releases bbolt's lock on a file. Closing the file is not enough, since a memory map of it keeps the lock.
 func unlock(f *os.File) { _ = syscall.Flock(int(f.Fd()), syscall.LOCK_UN) }

@@ -4,5 +4,5 @@ package bolt
 
 import "os"
 
-// unlock does nothing: here the lock of a damaged file ends with its handle or with the process.
+// unlock does nothing: on these systems the lock of a damaged file ends with its handle or with the process.
 func unlock(*os.File) {}
