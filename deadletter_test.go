@@ -56,7 +56,7 @@ func TestErrorTextsAreCutAndValid(t *testing.T) {
 	}
 }
 
-// D5: an unknown task went round and round in the ancestor, thousands of times a second.
+// D5: an unknown task went round and round in gofort/dispatcher, thousands of times a second.
 func TestD5AnUnknownTaskIsPutOffWithGrowingPausesAndThenKept(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -83,7 +83,7 @@ func TestD5AnUnknownTaskIsPutOffWithGrowingPausesAndThenKept(t *testing.T) {
 	})
 }
 
-// D1 is among these: an unknown argument type ended the ancestor's process, again and again.
+// D1 is among these: an unknown argument type ended gofort/dispatcher's process, again and again.
 func TestHostileBodiesBecomeDeadLetters(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(c *dispatcher.ServerConfig) { c.MaxBodyBytes = 100_000 })

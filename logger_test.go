@@ -15,7 +15,7 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// D14: the ancestor's logger printed "task [a %!s(int=2)] of %!d(MISSING)".
+// D14: gofort/dispatcher's logger printed "task [a %!s(int=2)] of %!d(MISSING)".
 func TestD14LogTextsAreFormatted(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer

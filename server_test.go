@@ -102,7 +102,7 @@ func TestInitQueuesAreDeclaredAndBound(t *testing.T) {
 	}
 }
 
-// The ancestor hung for ever here (D3).
+// gofort/dispatcher hung for ever here (D3).
 func TestD3UnreachableBrokerIsAnErrorAfterTheRetries(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -276,7 +276,7 @@ func TestCloseLeavesTheChannelOpen(t *testing.T) {
 	}
 }
 
-// The ancestor hung in each of these (D4).
+// gofort/dispatcher hung in each of these (D4).
 func TestCloseReturnsWhateverTheState(t *testing.T) {
 	t.Parallel()
 	for name, prepare := range map[string]func(*rig, *dispatcher.Worker){
@@ -399,7 +399,7 @@ func eventuallyConnected(t *testing.T, r *rig) {
 	}
 }
 
-// D10: the ancestor's data races. Every exported method at once, with lost connections, under the race detector.
+// D10: gofort/dispatcher's data races. Every exported method at once, with lost connections, under the race detector.
 func TestD10EverythingAtOnce(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(c *dispatcher.ServerConfig) { c.ReconnectionIntervalSeconds = 0 })

@@ -12,7 +12,7 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// D11: the ancestor closed the publisher first, and took tasks all the while.
+// D11: gofort/dispatcher closed the publisher first, and took tasks all the while.
 func TestD11ADrainingTaskCanPublishAndNothingNewIsTaken(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -244,7 +244,7 @@ func TestPublishesUnderWayAreConfirmedBeforeTheConnectionCloses(t *testing.T) {
 	})
 }
 
-// D15: the ancestor left goroutines behind, and a connection when NewServer failed. TestMain looks for goroutines at the
+// D15: gofort/dispatcher left goroutines behind, and a connection when NewServer failed. TestMain looks for goroutines at the
 // end of all tests; this looks for consumers and sessions.
 func TestD15NothingIsLeftBehind(t *testing.T) {
 	t.Parallel()

@@ -78,7 +78,7 @@ func TestGoldenWireBytes(t *testing.T) {
 				t.Errorf("encoded\n%s\nwant\n%s", body, file)
 			}
 			if ancestor, err := json.Marshal(g.task); err != nil || string(ancestor) != string(file) {
-				t.Errorf("json.Marshal, as the ancestor did: %s, %v", ancestor, err)
+				t.Errorf("json.Marshal, as gofort/dispatcher did: %s, %v", ancestor, err)
 			}
 			got := receive(t, file)
 			if !equalValues(got, g.want) {

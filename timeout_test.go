@@ -13,7 +13,7 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// D8: in the ancestor, timeouts removed the bound on concurrency.
+// D8: in gofort/dispatcher, timeouts removed the bound on concurrency.
 func TestD8TimedOutCallsAreBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -144,7 +144,7 @@ func TestTimeoutCancelsTheContextWithItsCause(t *testing.T) {
 	})
 }
 
-// D2: a panic in a task with a timeout ended the ancestor's process; one without was acknowledged, which lost the task.
+// D2: a panic in a task with a timeout ended gofort/dispatcher's process; one without was acknowledged, which lost the task.
 func TestD2APanicIsAFailedAttempt(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

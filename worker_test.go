@@ -212,7 +212,7 @@ func TestSeveralWorkersShareAServerByKeysAndAQueueByTurns(t *testing.T) {
 	}
 }
 
-// D12: the ancestor started a second consume loop and lost the first.
+// D12: gofort/dispatcher started a second consume loop and lost the first.
 func TestD12StartingTwiceIsAnErrorAndRestartingWorks(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
