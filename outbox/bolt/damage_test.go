@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/bbolt"
+
 	"github.com/seed-416683c9/dispatcher"
 	"github.com/seed-416683c9/dispatcher/outbox/bolt"
 )
@@ -170,19 +172,8 @@ func TestNoDamagedByteChangesAnEntryInSilence(t *testing.T) {
 		if got := dump(t, o); got != want {
 			t.Fatalf("byte %d, bit %d: got\n%s\nwant\n%s", at, bit, got, want)
 		}
-		// A page that is used and counted as free would be overwritten now.
-		extra := dispatcher.OutboxEntry{RoutingKey: "extra", Body: make([]byte, 20_000)}
-		for range 2 {
-			if err := o.Add(t.Context(), extra); err != nil {
-				t.Fatalf("byte %d, bit %d: %v", at, bit, err)
-			}
-			e, _, err := o.Oldest(t.Context(), "extra")
-			if err == nil {
-				err = o.Remove(t.Context(), e)
-			}
-			if err != nil {
-				t.Fatalf("byte %d, bit %d: %v", at, bit, err)
-			}
+		if err := use(t, o); err != nil {
+			t.Fatalf("byte %d, bit %d: %v", at, bit, err)
 		}
 		if got := dump(t, o); got != want {
 			t.Fatalf("byte %d, bit %d: after some commits got\n%s\nwant\n%s", at, bit, got, want)
@@ -194,6 +185,93 @@ func TestNoDamagedByteChangesAnEntryInSilence(t *testing.T) {
 	t.Logf("%d of %d damaged bytes were found, the others meant nothing", found, flips)
 	if found < flips/10 {
 		t.Errorf("%d of %d damaged bytes were found", found, flips)
+	}
+}
+
+// use has some commits made, which overwrite pages that are used and counted as free.
+func use(t *testing.T, o *bolt.Outbox) error {
+	extra := dispatcher.OutboxEntry{RoutingKey: "extra", Body: make([]byte, 20_000)}
+	for range 2 {
+		if err := o.Add(t.Context(), extra); err != nil {
+			return err
+		}
+		e, _, err := o.Oldest(t.Context(), "extra")
+		if err == nil {
+			err = o.Remove(t.Context(), e)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// A page that claims the free page behind it is found. bbolt does not look for that.
+func TestAPageThatClaimsAFreePageIsFound(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(quickDir(t), "outbox.db")
+	o := open(t, path, bolt.Config{})
+	for n := range 30 { // of which every second leaves a gap
+		e := dispatcher.OutboxEntry{RoutingKey: fmt.Sprint(n), Body: make([]byte, 20_000)}
+		if err := o.Add(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n := 0; n < 30; n += 2 {
+		e, _, err := o.Oldest(t.Context(), fmt.Sprint(n))
+		if err == nil {
+			err = o.Remove(t.Context(), e)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var claims []int // used pages before a free one
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, PreLoadFreelist: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.View(func(tx *bbolt.Tx) error {
+		for id, used := 2, -1; ; id++ {
+			p, err := tx.Page(id)
+			switch {
+			case err != nil || p == nil:
+				return err
+			case p.Type == "free":
+				if used >= 0 {
+					claims = append(claims, used)
+				}
+				used = -1
+			default:
+				used = id
+				id += p.OverflowCount
+			}
+		}
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if len(claims) == 0 {
+		t.Fatal("no used page stands before a free one")
+	}
+	for _, id := range claims {
+		b := bytes.Clone(whole)
+		b[id*os.Getpagesize()+12]++ // its overflow
+		write(t, path, b)
+		o, err := bolt.Open(path, bolt.Config{})
+		if !errors.Is(err, bolt.ErrDamaged) {
+			t.Errorf("page %d of %v: %v", id, claims, err)
+		}
+		if err == nil {
+			_ = o.Close()
+		}
 	}
 }
 

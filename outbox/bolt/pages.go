@@ -28,6 +28,7 @@ type pages struct {
 	size int64  // of a page
 	end  uint64 // the first page number after the file
 	seen map[uint64]bool
+	free map[uint64]bool
 }
 
 // checkBounds checks that every number in a used page points into that page or to an existing page. The caller has
@@ -44,7 +45,7 @@ func checkBounds(tx *bbolt.Tx, file *os.File) error {
 			meta = b
 		}
 	}
-	w := &pages{file: file, size: size, end: uint64(tx.Size() / size), seen: map[uint64]bool{0: true, 1: true}}
+	w := &pages{file: file, size: size, end: uint64(tx.Size() / size), seen: map[uint64]bool{0: true, 1: true}, free: map[uint64]bool{}}
 	if free := binary.NativeEndian.Uint64(meta[32:]); free != ^uint64(0) {
 		if err := w.freelist(free); err != nil {
 			return err
@@ -73,6 +74,9 @@ func (w *pages) read(id uint64) ([]byte, error) {
 		if w.seen[i] {
 			return nil, fmt.Errorf("%w: page %d is used twice", ErrDamaged, i)
 		}
+		if w.free[i] { // bbolt does not check this of overflow pages, and panics when it frees the page again
+			return nil, fmt.Errorf("%w: page %d is used and free", ErrDamaged, i)
+		}
 		w.seen[i] = true
 	}
 	b := make([]byte, (1+more)*uint64(w.size))
@@ -91,6 +95,13 @@ func (w *pages) freelist(id uint64) error {
 	}
 	if binary.NativeEndian.Uint16(b[8:]) != freelistPage || n > (uint64(len(b))-first)/8 {
 		return fmt.Errorf("%w: page %d is no list of free pages", ErrDamaged, id)
+	}
+	for i := range n {
+		page := binary.NativeEndian.Uint64(b[first+8*i:])
+		if page >= w.end || w.seen[page] || w.free[page] {
+			return fmt.Errorf("%w: page %d cannot be free", ErrDamaged, page)
+		}
+		w.free[page] = true
 	}
 	return nil
 }
