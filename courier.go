@@ -291,7 +291,7 @@ func (c *courier) flush(ctx context.Context) {
 	if _, bounded := ctx.Deadline(); bounded {
 		late = nil
 	}
-	blocks := make(<-chan time.Time) // a broker that begins to block sends no signal here
+	var blocks <-chan time.Time // a broker that begins to block sends no signal here
 	if c.durable {
 		t := time.NewTicker(time.Second)
 		defer t.Stop()

@@ -118,17 +118,16 @@ func (s *deadScan) hold(letters ...broker.Delivery) error {
 // returned them already.
 func (s *deadScan) release(ctx context.Context) {
 	if s.heldCount > manyHeld {
-		// Without the Inspect below, all chunks would be returned at once. ctx may have ended, as it does when there
-		// are too many.
+		// Without the Inspect below, all chunks would be returned at once. ctx may have ended.
 		grace, cancel := withGrace(ctx, closeTimeout)
 		defer cancel()
 		ctx = grace
 		if s.session.Capabilities().KeepsPlace && s.source != broker.Undeliverable {
 			// A classic queue of RabbitMQ searches for the place of each letter among the older ones that were returned
 			// before. Returned oldest first, 10,000 letters kept it busy for 34 s: it confirmed nothing and its worker
-			// stood still. Newest first it takes 2 s, and the worker notices nothing (3.10.8, measured). By a policy or
-			// another program, the queue may be a quorum queue nevertheless, and then has the letters in the wrong
-			// order. So fewer letters are not reversed.
+			// stood still. Newest first it takes 2 s, and the worker notices nothing (3.10.8, measured). By
+			// default_queue_type or another program, the queue may be a quorum queue nevertheless, and then has the
+			// letters in the wrong order. So fewer letters are not reversed.
 			slices.Reverse(s.held)
 		}
 	}

@@ -299,7 +299,7 @@ func ExampleServer_PublishAll() {
 			}
 		}
 		if left = nil; again != nil {
-			time.Sleep(time.Second)
+			<-time.After(time.Second) // a full queue refuses at once
 			left = slices.Values(again)
 		}
 	}
