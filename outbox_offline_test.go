@@ -248,6 +248,30 @@ func TestShutdownLeavesADurableOutboxAsItIs(t *testing.T) {
 	}
 }
 
+// A broker that begins to block while a durable outbox is being emptied ends that, too.
+func TestShutdownLeavesADurableOutboxWhenTheBrokerBeginsToBlock(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, withQueue, script(func(broker.Message) error { return broker.ErrNacked }), func(c *dispatcher.ServerConfig) {
+			c.Broker.(*scripted).candid = true
+			c.Outbox = durableOutbox{dispatcher.NewMemoryOutbox(dispatcher.MemoryOutboxConfig{})}
+		})
+		down(r, true)
+		kept(t, "publish", r.server.Publish(named("1", "jobs")))
+		down(r, false)
+		<-time.After(10 * time.Minute) // the pauses between its tries are long by now
+		const begins = 2500 * time.Millisecond
+		time.AfterFunc(begins, func() { r.chaos.Block(true) })
+		began := time.Now()
+		if err := r.server.Shutdown(t.Context()); err != nil {
+			t.Errorf("shutdown: %v", err)
+		}
+		if took := time.Since(began); took < begins || took > begins+time.Second {
+			t.Errorf("shutdown took %v", took)
+		}
+	})
+}
+
 func TestShutdownConnectsToEmptyTheOutbox(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

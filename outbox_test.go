@@ -300,6 +300,7 @@ func TestADirectPublishWithoutAnAnswerIsNotPutIntoTheOutbox(t *testing.T) {
 
 // scripted is a broker whose answers to publishes are made by a test, and which does not say that it blocks.
 type scripted struct {
+	candid bool // its sessions say that they are blocked
 	broker.Broker
 	answer func(broker.Message) error // nil = ask the broker
 
@@ -335,7 +336,13 @@ func (s scriptedSession) Publish(ctx context.Context, msgs []broker.Message, don
 	}
 }
 
-func (s scriptedSession) Blocked() (string, bool) { return "", false }
+func (s scriptedSession) Blocked() (string, bool) {
+	if s.b.candid {
+		return s.Session.Blocked()
+	}
+	return "", false
+}
+
 func (s scriptedSession) Status() broker.Status {
 	return broker.Status{Unanswered: s.b.unanswered}
 }
