@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/contain"
 	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
 	"github.com/seed-416683c9/dispatcher/internal/wire"
@@ -93,7 +94,7 @@ func (s *shift) invoke(c *call) (o verdict.Outcome) {
 	s.callBegins(c)
 	defer func() {
 		if v := recover(); v != nil {
-			stack := userStack()
+			stack := contain.Stack()
 			o = verdict.OutcomeOf(&PanicError{Value: v, Stack: stack})
 			o.Stack = new(atomic.Pointer[string])
 			o.Stack.Store(new(string(stack)))
@@ -104,7 +105,7 @@ func (s *shift) invoke(c *call) (o verdict.Outcome) {
 		return verdict.OutcomeOf(err)
 	}
 	if hook := s.w.server.cfg.Hooks.Started; hook != nil {
-		fire(s.w.log, hook, StartEvent{*c.info(s.w.cfg.Name)})
+		contain.Call(s.w.log, hook, StartEvent{*c.info(s.w.cfg.Name)})
 	}
 	ctx, cancel := s.taskContext(c)
 	defer cancel()
@@ -191,7 +192,7 @@ func (s *shift) conclude(c *call, o verdict.Outcome, abandoned bool) {
 	c.end(oneSuspect)
 	defer s.settle(c, v)
 	if hook := s.w.server.cfg.Hooks.Finished; hook != nil {
-		fire(s.w.log, hook, FinishEvent{*c.info(s.w.cfg.Name), verdictOf(v.Action), o.Err, now.Sub(c.started)})
+		contain.Call(s.w.log, hook, FinishEvent{*c.info(s.w.cfg.Name), verdictOf(v.Action), o.Err, now.Sub(c.started)})
 	}
 }
 

@@ -10,6 +10,9 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/contain"
+	"github.com/seed-416683c9/dispatcher/internal/link"
+	"github.com/seed-416683c9/dispatcher/internal/logs"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
@@ -92,10 +95,10 @@ func (c *courier) next(key string) (moved, empty bool) {
 	}
 	event := PublishEvent{UUID: e.UUID, Name: e.Name, RoutingKey: e.RoutingKey, Err: err, Duration: time.Since(e.AcceptedAt)}
 	if hook := c.cfg.Hooks.Published; hook != nil {
-		fireApart(c.sup.log, hook, event)
+		contain.CallApart(c.log, hook, event)
 	}
 	if hook := c.cfg.Hooks.OutboxRefused; hook != nil && err != nil && settled {
-		fireApart(c.sup.log, hook, event)
+		contain.CallApart(c.log, hook, event)
 	}
 	return settled, false
 }
@@ -104,13 +107,13 @@ func (c *courier) next(key string) (moved, empty bool) {
 // first.
 func (c *courier) send(e OutboxEntry) (err error, known bool) {
 	var dead broker.Session
-	pauses := retryPauses()
+	pauses := link.RetryPauses()
 	for unconfirmed, offenses := 0, 0; ; {
 		done, err := c.alone(offenses > 0)
 		if err != nil {
 			return err, false
 		}
-		session, err := c.sup.await(c.sending, dead)
+		session, err := c.sup.Await(c.sending, dead)
 		if err != nil {
 			done()
 			return err, false
@@ -121,7 +124,7 @@ func (c *courier) send(e OutboxEntry) (err error, known bool) {
 		// for that one is refused.
 		gone := errors.Is(err, broker.ErrExchangeGone) && (e.Exchange == "" || e.Exchange == c.cfg.Exchange)
 		if gone {
-			c.sup.exchangeGone()
+			c.exchangeGone()
 		}
 		// A feature that the broker lacks, such as delays, will be missing the next time too.
 		if err == nil || !gone && errors.Is(err, ErrRejected) || errors.Is(err, errors.ErrUnsupported) {
@@ -146,7 +149,7 @@ func (c *courier) send(e OutboxEntry) (err error, known bool) {
 		}
 		// If two sessions died during one entry, the entry may be the cause. The other entries need time in between.
 		if !lost || unconfirmed > 1 {
-			if !sleep(c.sending, pauseAfter(err, pauses)) {
+			if !link.Sleep(c.sending, link.PauseAfter(err, pauses)) {
 				return err, false
 			}
 		}
@@ -155,7 +158,7 @@ func (c *courier) send(e OutboxEntry) (err error, known bool) {
 
 // about returns the logger for events of an entry.
 func (c *courier) about(e OutboxEntry) *slog.Logger {
-	return c.sup.log.With("key", text.Excerpt(e.RoutingKey), "task", text.Excerpt(e.Name), "uuid", text.Excerpt(e.UUID))
+	return c.log.With("key", text.Excerpt(e.RoutingKey), "task", text.Excerpt(e.Name), "uuid", text.Excerpt(e.UUID))
 }
 
 // alone makes an offender wait until no other one is in flight. A broker that ends a link over an entry does so at
@@ -234,15 +237,15 @@ func (c *courier) insist(ctx context.Context, what, key string, call func(contex
 		c.failing--
 		c.mu.Unlock()
 	}()
-	pauses := retryPauses()
+	pauses := link.RetryPauses()
 	for err != nil {
 		err = fmt.Errorf("%s with key %q: %w", what, text.Excerpt(key), err)
 		c.mu.Lock()
 		c.lastErr, c.failedAt = err, time.Now()
 		c.mu.Unlock()
 		pause := pauses.NextBackOff()
-		c.sup.log.Warn("outbox fails; trying again", "retry_in", rounded(pause), "err", text.OneLine(err.Error()))
-		if !sleep(ctx, pause) {
+		c.log.Warn("outbox fails; trying again", "retry_in", logs.Rounded(pause), "err", text.OneLine(err.Error()))
+		if !link.Sleep(ctx, pause) {
 			return false
 		}
 		err = call(ctx)

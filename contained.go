@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 
+	"github.com/seed-416683c9/dispatcher/internal/contain"
+	"github.com/seed-416683c9/dispatcher/internal/logs"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
@@ -15,39 +17,12 @@ import (
 
 // contain wraps the user's Log and Outbox in c and returns the library's logger.
 func (c *ServerConfig) contain() *slog.Logger {
-	log := slog.New(containedHandler{handlerOf(c.Logger)})
+	log := slog.New(logs.Contained(handlerOf(c.Logger)))
 	c.Logger = SlogLogger(log) // so that nothing calls the user's Logger directly
 	if _, ours := c.Outbox.(*MemoryOutbox); c.Outbox != nil && !ours {
 		c.Outbox = containedOutbox{c.Outbox, log}
 	}
 	return log
-}
-
-// containedHandler drops a message if the handler or Log panics.
-type containedHandler struct{ h slog.Handler }
-
-func swallow() { _ = recover() }
-
-func (c containedHandler) Enabled(ctx context.Context, level slog.Level) bool {
-	defer swallow()
-	return c.h.Enabled(ctx, level)
-}
-
-func (c containedHandler) Handle(ctx context.Context, r slog.Record) error {
-	defer swallow()
-	return c.h.Handle(ctx, r)
-}
-
-func (c containedHandler) WithAttrs(attrs []slog.Attr) (with slog.Handler) {
-	with = c
-	defer swallow()
-	return containedHandler{c.h.WithAttrs(attrs)}
-}
-
-func (c containedHandler) WithGroup(name string) (with slog.Handler) {
-	with = c
-	defer swallow()
-	return containedHandler{c.h.WithGroup(name)}
 }
 
 // containedOutbox returns an error if a method panics or ends its goroutine. Each call runs on its own goroutine,
@@ -66,7 +41,7 @@ func contained[T any](log *slog.Logger, f func() (T, error)) (v T, err error) {
 		defer func() {
 			if p := recover(); p != nil {
 				err = fmt.Errorf("the outbox panicked: %s", printed(p))
-				log.Error("outbox panicked", "err", err, stackKey, string(userStack()))
+				log.Error("outbox panicked", "err", err, contain.StackKey, string(contain.Stack()))
 			}
 		}()
 		got, failed := f()

@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/seed-416683c9/dispatcher/internal/fault"
+	"github.com/seed-416683c9/dispatcher/internal/link"
 )
 
 // courier connects the publisher with the outbox. It keeps tasks that cannot be sent now, knows which routing keys have
@@ -15,9 +19,12 @@ import (
 // A nil *courier belongs to a server without an outbox.
 type courier struct {
 	cfg     *ServerConfig
-	sup     *supervisor
+	sup     *link.Supervisor
+	log     *slog.Logger
 	stats   *publishCounters // of the publisher
 	durable bool             // entries that remain are for the next process
+
+	exchangeGone func() // as the publisher's
 
 	// sending ends first: no more entries are sent. When hard ends, nothing waits for outcomes any more.
 	sending     context.Context
@@ -57,13 +64,14 @@ type heldKey struct {
 }
 
 // newCourier creates the courier and asks the outbox for entries that an earlier program left. It starts no goroutine.
-func newCourier(ctx context.Context, cfg *ServerConfig, sup *supervisor, stats *publishCounters) (*courier, error) {
+func newCourier(ctx context.Context, p *publisher) (*courier, error) {
+	cfg := p.cfg
 	if cfg.Outbox == nil {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	ctx, cancel := context.WithTimeout(ctx, link.OpenTimeout)
 	defer cancel()
-	c := &courier{cfg: cfg, sup: sup, stats: stats, keys: make(map[string]*heldKey), offenders: make(chan struct{}, 1), telling: make(chan struct{}, 1), stopped: true}
+	c := &courier{cfg: cfg, sup: p.sup, log: p.log, exchangeGone: p.exchangeGone, stats: &p.stats, keys: make(map[string]*heldKey), offenders: make(chan struct{}, 1), telling: make(chan struct{}, 1), stopped: true}
 	c.sending, c.stopSending = context.WithCancel(context.Background())
 	c.hard, c.stopHard = context.WithCancel(context.Background())
 	if d, ok := cfg.Outbox.(DurableOutbox); ok {
@@ -84,7 +92,7 @@ func newCourier(ctx context.Context, cfg *ServerConfig, sup *supervisor, stats *
 		c.told = true
 		c.mu.Unlock()
 		n := c.health(ctx) // -1 means unknown
-		sup.log.Info("tasks are in the outbox since an earlier start", "entries", n.Entries, "dead", n.Dead)
+		p.log.Info("tasks are in the outbox since an earlier start", "entries", n.Entries, "dead", n.Dead)
 	}
 	return c, nil
 }
@@ -105,9 +113,9 @@ func (c *courier) tell() {
 		switch {
 		case !changed:
 		case holding:
-			c.sup.log.Info("tasks go to the outbox")
+			c.log.Info("tasks go to the outbox")
 		default:
-			c.sup.log.Info("the outbox is empty again", "entries", sent)
+			c.log.Info("the outbox is empty again", "entries", sent)
 		}
 		<-c.telling
 	}
@@ -206,11 +214,11 @@ func (c *courier) keep(ctx context.Context, kept outbound) {
 // add adds one entry to the outbox and returns the outcome of its publish.
 func (c *courier) add(ctx context.Context, e OutboxEntry) error {
 	if c.over() {
-		l, _ := c.sup.now()
-		return l.over()
+		l, _ := c.sup.Now()
+		return l.Over()
 	}
 	if ctx.Err() != nil {
-		return endedBefore(ErrNotSent, ctx)
+		return fault.EndedBefore(ErrNotSent, ctx)
 	}
 	switch err := c.cfg.Outbox.Add(ctx, e); {
 	case err == nil || errors.Is(err, ErrInOutbox):
@@ -224,10 +232,10 @@ func (c *courier) add(ctx context.Context, e OutboxEntry) error {
 
 // over reports whether no more entries may be kept.
 func (c *courier) over() bool {
-	l, _ := c.sup.now()
+	l, _ := c.sup.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.closed || l.state == StateClosed || l.state == StateGivenUp
+	return c.closed || l.State == link.Closed || l.State == link.GivenUp
 }
 
 // added ends what divert began for one message. in: the outbox has it. look: a carrier must check.
@@ -299,17 +307,17 @@ func (c *courier) flush(ctx context.Context) {
 	}
 	hurried := false
 	for moved := int64(0); ; {
-		l, linked := c.sup.now()
+		l, linked := c.sup.Now()
 		c.mu.Lock()
 		empty, now, changed := len(c.keys) == 0, c.moved, c.watch()
 		c.mu.Unlock()
 		switch {
-		case empty || l.state == StateGivenUp || l.state == StateClosed:
+		case empty || l.State == link.GivenUp || l.State == link.Closed:
 			return
 		case c.durable && !takes(l):
 			return
-		case l.state == StateConnecting && !hurried: // once, or a broker that accepts and drops would be dialled without pauses
-			c.sup.hurry()
+		case l.State == link.Connecting && !hurried: // once, or a broker that accepts and drops would be dialled without pauses
+			c.sup.Hurry()
 			hurried = true
 		}
 		if now != moved {
@@ -329,11 +337,11 @@ func (c *courier) flush(ctx context.Context) {
 }
 
 // takes reports whether there is a session whose broker does not block publishers.
-func takes(l link) bool {
-	if l.session == nil {
+func takes(l link.Status) bool {
+	if l.Session == nil {
 		return false
 	}
-	_, blocked := l.session.Blocked()
+	_, blocked := l.Session.Blocked()
 	return !blocked
 }
 
@@ -350,7 +358,7 @@ func (c *courier) stop(ctx context.Context) error {
 	c.stopSending()
 	c.idle(ctx)
 	c.stopHard()
-	late, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	late, cancel := context.WithTimeout(context.Background(), link.CloseTimeout)
 	defer cancel()
 	if !c.idle(late) {
 		return errors.New("the outbox does not return")
@@ -391,7 +399,7 @@ func (c *courier) left(ctx context.Context) error {
 		return nil
 	case c.durable:
 		c.farewell.Do(func() {
-			c.sup.log.Warn("tasks are left in the outbox for the next start", "entries", n.Entries, "dead", n.Dead)
+			c.log.Warn("tasks are left in the outbox for the next start", "entries", n.Entries, "dead", n.Dead)
 		})
 		return nil
 	default:

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/link"
 )
 
 const (
@@ -48,7 +49,7 @@ func (d *DeadLetters) begin(ctx context.Context) (*deadScan, error) {
 	}
 	waiting, cancel := d.server.cfg.bound(ctx)
 	defer cancel()
-	session, err := d.server.sup.await(waiting, nil)
+	session, err := d.server.sup.Await(waiting, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +120,7 @@ func (s *deadScan) hold(letters ...broker.Delivery) error {
 func (s *deadScan) release(ctx context.Context) {
 	if s.heldCount > manyHeld {
 		// Without the Inspect below, all chunks would be returned at once. ctx may have ended.
-		grace, cancel := withGrace(ctx, closeTimeout)
+		grace, cancel := link.WithGrace(ctx, link.CloseTimeout)
 		defer cancel()
 		ctx = grace
 		if s.session.Capabilities().KeepsPlace && s.source != broker.Undeliverable {

@@ -1,13 +1,11 @@
 package dispatcher
 
 import (
-	"context"
 	"errors"
 	"fmt"
 
 	"github.com/seed-416683c9/dispatcher/broker"
-	"github.com/seed-416683c9/dispatcher/internal/verdict"
-	"github.com/seed-416683c9/dispatcher/internal/wire"
+	"github.com/seed-416683c9/dispatcher/internal/fault"
 )
 
 //lint:file-ignore ST1005 The texts of gofort/dispatcher are kept to the letter: programs compare them.
@@ -43,14 +41,14 @@ var (
 	// its headers are larger than Task.Headers allows. It Is ErrRejected.
 	ErrTooLarge = broker.ErrTooLarge
 	// ErrTaskName means that Task.Name is empty. It Is ErrRejected.
-	ErrTaskName error = &sentinel{"Task name was not passed", ErrRejected}
+	ErrTaskName = fault.New("Task name was not passed", ErrRejected)
 	// ErrDisconnected means that there is no connection now. From Publish it Is ErrNotSent. NewWorker returns it too.
-	ErrDisconnected error = &sentinel{"Service is disconnected", ErrNotSent}
+	ErrDisconnected = fault.ErrDisconnected
 	// ErrServerClosed means that the server was closed, or has given up its connection for good. In the second case the
 	// error that wraps it says since when and why. It Is ErrNotSent.
-	ErrServerClosed error = &sentinel{"server is closed", ErrNotSent}
+	ErrServerClosed = fault.ErrServerClosed
 	// ErrOutboxFull means that the task had to go to ServerConfig.Outbox, which has no room for it. It Is ErrNotSent.
-	ErrOutboxFull error = &sentinel{"outbox is full", ErrNotSent}
+	ErrOutboxFull = fault.New("outbox is full", ErrNotSent)
 )
 
 // Errors of NewServer about its configuration. Several problems are joined, one a line.
@@ -77,21 +75,21 @@ var (
 // ErrShutdown. All appear in the log and in the error header of dead letters.
 var (
 	// ErrTimeout means that the task's timeout has passed. It Is context.DeadlineExceeded.
-	ErrTimeout error = &sentinel{"task timeout", context.DeadlineExceeded}
+	ErrTimeout = fault.ErrTimeout
 	// ErrShutdown means that the drain deadline has passed and the worker stops. Start returns it too if Close is
 	// called meanwhile.
-	ErrShutdown = errors.New("worker is shutting down")
+	ErrShutdown = fault.ErrShutdown
 	// ErrGoexit means that the function ended its goroutine with runtime.Goexit. The attempt has failed.
-	ErrGoexit = errors.New("task function called runtime.Goexit")
+	ErrGoexit = fault.ErrGoexit
 	// ErrExpired means that Task.ExpiresAt had passed before the task started.
-	ErrExpired = errors.New("task has expired")
+	ErrExpired = fault.ErrExpired
 	// ErrCrashLoop means that the task was lost again and again while it ran alone. The task may end the process that
 	// runs it.
-	ErrCrashLoop = verdict.ErrCrashLoop
+	ErrCrashLoop = fault.ErrCrashLoop
 	// ErrUnknownTask means that the worker has no function of this name.
-	ErrUnknownTask = errors.New("unknown task")
+	ErrUnknownTask = fault.ErrUnknownTask
 	// ErrMalformed means that the body is not a task.
-	ErrMalformed = wire.ErrMalformed
+	ErrMalformed = fault.ErrMalformed
 )
 
 // Errors of the methods of DeadLetters.
@@ -106,7 +104,7 @@ var (
 // ErrTasksRunning means that Shutdown ended while task functions were still running. The error that wraps it says how
 // many. Their messages were not settled: the broker delivers them again, so they will run a second time. Only those of
 // abandoned calls, which are counted separately, are dead letters already.
-var ErrTasksRunning = errors.New("tasks are still running")
+var ErrTasksRunning = fault.ErrTasksRunning
 
 // ErrOutboxNotEmpty means that Shutdown ended while tasks were waiting in ServerConfig.Outbox, which is no
 // [DurableOutbox] or cannot count. The error that wraps it says how many. Those in a [MemoryOutbox] end with the
@@ -142,12 +140,3 @@ func (e *PanicError) Unwrap() error {
 	err, _ := e.Value.(error)
 	return err
 }
-
-// sentinel is an error with its own text that also Is another error.
-type sentinel struct {
-	text string
-	is   error
-}
-
-func (e *sentinel) Error() string { return e.text }
-func (e *sentinel) Unwrap() error { return e.is }

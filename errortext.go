@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 
+	"github.com/seed-416683c9/dispatcher/internal/contain"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
@@ -35,7 +36,7 @@ func attrsOf(o verdict.Outcome, text string, attrs ...any) []any {
 func withStack(o verdict.Outcome, attrs []any) []any {
 	if o.Stack != nil {
 		if stack := o.Stack.Swap(nil); stack != nil {
-			attrs = append(attrs, stackKey, *stack)
+			attrs = append(attrs, contain.StackKey, *stack)
 		}
 	}
 	return attrs

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/link"
+	"github.com/seed-416683c9/dispatcher/internal/logs"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
@@ -33,7 +35,7 @@ var errStays = errors.New("neither its queue nor that of its suspects takes it")
 // called at once.
 func (s *shift) forward(c *call, v verdict.Verdict) (verdict.Verdict, error) {
 	msg := c.forwarded(v, s.w.cfg.Name, time.Now())
-	pauses, log := retryPauses(), func() *slog.Logger { return s.about(c, v.Made.Number) }
+	pauses, log := link.RetryPauses(), func() *slog.Logger { return s.about(c, v.Made.Number) }
 	slim, bare, moved, waited := false, false, false, time.Duration(0)
 	for {
 		err := s.forwardOnce(c, v, msg)
@@ -64,17 +66,17 @@ func (s *shift) forward(c *call, v verdict.Verdict) (verdict.Verdict, error) {
 		}
 		switch {
 		case v.Action == verdict.ToBack:
-			log().Warn("the back of the queue does not take the task; it goes to the suspects", "err", brief(err))
+			log().Warn("the back of the queue does not take the task; it goes to the suspects", "err", logs.Brief(err))
 			v.Action, moved = verdict.ToSuspects, true
 			continue
 		case moved:
-			log().Warn("the suspects do not take the task; it is called now, and its loss is not counted", "err", brief(err))
+			log().Warn("the suspects do not take the task; it is called now, and its loss is not counted", "err", logs.Brief(err))
 			return v, errStays
 		case v.Action == verdict.RetryLater && c.at.delays && waited >= roomDelay:
 			v.Delay = max(v.Delay, roomDelay)
 		}
 		pause := pauses.NextBackOff()
-		log().Warn("verdict not written; trying again", "verdict", string(v.Action), "retry_in", rounded(pause), "err", brief(err))
+		log().Warn("verdict not written; trying again", "verdict", string(v.Action), "retry_in", logs.Rounded(pause), "err", logs.Brief(err))
 		if waited == 0 {
 			s.stepAside(c)
 			s.stuckBy(+1, nil)
@@ -125,15 +127,15 @@ func (s *shift) awaitRetry(d broker.Delivery, pause time.Duration) error {
 
 // redeclare declares the worker's queues again if there is a connection.
 func (s *shift) redeclare() {
-	session, err := s.w.server.sup.session()
+	session, err := s.w.server.sup.Session()
 	if err != nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(s.settling, openTimeout)
+	ctx, cancel := context.WithTimeout(s.settling, link.OpenTimeout)
 	defer cancel()
 	for _, p := range s.w.parts() { // a refused one must not prevent the others
-		if err := session.Declare(ctx, p.topology); err != nil {
-			s.w.server.log.Warn("not declared", "worker", p.owner, p.kind, p.name, "err", p.brief(err))
+		if err := session.Declare(ctx, p.Topology); err != nil {
+			s.w.server.log.Warn("not declared", "worker", p.Owner, p.Kind, p.Name, "err", p.Brief(err))
 		}
 	}
 }

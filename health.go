@@ -119,13 +119,16 @@ func healthText(err error) string {
 // the broker how full the workers' queues are, which also shows that the connection answers. Without a worker it asks
 // nothing; a silent broker then shows after about 20 s, when the connection is given up.
 func (s *Server) Health(ctx context.Context) Health {
-	l, _ := s.sup.now()
-	h := Health{State: l.state, Since: l.since, LastError: l.err, LastErrorAt: l.errAt, Undeclared: s.refused.list()}
-	if l.session != nil {
-		if reason, blocked := l.session.Blocked(); blocked {
+	l, _ := s.sup.Now()
+	h := Health{State: State(l.State), Since: l.Since, LastError: l.Err, LastErrorAt: l.ErrAt}
+	for _, u := range s.refused.List() {
+		h.Undeclared = append(h.Undeclared, Undeclared(u))
+	}
+	if l.Session != nil {
+		if reason, blocked := l.Session.Blocked(); blocked {
 			h.Blocked = cmp.Or(reason, "no reason given")
 		}
-		status := l.session.Status()
+		status := l.Session.Status()
 		h.Delays, h.Channels, h.Unreadable = status.Delays, status.Channels, status.Unreadable
 		h.Unanswered = status.Unanswered
 	}
@@ -138,7 +141,7 @@ func (s *Server) Health(ctx context.Context) Health {
 	s.mu.Unlock()
 	h.Outbox = s.courier.health(ctx)
 	slices.SortFunc(h.Workers, func(a, b WorkerHealth) int { return cmp.Compare(a.Name, b.Name) })
-	h.count(ctx, l.session)
+	h.count(ctx, l.Session)
 	return h
 }
 

@@ -1,11 +1,8 @@
 package dispatcher
 
 import (
-	"fmt"
-	"log/slog"
 	"time"
 
-	"github.com/seed-416683c9/dispatcher/internal/text"
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
@@ -135,27 +132,6 @@ func callAll[E any](all []func(E), e E) {
 			f(e)
 		}()
 	}
-}
-
-// fire calls a hook and contains its panic. The caller has checked that hook is not nil, before making the event.
-func fire[E any](log *slog.Logger, hook func(E), e E) {
-	defer func() {
-		if v := recover(); v != nil {
-			// The value may be a secret, so only its type is logged.
-			log.Error("hook panicked", "panic", text.OneLine(fmt.Sprintf("%T", v)), stackKey, string(userStack()))
-		}
-	}()
-	hook(e)
-}
-
-// fireApart is fire on a goroutine of its own, for callers that must go on even if the hook ends its goroutine.
-func fireApart[E any](log *slog.Logger, hook func(E), e E) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		fire(log, hook, e)
-	}()
-	<-done
 }
 
 // verdictOf returns the verdict that hooks receive.

@@ -35,37 +35,61 @@ func TestRootLinksOnlyTheAgreedModules(t *testing.T) {
 	}
 }
 
-// Arrows point down: the seam knows only the standard library, adapters know only the seam, the root knows no adapter but
-// the default one.
+// Arrows point down: the seam knows only the standard library, adapters know only the seam, rooms know only those below
+// them.
 func TestArrowsPointDown(t *testing.T) {
 	t.Parallel()
 	const module = "github.com/seed-416683c9/dispatcher"
-	const rooms = module + "/internal/"
-	root := []string{module, module + "/broker", module + "/broker/rabbitmq", rooms + "taskcontext", rooms + "text", rooms + "record", rooms + "wire", rooms + "verdict"}
-	for pkg, allowed := range map[string][]string{
-		// The rooms of the root, from the lowest.
-		"./internal/text":    {rooms + "text"},
-		"./internal/record":  {rooms + "record", rooms + "text", module + "/broker"},
-		"./internal/wire":    {rooms + "wire", rooms + "record", rooms + "text", module + "/broker"},
-		"./internal/verdict": {rooms + "verdict", rooms + "record", rooms + "text", module + "/broker"},
-		"./broker":           {module + "/broker"},
-		"./broker/memory":    {module + "/broker", module + "/broker/memory"},
-		// The default broker is the only adapter that the root knows.
-		".":                 root,
-		"./broker/rabbitmq": {module + "/broker", module + "/broker/rabbitmq"},
-		"./outboxtest":      append([]string{module + "/outboxtest"}, root...),
-		// The suite knows no adapter either, or adapters could not use it.
-		"./broker/brokertest": {module + "/broker", module + "/broker/brokertest"},
-	} {
-		for _, p := range deps(t, pkg) {
-			if strings.HasPrefix(p, module) && !slices.Contains(allowed, p) {
-				t.Errorf("%s imports %s", pkg, p)
+	// The rooms of the root and what each may import, from the lowest.
+	rooms := map[string][]string{
+		"taskcontext": {},
+		"text":        {},
+		"fault":       {"broker"},
+		"contain":     {"internal/text"},
+		"logs":        {"internal/contain", "internal/text"},
+		"record":      {"internal/text", "broker"},
+		"wire":        {"internal/record", "internal/fault", "internal/text", "broker"},
+		"verdict":     {"internal/record", "internal/fault", "internal/text", "broker"},
+		"link":        {"internal/logs", "internal/contain", "internal/fault", "internal/text", "broker"},
+	}
+	var root []string
+	allowed := map[string][]string{}
+	for room, below := range rooms {
+		allowed["internal/"+room] = below
+		root = append(root, "internal/"+room)
+	}
+	root = append(root, "broker", "broker/rabbitmq") // the default broker is the only adapter that the root knows
+	allowed[""] = root
+	allowed["broker"] = nil
+	allowed["broker/memory"] = []string{"broker"}
+	allowed["broker/rabbitmq"] = []string{"broker"}
+	allowed["broker/brokertest"] = []string{"broker"} // no adapter, or adapters could not use it
+	allowed["outboxtest"] = append([]string{""}, root...)
+	others := map[string][]string{ // besides the standard library
+		"broker/rabbitmq":  {"github.com/rabbitmq/amqp091-go"},
+		"internal/logs":    {"github.com/sirupsen/logrus", "golang.org/x/sys"},
+		"internal/link":    {"github.com/cenkalti/backoff/v4", "github.com/sirupsen/logrus", "golang.org/x/sys"},
+		"internal/verdict": {"github.com/cenkalti/backoff/v4"}, // its mark is our Permanent
+	}
+	for pkg, below := range allowed {
+		for _, p := range deps(t, "./"+pkg) {
+			ours, is := strings.CutPrefix(p, module)
+			ours = strings.TrimPrefix(ours, "/")
+			switch {
+			case is && ours != pkg && !slices.Contains(below, ours):
+				t.Errorf("%q imports %q", pkg, ours)
+			case !is && pkg != "" && pkg != "outboxtest" && !slices.ContainsFunc(others[pkg], func(m string) bool { return p == m || strings.HasPrefix(p, m+"/") }):
+				t.Errorf("%q links %s", pkg, p)
 			}
-			agreed := pkg == "./broker/rabbitmq" && p == "github.com/rabbitmq/amqp091-go" ||
-				pkg == "./internal/verdict" && p == "github.com/cenkalti/backoff/v4" // its mark is our Permanent
-			if pkg != "." && pkg != "./outboxtest" && !strings.HasPrefix(p, module) && !agreed {
-				t.Errorf("%s links %s, it may link the standard library only", pkg, p)
-			}
+		}
+	}
+	folders, err := os.ReadDir("internal")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range folders {
+		if _, known := rooms[f.Name()]; !known {
+			t.Errorf("internal/%s is not in this list", f.Name())
 		}
 	}
 }

@@ -1,19 +1,16 @@
 package dispatcher
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
-	"slices"
-	"strconv"
-	"strings"
 	"time"
-	"unicode"
 
 	"github.com/sirupsen/logrus"
+
+	"github.com/seed-416683c9/dispatcher/internal/logs"
 )
 
-// The library logs a constant text and attributes to a *slog.Logger. logHandler passes them to a Log.
+// The library logs a constant text and attributes to a *slog.Logger. Package logs passes them to a Log.
 
 // newLogger returns the default Log: logrus on standard error, marked source=dispatcher as in gofort/dispatcher.
 func newLogger(debug bool) Log {
@@ -49,98 +46,7 @@ func handlerOf(l Log) slog.Handler {
 	if s, ok := l.(slogLog); ok {
 		return s.l.Handler()
 	}
-	return logHandler{log: l}
-}
-
-// logHandler passes records to a Log that is not a slogLog.
-type logHandler struct {
-	log   Log
-	attrs []slog.Attr
-}
-
-func (h logHandler) Enabled(context.Context, slog.Level) bool { return true }
-
-func (h logHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return logHandler{h.log, slices.Concat(h.attrs, attrs)}
-}
-
-// WithGroup is never called: the library has no groups.
-func (h logHandler) WithGroup(string) slog.Handler { return h }
-
-func (h logHandler) Handle(_ context.Context, r slog.Record) error {
-	attrs := slices.Clone(h.attrs)
-	r.Attrs(func(a slog.Attr) bool { attrs = append(attrs, a); return true })
-	log, text := h.log, r.Message
-	switch l := log.(type) { // exactly these: a type that embeds one may have its own methods
-	case *logrus.Logger:
-		log = l.WithFields(fields(attrs))
-	case *logrus.Entry:
-		log = l.WithFields(fields(attrs))
-	default:
-		text = plainText(text, attrs)
-	}
-	say := log.Errorf
-	switch {
-	case r.Level < slog.LevelInfo:
-		say = log.Debugf
-	case r.Level < slog.LevelWarn:
-		say = log.Infof
-	case r.Level < slog.LevelError:
-		if w, ok := log.(interface {
-			Warnf(format string, args ...interface{})
-		}); ok {
-			say = w.Warnf
-		}
-	}
-	say("%s", text)
-	return nil
-}
-
-func fields(attrs []slog.Attr) logrus.Fields {
-	f := make(logrus.Fields, len(attrs))
-	for _, a := range attrs {
-		f[a.Key] = a.Value.Any()
-	}
-	return f
-}
-
-// stackKey is the attribute that plainText writes on lines of its own.
-const stackKey = "stack"
-
-// plainText returns a message followed by its attributes. Values that could forge an attribute or a line are quoted.
-func plainText(message string, attrs []slog.Attr) string {
-	stack := ""
-	for _, a := range attrs {
-		v := a.Value.String()
-		switch {
-		case a.Key == stackKey:
-			stack = "\n" + v
-			continue
-		case v == "" || strings.ContainsFunc(v, func(r rune) bool { return r == '"' || r == '=' || unicode.IsSpace(r) || !unicode.IsPrint(r) }):
-			v = strconv.Quote(v)
-		}
-		message += " " + a.Key + "=" + v
-	}
-	return message + stack
-}
-
-// rounded returns a duration with three digits, for people.
-func rounded(d time.Duration) time.Duration {
-	unit := time.Duration(1)
-	for d/unit >= 1000 {
-		unit *= 10
-	}
-	return d.Round(unit)
-}
-
-// brief returns the text of an error without the parts that its line in the log already has: that a session or delivery
-// was lost, and beginnings such as `declare queue "jobs": `.
-func brief(err error, said ...string) string {
-	text := err.Error()
-	for _, s := range append(said, "delivery lost: ", "consumer lost: ", "session lost: ") {
-		text = strings.TrimPrefix(text, s)
-	}
-	return text
+	return logs.Handler(l)
 }
 
 // drain calls stop and logs the begin and the end of a shutdown, with the number of running calls and the time it took.
@@ -151,9 +57,9 @@ func drain(log *slog.Logger, again bool, running int, stop func() error, said ..
 		log.Info("shutdown begins", "running", running)
 	}
 	err := stop()
-	switch took := rounded(time.Since(began)); {
+	switch took := logs.Rounded(time.Since(began)); {
 	case err != nil:
-		log.Error("shutdown is incomplete", "took", took, "err", brief(err, said...))
+		log.Error("shutdown is incomplete", "took", took, "err", logs.Brief(err, said...))
 	case !again:
 		log.Info("shutdown ended", "took", took)
 	}

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/sirupsen/logrus"
 )
@@ -106,19 +105,6 @@ func TestALogGetsLevelsAndPlainTexts(t *testing.T) {
 	}
 }
 
-func TestAttributesInAPlainText(t *testing.T) {
-	t.Parallel()
-	got := plainText("msg", []slog.Attr{
-		slog.String("plain", "a-b:c/é"), slog.String("empty", ""), slog.String("space", "a b"), slog.String("equals", "a=b"), slog.String("line", "a\nb"),
-		slog.String("quote", `a"b`), slog.String("escape", "a\x1b[31mb"), slog.Duration("took", 1500*time.Millisecond), slog.Int("n", -1),
-		slog.Any("err", errors.New("x y")), slog.String(stackKey, "f\n\tg"), slog.Any("nil", nil),
-	})
-	want := `msg plain=a-b:c/é empty="" space="a b" equals="a=b" line="a\nb" quote="a\"b" escape="a\x1b[31mb" took=1.5s n=-1 err="x y" nil=<nil>` + "\nf\n\tg"
-	if got != want {
-		t.Errorf("got  %s\nwant %s", got, want)
-	}
-}
-
 // logrus gets attributes as fields, also beside those that its user has set.
 func TestLogrusGetsFieldsAndWarnings(t *testing.T) {
 	t.Parallel()
@@ -133,18 +119,6 @@ func TestLogrusGetsFieldsAndWarnings(t *testing.T) {
 {"err":"x","level":"warning","msg":"lost","n":1,"queue":"q","source":"dispatcher"}
 `; out.String() != want {
 		t.Errorf("got\n%swant\n%s", out.String(), want)
-	}
-}
-
-func TestDurationsAreRoundedForPeople(t *testing.T) {
-	t.Parallel()
-	for d, want := range map[time.Duration]string{
-		0: "0s", 999: "999ns", 12345: "12.3µs", 1234567890: "1.23s", 83456 * time.Millisecond: "1m23.5s", 1500 * time.Millisecond: "1.5s",
-		3*time.Hour + 25*time.Minute + 17*time.Second: "3h25m0s", maxDuration: "1280555h33m20s",
-	} {
-		if got := rounded(d).String(); got != want {
-			t.Errorf("%d ns: %s, want %s", d, got, want)
-		}
 	}
 }
 

@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/contain"
+	"github.com/seed-416683c9/dispatcher/internal/fault"
+	"github.com/seed-416683c9/dispatcher/internal/link"
 	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 	"github.com/seed-416683c9/dispatcher/internal/wire"
@@ -59,9 +63,12 @@ const contentType = "application/json"
 // publisher turns tasks into confirmed messages.
 type publisher struct {
 	cfg     *ServerConfig
-	sup     *supervisor
+	sup     *link.Supervisor
+	log     *slog.Logger
 	stats   publishCounters
 	courier *courier // nil without an outbox
+
+	exchangeGone func() // declares everything again after the exchange was deleted; does not block
 }
 
 // publish returns one outcome a task. With wait it waits for a session until ctx ends or PublishTimeout has passed.
@@ -103,7 +110,7 @@ func (p *publisher) conclude(task *Task, began time.Time, err error) error {
 		if task != nil {
 			event.UUID, event.Name, event.RoutingKey = task.UUID, task.Name, task.RoutingKey
 		}
-		fire(p.sup.log, hook, event)
+		contain.Call(p.log, hook, event)
 	}
 	return err
 }
@@ -130,9 +137,9 @@ func (p *publisher) send(ctx context.Context, out *outbound, wait bool) {
 	for len(out.msgs) > 0 {
 		var err error
 		if wait {
-			session, err = p.sup.await(ctx, session)
+			session, err = p.sup.Await(ctx, session)
 		} else {
-			session, err = p.sup.session()
+			session, err = p.sup.Session()
 		}
 		if err != nil {
 			for _, i := range out.index {
@@ -151,7 +158,7 @@ func (p *publisher) send(ctx context.Context, out *outbound, wait bool) {
 // the outbox. ctx is the caller's with PublishTimeout.
 func (p *publisher) sendOrKeep(caller, ctx context.Context, out *outbound) {
 	// When PublishTimeout has passed at a broker that blocks, there must be time left to keep the task.
-	keeping, cancel := context.WithTimeout(caller, p.cfg.PublishTimeout+closeTimeout)
+	keeping, cancel := context.WithTimeout(caller, p.cfg.PublishTimeout+link.CloseTimeout)
 	defer cancel()
 	session, err := p.willing()
 	p.courier.keep(keeping, p.courier.divert(out, err != nil))
@@ -164,7 +171,7 @@ func (p *publisher) sendOrKeep(caller, ctx context.Context, out *outbound) {
 
 // willing returns the session if it takes a message at once, or an error that says why there is none.
 func (p *publisher) willing() (broker.Session, error) {
-	session, err := p.sup.session()
+	session, err := p.sup.Session()
 	if err == nil {
 		if _, blocked := session.Blocked(); blocked {
 			err = ErrNotSent
@@ -201,7 +208,7 @@ func (p *publisher) read(err error) error {
 		err = fmt.Errorf("%w: %w", ErrUnconfirmed, err) // an answer that does not say proves nothing
 	}
 	if errors.Is(err, broker.ErrExchangeGone) {
-		p.sup.exchangeGone()
+		p.exchangeGone()
 	}
 	return err
 }
@@ -307,7 +314,7 @@ func (r *receipts) wait(ctx context.Context) []error {
 	copy(outcomes, r.outcomes)
 	for i, open := range r.open {
 		if open {
-			outcomes[i] = endedBefore(ErrUnconfirmed, ctx)
+			outcomes[i] = fault.EndedBefore(ErrUnconfirmed, ctx)
 		}
 	}
 	return outcomes

@@ -14,9 +14,10 @@ import (
 	"time"
 	"unsafe"
 
+	"pgregory.net/rapid"
+
 	"github.com/seed-416683c9/dispatcher/internal/text"
 	"github.com/seed-416683c9/dispatcher/internal/wire"
-	"pgregory.net/rapid"
 )
 
 type (

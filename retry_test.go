@@ -9,10 +9,11 @@ import (
 	"testing"
 	"time"
 
+	"pgregory.net/rapid"
+
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
-	"pgregory.net/rapid"
 )
 
 func TestIntervalsGrowUpToTheLongest(t *testing.T) {
@@ -301,7 +302,7 @@ func TestVerdictsUseTheRootsWords(t *testing.T) {
 	t.Parallel()
 	for want, got := range map[string]string{
 		ReasonFailed: verdict.ReasonFailed, ReasonPermanent: verdict.ReasonPermanent, ReasonTimeout: verdict.ReasonTimeout, ReasonExpired: verdict.ReasonExpired,
-		ReasonUnknownTask: verdict.ReasonUnknownTask, ReasonCrashLoop: verdict.ReasonCrashLoop, ErrTimeout.Error(): verdict.TimeoutWords,
+		ReasonUnknownTask: verdict.ReasonUnknownTask, ReasonCrashLoop: verdict.ReasonCrashLoop,
 	} {
 		if got != want {
 			t.Errorf("%q, and the root has %q", got, want)

@@ -7,9 +7,9 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/link"
 )
 
 // Server is one supervised connection to a broker, with a publisher and any number of workers. Make it with
@@ -17,9 +17,9 @@ import (
 type Server struct {
 	cfg       ServerConfig
 	log       *slog.Logger
-	sup       *supervisor
+	sup       *link.Supervisor
 	publisher *publisher
-	refused   *undeclared
+	refused   *link.Declarer
 	courier   *courier // nil without an outbox
 	stats     taskCounters
 	replayed  atomic.Int64 // dead letters
@@ -78,16 +78,15 @@ func NewServerContext(ctx context.Context, cfg *ServerConfig) (*Server, chan str
 		suspect:  make(chan struct{}, 1),
 	}
 	s.log = s.cfg.contain()
-	s.sup = newSupervisor(&s.cfg, s.log, s.declare)
-	s.refused = newUndeclared(s.log, s.sup)
-	s.sup.exchangeGone = s.exchangeGone
-	s.publisher = &publisher{cfg: &s.cfg, sup: s.sup}
+	s.sup = s.newLink()
+	s.refused = link.NewDeclarer(s.log, s.sup)
+	s.publisher = &publisher{cfg: &s.cfg, sup: s.sup, log: s.log, exchangeGone: s.exchangeGone}
 	var err error
-	if s.courier, err = newCourier(ctx, &s.cfg, s.sup, &s.publisher.stats); err != nil {
+	if s.courier, err = newCourier(ctx, s.publisher); err != nil {
 		return nil, nil, err
 	}
 	s.publisher.courier = s.courier
-	if err := s.sup.start(ctx); err != nil {
+	if err := s.sup.Start(ctx); err != nil {
 		return nil, nil, err
 	}
 	s.courier.start()
@@ -100,27 +99,27 @@ func NewServerContext(ctx context.Context, cfg *ServerConfig) (*Server, chan str
 // must accept all of it.
 func (s *Server) declare(ctx context.Context, session broker.Session, first bool) error {
 	if !first {
-		return s.refused.declare(ctx, session, s.parts())
+		return s.refused.Declare(ctx, session, s.parts())
 	}
 	var all broker.Topology
 	for _, p := range s.parts() {
-		all.Exchanges = append(all.Exchanges, p.topology.Exchanges...)
-		all.Queues = append(all.Queues, p.topology.Queues...)
-		all.Bindings = append(all.Bindings, p.topology.Bindings...)
+		all.Exchanges = append(all.Exchanges, p.Topology.Exchanges...)
+		all.Queues = append(all.Queues, p.Topology.Queues...)
+		all.Bindings = append(all.Bindings, p.Topology.Bindings...)
 	}
 	return session.Declare(ctx, all)
 }
 
 // parts returns what the server declares: its exchange, and each of InitQueues with its bindings.
-func (s *Server) parts() []part {
+func (s *Server) parts() []link.Part {
 	exchange := broker.Exchange{Name: s.cfg.Exchange, Kind: broker.Direct}
-	parts := []part{{kind: "exchange", name: exchange.Name, topology: broker.Topology{Exchanges: []broker.Exchange{exchange}}}}
+	parts := []link.Part{{Kind: "exchange", Name: exchange.Name, Topology: broker.Topology{Exchanges: []broker.Exchange{exchange}}}}
 	for _, q := range s.cfg.InitQueues {
 		t := broker.Topology{Queues: []broker.QueueSpec{{Name: q.Name}}}
 		for _, key := range q.BindingKeys {
 			t.Bindings = append(t.Bindings, broker.Binding{Queue: q.Name, Exchange: s.cfg.Exchange, Key: key})
 		}
-		parts = append(parts, part{kind: "queue", name: q.Name, topology: t})
+		parts = append(parts, link.Part{Kind: "queue", Name: q.Name, Topology: t})
 	}
 	return parts
 }
@@ -139,20 +138,20 @@ func (s *Server) exchangeGone() {
 		}
 	}
 	s.mu.Unlock()
-	s.refused.redeclare(parts, errExchangeGone)
+	s.refused.Redeclare(parts, errExchangeGone)
 }
 
 // declareAgain retries refused declarations until the connection is closed or given up.
 func (s *Server) declareAgain() {
 	defer close(s.declared)
-	s.refused.run()
+	s.refused.Run()
 }
 
 // watch waits until supervision ends. If the connection was given up, it lets running tasks end and closes givenUp.
 func (s *Server) watch() {
 	defer close(s.watched)
-	<-s.sup.ended
-	if l, _ := s.sup.now(); l.state != StateGivenUp {
+	<-s.sup.Ended()
+	if l, _ := s.sup.Now(); l.State != link.GivenUp {
 		return
 	}
 	ctx, cancel := s.shutdownContext()
@@ -177,7 +176,7 @@ func (s *Server) NewWorker(cfg *WorkerConfig, tasks map[string]TaskConfig) (*Wor
 	if cfg == nil {
 		return nil, errors.New("WorkerConfig is nil")
 	}
-	session, err := s.sup.session()
+	session, err := s.sup.Session()
 	if err != nil {
 		return nil, err
 	}
@@ -189,9 +188,9 @@ func (s *Server) NewWorker(cfg *WorkerConfig, tasks map[string]TaskConfig) (*Wor
 	if err := s.reserve(w.cfg.Name); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), link.OpenTimeout)
 	defer cancel()
-	if err := s.declareFirst(ctx, session, w.topology()); err != nil {
+	if err := s.sup.WaitForQueues(ctx, session, func(session broker.Session) error { return session.Declare(ctx, w.topology()) }); err != nil {
 		s.register(w.cfg.Name, nil)
 		if errors.Is(err, broker.ErrSessionLost) {
 			return nil, fmt.Errorf("worker %q: %w: %w", w.cfg.Name, ErrDisconnected, err)
@@ -202,30 +201,6 @@ func (s *Server) NewWorker(cfg *WorkerConfig, tasks map[string]TaskConfig) (*Wor
 		return nil, ErrServerClosed
 	}
 	return w, nil
-}
-
-// declareFirst declares a topology that must be accepted, and waits for queues that are away. It returns the error of
-// the last try.
-func (s *Server) declareFirst(ctx context.Context, session broker.Session, t broker.Topology) error {
-	return s.waitForQueues(ctx, session, func(session broker.Session) error { return session.Declare(ctx, t) })
-}
-
-// waitForQueues calls f, and calls it again while it fails because a queue is away, each time with the current session.
-func (s *Server) waitForQueues(ctx context.Context, session broker.Session, f func(broker.Session) error) error {
-	for {
-		err := f(session)
-		if !errors.Is(err, broker.ErrUnavailable) || ctx.Err() != nil || !sleep(ctx, jittered(awayPause).NextBackOff()) {
-			return err
-		}
-		next, waited := s.sup.await(ctx, nil)
-		switch {
-		case errors.Is(waited, ErrServerClosed):
-			return waited
-		case waited != nil:
-			return err
-		}
-		session = next
-	}
 }
 
 // reserve takes a worker's name while its queues are being declared.
@@ -309,14 +284,14 @@ func (s *Server) shutdown(ctx context.Context) error {
 	s.courier.flush(ctx)
 	// The session ends last, and flushes what is in flight, because a draining task may still publish follow-up tasks
 	// (gofort/dispatcher closed its publisher first and lost them).
-	closing, cancel := withGrace(ctx, closeTimeout)
+	closing, cancel := link.WithGrace(ctx, link.CloseTimeout)
 	defer cancel()
 	// This bound holds even if ctx has no end: nobody waits for a publish that is in flight for longer than
 	// PublishTimeout.
-	closing, cancel = context.WithTimeout(closing, s.cfg.PublishTimeout+closeTimeout)
+	closing, cancel = context.WithTimeout(closing, s.cfg.PublishTimeout+link.CloseTimeout)
 	defer cancel()
 	err = errors.Join(err, s.courier.stop(closing))
-	err = errors.Join(err, s.sup.stop(closing))
+	err = errors.Join(err, s.sup.Stop(closing))
 	for _, ended := range []chan struct{}{s.watched, s.declared} {
 		select {
 		case <-ended:
@@ -381,16 +356,4 @@ func (s *Server) calls() (n int) {
 		}
 	}
 	return n
-}
-
-// withGrace returns a context that ends d after ctx does, and not before. The last messages to the broker still need a
-// moment when the time is up.
-func withGrace(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
-	graced, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(ctx, func() {
-		if sleep(graced, d) {
-			cancel()
-		}
-	})
-	return graced, func() { stop(); cancel() }
 }

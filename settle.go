@@ -5,6 +5,9 @@ import (
 	"errors"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/contain"
+	"github.com/seed-416683c9/dispatcher/internal/link"
+	"github.com/seed-416683c9/dispatcher/internal/logs"
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
@@ -48,7 +51,7 @@ func (s *shift) settle(c *call, v verdict.Verdict) (stays bool) {
 	default:
 		stats.lost.Add(1)
 	}
-	attrs := []any{"verdict", string(v.Action), "err", brief(err)}
+	attrs := []any{"verdict", string(v.Action), "err", logs.Brief(err)}
 	if v.Err != nil { // perhaps nothing else reports it
 		attrs = append(attrs, "outcome", logText(v))
 	}
@@ -67,7 +70,7 @@ func (s *shift) giveBack(c *call) (err error) {
 	if c.at.exact {
 		return c.delivery.Release()
 	}
-	ctx, cancel := context.WithTimeout(s.hard, closeTimeout)
+	ctx, cancel := context.WithTimeout(s.hard, link.CloseTimeout)
 	defer cancel()
 	if msg := c.copy(); c.suspect() {
 		err = c.delivery.Suspect(ctx, msg)
@@ -92,7 +95,7 @@ func (s *shift) tellForwarded(c *call, v verdict.Verdict) {
 	case verdict.Postpone:
 		stats.postponed.Add(1)
 		if c.history.Misses == 0 {
-			log.Warn("task put off", attrsOf(v.Outcome, logText(v), "retry_in", rounded(v.Delay))...)
+			log.Warn("task put off", attrsOf(v.Outcome, logText(v), "retry_in", logs.Rounded(v.Delay))...)
 		}
 	case verdict.PutOff:
 		stats.postponed.Add(1)
@@ -103,13 +106,13 @@ func (s *shift) tellForwarded(c *call, v verdict.Verdict) {
 		stats.deadLettered.Add(1)
 		log.Error("task is a dead letter", attrsOf(v.Outcome, logText(v), "reason", v.Reason)...)
 		if hooks.DeadLettered != nil {
-			fire(s.w.log, hooks.DeadLettered, DeadLetterEvent{*c.info(worker), v.Reason, v.Err})
+			contain.Call(s.w.log, hooks.DeadLettered, DeadLetterEvent{*c.info(worker), v.Reason, v.Err})
 		}
 	case verdict.RetryLater:
 		stats.retried.Add(1)
-		log.Warn("attempt failed", attrsOf(v.Outcome, logText(v), "retry_in", rounded(v.Delay))...)
+		log.Warn("attempt failed", attrsOf(v.Outcome, logText(v), "retry_in", logs.Rounded(v.Delay))...)
 		if hooks.Retried != nil {
-			fire(s.w.log, hooks.Retried, RetryEvent{*c.info(worker), v.Delay, v.Err})
+			contain.Call(s.w.log, hooks.Retried, RetryEvent{*c.info(worker), v.Delay, v.Err})
 		}
 	case verdict.ToBack:
 		stats.postponed.Add(1)

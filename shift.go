@@ -11,9 +11,15 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/contain"
+	"github.com/seed-416683c9/dispatcher/internal/link"
+	"github.com/seed-416683c9/dispatcher/internal/logs"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
+
+// settleTimeout is how long a stopping worker keeps trying to write a dead letter.
+const settleTimeout = 30 * time.Second
 
 // shift is one run of a worker: from Start, through any number of consumers, until its last call has ended. It owns the
 // goroutines of run, patrol and the slots.
@@ -77,7 +83,7 @@ func newShift(w *Worker) *shift {
 		patrolled: make(chan struct{}),
 	}
 	s.taking, s.stopTaking = context.WithCancel(context.Background())
-	s.settling, s.stopSettle = withGrace(s.taking, settleTimeout)
+	s.settling, s.stopSettle = link.WithGrace(s.taking, settleTimeout)
 	s.tasks, s.stopTasks = context.WithCancelCause(context.Background())
 	s.hard, s.stopHard = context.WithCancel(context.Background())
 	s.watched.init(s.onDue)
@@ -107,7 +113,7 @@ func (s *shift) begin(session broker.Session, consumer broker.Consumer) {
 	s.w.log.Info("worker takes tasks")
 	s.warnOfConsumerTimeout(session.Capabilities().ConsumerTimeout)
 	if hook := s.w.server.cfg.Hooks.WorkerStarted; hook != nil {
-		fireApart(s.w.log, hook, WorkerEvent{s.w.cfg.Name, s.w.cfg.Queue})
+		contain.CallApart(s.w.log, hook, WorkerEvent{s.w.cfg.Name, s.w.cfg.Queue})
 	}
 }
 
@@ -145,7 +151,7 @@ func (s *shift) warnOfConsumerTimeout(most time.Duration) {
 func (s *shift) run(session broker.Session, consumer broker.Consumer) {
 	defer s.runEnded()
 	defer func() { <-s.patrolled }() // every return path has stopped taking
-	pauses := retryPauses()
+	pauses := link.RetryPauses()
 	for consumer != nil {
 		s.feedSlots(newFeed(session, consumer, s.w.cfg.Limit))
 
@@ -158,9 +164,9 @@ func (s *shift) run(session broker.Session, consumer broker.Consumer) {
 		}
 		s.note(false, consumer.Err())
 		if !errors.Is(consumer.Err(), broker.ErrSessionLost) { // the supervisor logs a lost connection, once for all workers
-			s.w.log.Warn("consumer lost", "err", brief(consumer.Err()))
+			s.w.log.Warn("consumer lost", "err", logs.Brief(consumer.Err()))
 		}
-		if time.Since(born) >= stableAfter {
+		if time.Since(born) >= link.StableAfter {
 			pauses.Reset()
 		}
 		session, consumer = s.reopen(session, pauses)
@@ -179,7 +185,7 @@ func (s *shift) reopen(dead broker.Session, pauses interface{ NextBackOff() time
 		// The supervisor already paces sessions, so pause after a dead one only if this worker ends one after the
 		// other. A session's Done may come later than its consumer's.
 		if dead.Err() == nil || deaths > 1 {
-			if !sleep(s.taking, pauseAfter(problem, pauses)) {
+			if !link.Sleep(s.taking, link.PauseAfter(problem, pauses)) {
 				return nil, nil
 			}
 		}
@@ -187,11 +193,11 @@ func (s *shift) reopen(dead broker.Session, pauses interface{ NextBackOff() time
 		if dead.Err() != nil {
 			not = dead
 		}
-		session, err := s.w.server.sup.await(s.taking, not)
+		session, err := s.w.server.sup.Await(s.taking, not)
 		if err != nil {
 			return nil, nil
 		}
-		ctx, cancel := context.WithTimeout(s.taking, openTimeout)
+		ctx, cancel := context.WithTimeout(s.taking, link.OpenTimeout)
 		consumer, err := s.w.consumeAgain(ctx, session)
 		cancel()
 		if err == nil {
@@ -205,7 +211,7 @@ func (s *shift) reopen(dead broker.Session, pauses interface{ NextBackOff() time
 		s.note(false, err)
 		if text := err.Error(); text != said { // a queue may be away for hours
 			said = text
-			s.w.log.Warn("cannot consume; trying again", "err", brief(err, fmt.Sprintf("consume queue %q: ", s.w.cfg.Queue)))
+			s.w.log.Warn("cannot consume; trying again", "err", logs.Brief(err, fmt.Sprintf("consume queue %q: ", s.w.cfg.Queue)))
 		}
 		if dead, problem = session, err; errors.Is(err, broker.ErrSessionLost) {
 			deaths++
@@ -216,10 +222,10 @@ func (s *shift) reopen(dead broker.Session, pauses interface{ NextBackOff() time
 // finish ends the last consumer: it gives back tasks that have not started, lets the slots end, and flushes.
 func (s *shift) finish(consumer broker.Consumer) {
 	s.note(false, nil)
-	ctx, cancel := context.WithTimeout(s.hard, closeTimeout)
-	most := closeTimeout
+	ctx, cancel := context.WithTimeout(s.hard, link.CloseTimeout)
+	most := link.CloseTimeout
 	if err := consumer.Stop(ctx); err != nil && !errors.Is(err, broker.ErrSessionLost) {
-		s.w.log.Warn("the consumer did not stop", "err", brief(err))
+		s.w.log.Warn("the consumer did not stop", "err", logs.Brief(err))
 		most = verdict.Grace // it will not answer Close either
 	}
 	cancel()
@@ -228,7 +234,7 @@ func (s *shift) finish(consumer broker.Consumer) {
 	ctx, cancel = context.WithTimeout(context.Background(), most)
 	defer cancel()
 	if err := consumer.Close(ctx); err != nil && !errors.Is(err, broker.ErrSessionLost) {
-		s.w.log.Warn("the consumer did not close", "err", brief(err))
+		s.w.log.Warn("the consumer did not close", "err", logs.Brief(err))
 	}
 }
 
@@ -281,7 +287,7 @@ func (s *shift) cancelledAt() time.Time {
 func (s *shift) leaveBehind() error {
 	// Start's own I/O ends with taking, and run ends within closeTimeout. Only a broker that ignores its contexts takes
 	// longer.
-	late := time.NewTimer(closeTimeout + verdict.Grace)
+	late := time.NewTimer(link.CloseTimeout + verdict.Grace)
 	defer late.Stop()
 	for _, ended := range []chan struct{}{s.began, s.ended} {
 		select {
@@ -340,10 +346,10 @@ func (s *shift) endShift() {
 	s.stopSettle()
 	s.stopTasks(nil)
 	s.stopHard()
-	s.w.server.refused.forget(s.w.cfg.Name)
+	s.w.server.refused.Forget(s.w.cfg.Name)
 	s.w.free(s)
 	if hook := s.w.server.cfg.Hooks.WorkerStopped; hook != nil && s.feed != nil {
-		fireApart(s.w.log, hook, WorkerEvent{s.w.cfg.Name, s.w.cfg.Queue})
+		contain.CallApart(s.w.log, hook, WorkerEvent{s.w.cfg.Name, s.w.cfg.Queue})
 	}
 	close(s.over)
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/logs"
 	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
@@ -88,7 +89,7 @@ func (s *shift) ready(c *call) readiness {
 // outlived notes that an abandoned call has ended.
 func (s *shift) outlived(c *call, o verdict.Outcome) {
 	s.w.server.running.end(&c.run)
-	s.about(c, c.history.Attempts+1).Info("abandoned call ended", attrsOf(o, text.OneLine(o.Text), "took", rounded(time.Since(c.started)))...)
+	s.about(c, c.history.Attempts+1).Info("abandoned call ended", attrsOf(o, text.OneLine(o.Text), "took", logs.Rounded(time.Since(c.started)))...)
 }
 
 // next waits for the next delivery of a feed, a held one, or a suspect. It returns a nil call if there was none after

@@ -59,7 +59,7 @@ type taskCounters struct {
 
 // Stats returns the counts. It never blocks.
 func (s *Server) Stats() Stats {
-	l, _ := s.sup.now()
+	l, _ := s.sup.Now()
 	p, t := &s.publisher.stats, &s.stats
 	return Stats{
 		Published: p.published.Load(), NotSent: p.notSent.Load(), Rejected: p.rejected.Load(), Unconfirmed: p.unconfirmed.Load(),
@@ -68,6 +68,6 @@ func (s *Server) Stats() Stats {
 		Postponed: t.postponed.Load(), Suspected: t.suspected.Load(), DeadLettered: t.deadLettered.Load(),
 		Released: t.released.Load(), Lost: t.lost.Load(), Abandoned: t.abandoned.Load(),
 		Replayed:   s.replayed.Load(),
-		Reconnects: max(l.opened-1, 0),
+		Reconnects: max(l.Opened-1, 0),
 	}
 }

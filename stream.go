@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/fault"
+	"github.com/seed-416683c9/dispatcher/internal/link"
 )
 
 const (
@@ -129,7 +131,7 @@ func (s *stream) take(task *Task, ended bool) {
 	p := &parcel{task: task, began: now, ctx: s.boundFor(now)}
 	msg, err := s.p.prepare(task)
 	if ended {
-		err = endedBefore(ErrNotSent, s.caller)
+		err = fault.EndedBefore(ErrNotSent, s.caller)
 	}
 	p.msg[0] = msg
 	s.open = append(s.open, p)
@@ -179,7 +181,7 @@ func (p *parcel) wait() error {
 	case err := <-p.answer: // in the same moment
 		return err
 	default:
-		return endedBefore(ErrUnconfirmed, p.ctx)
+		return fault.EndedBefore(ErrUnconfirmed, p.ctx)
 	}
 }
 
@@ -252,7 +254,7 @@ func (s *stream) send(wait bool) {
 func (s *stream) sessionFor(p *parcel) (broker.Session, error) {
 	switch {
 	case s.p.courier == nil:
-		return s.p.sup.await(p.ctx, p.tried)
+		return s.p.sup.Await(p.ctx, p.tried)
 	case p.tried != nil:
 		return nil, ErrNotSent
 	default:
@@ -316,7 +318,7 @@ func (s *stream) keep(p *parcel, must bool) bool {
 			s.keep(older, true)
 		}
 	}
-	ctx, cancel := context.WithTimeout(s.caller, closeTimeout)
+	ctx, cancel := context.WithTimeout(s.caller, link.CloseTimeout)
 	defer cancel()
 	c.keep(ctx, kept)
 	p.end(kept.errs[0])

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/link"
+	"github.com/seed-416683c9/dispatcher/internal/logs"
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
@@ -143,13 +145,13 @@ func (s *shift) fetchSuspect(at *feed) *broker.Delivery {
 			}
 		}
 	}()
-	timer := time.NewTimer(closeTimeout)
+	timer := time.NewTimer(link.CloseTimeout)
 	defer timer.Stop()
 	select {
 	case d := <-fetched:
 		return d
 	case <-timer.C:
-		s.bar(fmt.Errorf("fetch a suspect: no answer for %v", closeTimeout))
+		s.bar(fmt.Errorf("fetch a suspect: no answer for %v", link.CloseTimeout))
 		close(late)
 		return nil
 	}
@@ -177,7 +179,7 @@ func (s *shift) fetchEnded() {
 // getSuspect asks the broker for a suspect. It gives up when the session is lost, or some seconds after the shift was
 // stopped.
 func (s *shift) getSuspect(at *feed) *broker.Delivery {
-	ctx, cancel := withGrace(s.taking, closeTimeout)
+	ctx, cancel := link.WithGrace(s.taking, link.CloseTimeout)
 	defer cancel()
 	defer context.AfterFunc(s.hard, cancel)()
 	queue := s.w.cfg.Queue + broker.SuspectsSuffix
@@ -192,7 +194,7 @@ func (s *shift) getSuspect(at *feed) *broker.Delivery {
 		s.redeclare()
 	case at.session.Err() == nil && s.taking.Err() == nil:
 		s.bar(fmt.Errorf("fetch a suspect: %w", err))
-		s.w.log.Warn("cannot fetch suspects; trying again", "err", brief(err, fmt.Sprintf("get from queue %q: ", queue)))
+		s.w.log.Warn("cannot fetch suspects; trying again", "err", logs.Brief(err, fmt.Sprintf("get from queue %q: ", queue)))
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/link"
 	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
@@ -94,13 +95,13 @@ func (w *Worker) topology() broker.Topology {
 }
 
 // parts returns the topology in parts that are declared one by one.
-func (w *Worker) parts() []part {
+func (w *Worker) parts() []link.Part {
 	t := w.topology()
-	parts := make([]part, len(t.Queues))
+	parts := make([]link.Part, len(t.Queues))
 	for i, q := range t.Queues {
-		parts[i] = part{owner: w.cfg.Name, kind: "queue", name: q.Name, topology: broker.Topology{Queues: []broker.QueueSpec{q}}}
+		parts[i] = link.Part{Owner: w.cfg.Name, Kind: "queue", Name: q.Name, Topology: broker.Topology{Queues: []broker.QueueSpec{q}}}
 	}
-	parts[0].topology.Bindings = t.Bindings
+	parts[0].Topology.Bindings = t.Bindings
 	return parts
 }
 
@@ -116,7 +117,7 @@ func (w *Worker) current() *shift {
 
 // consumeAgain consumes in a session that is not the worker's first, even if some of its queues cannot be declared.
 func (w *Worker) consumeAgain(ctx context.Context, session broker.Session) (broker.Consumer, error) {
-	if err := w.server.refused.declare(ctx, session, w.parts()); err != nil {
+	if err := w.server.refused.Declare(ctx, session, w.parts()); err != nil {
 		return nil, err
 	}
 	return session.Consume(ctx, w.consuming())
@@ -161,7 +162,7 @@ func (w *Worker) Start(s *Server) error {
 		return ErrWorkerStarted
 	}
 
-	session, err := s.sup.session()
+	session, err := s.sup.Session()
 	if err != nil {
 		sh.neverBegan()
 		if errors.Is(err, ErrServerClosed) {
@@ -169,10 +170,10 @@ func (w *Worker) Start(s *Server) error {
 		}
 		return ErrWorkerDisconnected
 	}
-	ctx, cancel := context.WithTimeout(sh.taking, openTimeout)
+	ctx, cancel := context.WithTimeout(sh.taking, link.OpenTimeout)
 	defer cancel()
 	var consumer broker.Consumer
-	err = s.waitForQueues(ctx, session, func(now broker.Session) (err error) {
+	err = s.sup.WaitForQueues(ctx, session, func(now broker.Session) (err error) {
 		session = now
 		consumer, err = sh.consume(ctx, session)
 		return err

@@ -4,11 +4,11 @@ package verdict
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
 
+	"github.com/seed-416683c9/dispatcher/internal/fault"
 	"github.com/seed-416683c9/dispatcher/internal/record"
 )
 
@@ -67,18 +67,15 @@ func Judge(a Attempt, p *Policy) Verdict {
 	return Verdict{Action: RetryLater, Delay: delay, Outcome: o}
 }
 
-// TimeoutWords is the text of the root's ErrTimeout.
-const TimeoutWords = "task timeout"
-
 // timeoutText returns the text of a late attempt. It mentions the timeout once, because most functions return the error
 // of their context.
 func timeoutText(a Attempt) string {
-	text := fmt.Sprintf("%s of %v", TimeoutWords, a.Timeout)
+	text := fmt.Sprintf("%v of %v", fault.ErrTimeout, a.Timeout)
 	if a.Abandoned {
 		return fmt.Sprintf("%s: still running %v later; abandoned", text, Grace)
 	}
 	rest := ": " + a.Text
-	for _, same := range []string{TimeoutWords, context.DeadlineExceeded.Error()} {
+	for _, same := range []string{fault.ErrTimeout.Error(), context.DeadlineExceeded.Error()} {
 		rest = strings.TrimSuffix(rest, ": "+same)
 	}
 	return text + rest
@@ -110,9 +107,6 @@ func Unknown(h record.History, suspect bool, now time.Time, maxAge time.Duration
 	return Verdict{Action: Postpone, Missed: true, Delay: delay, Outcome: o}
 }
 
-// ErrCrashLoop means that the task was lost repeatedly while it ran alone, so it may end the process that runs it.
-var ErrCrashLoop = errors.New("lost with its worker or connection")
-
 // MaxSuspectLosses is how many times a task may be lost while it runs alone, until it is assumed to end its workers.
 const MaxSuspectLosses = 3
 
@@ -128,7 +122,7 @@ func Losses(h record.History, losses int, suspect bool) (v Verdict, run bool) {
 	if suspect {
 		total := max(h.Losses, SuspectAfter) + losses
 		if alone := total - SuspectAfter; alone >= MaxSuspectLosses {
-			return DeadLetter(ReasonCrashLoop, OutcomeOf(fmt.Errorf("%w: %d times while it ran alone", ErrCrashLoop, alone))), false
+			return DeadLetter(ReasonCrashLoop, OutcomeOf(fmt.Errorf("%w: %d times while it ran alone", fault.ErrCrashLoop, alone))), false
 		}
 		return Verdict{Action: ToSuspects, Losses: total}, false
 	}

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+
+	"github.com/seed-416683c9/dispatcher/internal/fault"
 )
 
 // Task is a decoded body. Its values are parts of the body, not copies.
@@ -18,10 +20,7 @@ type Value struct {
 	Value json.RawMessage
 }
 
-// ErrMalformed means that the body is not a task.
-var ErrMalformed = errors.New("malformed task")
-
-// Decode reads a body. Every error Is ErrMalformed.
+// Decode reads a body. Every error Is fault.ErrMalformed.
 //
 // It is stricter than json.Unmarshal, which takes the last of two equal keys and "NAME" for "name", and replaces text
 // that is not Unicode. Two readers of one body must not see two tasks. Decode ignores unknown keys, since a newer
@@ -106,5 +105,5 @@ func notJSON(body []byte) error {
 }
 
 func malformed(format string, args ...any) error {
-	return fmt.Errorf("%w: %s", ErrMalformed, fmt.Sprintf(format, args...))
+	return fmt.Errorf("%w: %s", fault.ErrMalformed, fmt.Sprintf(format, args...))
 }

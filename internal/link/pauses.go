@@ -1,4 +1,4 @@
-package dispatcher
+package link
 
 import (
 	"context"
@@ -18,8 +18,8 @@ const (
 	awayPause = 1500 * time.Millisecond
 )
 
-// reconnectPauses returns the pauses between the tries of an outage.
-func reconnectPauses(interval time.Duration) backoff.BackOff {
+// ReconnectPauses returns the pauses between the tries of an outage.
+func ReconnectPauses(interval time.Duration) backoff.BackOff {
 	if interval > 0 {
 		return jittered(interval)
 	}
@@ -34,6 +34,10 @@ type pacing struct {
 	grows bool // the user has set no interval
 }
 
+func newPacing(interval time.Duration) pacing {
+	return pacing{ReconnectPauses(interval), interval == 0}
+}
+
 // answered returns the pause before the next try after a node has accepted the connection. A failure after that is no
 // reason for a long pause.
 func (p pacing) answered() time.Duration {
@@ -44,9 +48,9 @@ func (p pacing) answered() time.Duration {
 	return pause
 }
 
-// pauseAfter returns the next of the growing pauses. If a queue is away it returns a short one, so that its users go on
+// PauseAfter returns the next of the growing pauses. If a queue is away it returns a short one, so that its users go on
 // soon after it is back.
-func pauseAfter(err error, pauses interface{ NextBackOff() time.Duration }) time.Duration {
+func PauseAfter(err error, pauses interface{ NextBackOff() time.Duration }) time.Duration {
 	pause := pauses.NextBackOff()
 	if errors.Is(err, broker.ErrUnavailable) {
 		pause = min(pause, jittered(awayPause).NextBackOff())
@@ -54,8 +58,8 @@ func pauseAfter(err error, pauses interface{ NextBackOff() time.Duration }) time
 	return pause
 }
 
-// retryPauses returns the pauses between the tries of one call, growing from about 100 ms to 30 s.
-func retryPauses() *backoff.ExponentialBackOff {
+// RetryPauses returns the pauses between the tries of one call, growing from about 100 ms to 30 s.
+func RetryPauses() *backoff.ExponentialBackOff {
 	return newBackOff(100*time.Millisecond, 30*time.Second, 0.5)
 }
 
@@ -75,8 +79,8 @@ func (j jittered) NextBackOff() time.Duration {
 }
 func (j jittered) Reset() {}
 
-// sleep waits for d. It returns false if ctx ends first.
-func sleep(ctx context.Context, d time.Duration) bool {
+// Sleep waits for d. It returns false if ctx ends first.
+func Sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -85,4 +89,16 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	case <-ctx.Done():
 		return false
 	}
+}
+
+// WithGrace returns a context that ends d after ctx does, and not before. The last messages to the broker still need a
+// moment when the time is up.
+func WithGrace(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	graced, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		if Sleep(graced, d) {
+			cancel()
+		}
+	})
+	return graced, func() { stop(); cancel() }
 }

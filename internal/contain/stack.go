@@ -1,4 +1,5 @@
-package dispatcher
+// Package contain calls the user's code where a panic or runtime.Goexit must not harm anything else.
+package contain
 
 import (
 	"bytes"
@@ -10,13 +11,15 @@ import (
 // maxFrames bounds the frames of a stack that is kept.
 const maxFrames = 64
 
-// ownPrefix begins the names of this package's functions. The name of a function in a package below it has a slash in
-// place of the dot.
-const ownPrefix = "github.com/seed-416683c9/dispatcher."
+// own reports whether a function belongs to the library: to its root package or to a package in internal/.
+func own(function string) bool {
+	rest, ok := strings.CutPrefix(function, "github.com/seed-416683c9/dispatcher")
+	return ok && (strings.HasPrefix(rest, ".") || strings.HasPrefix(rest, "/internal/"))
+}
 
-// userStack returns the stack of the panic that its caller, a deferred function, has recovered. The stack begins where
+// Stack returns the stack of the panic that its caller, a deferred function, has recovered. The stack begins where
 // the user's code panicked and has no frames of the library. Unlike debug.Stack, it shows no argument values.
-func userStack() []byte {
+func Stack() []byte {
 	pcs := make([]uintptr, maxFrames)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs)])
 	var all, users []byte
@@ -35,11 +38,11 @@ func userStack() []byte {
 			culprit = f.Function
 		}
 		called := f.Function == "reflect.Value.Call" || f.Function == "reflect.Value.call" // how the library calls functions
-		if !strings.HasPrefix(f.Function, "runtime.") && !called && !strings.HasPrefix(f.Function, ownPrefix) {
+		if !strings.HasPrefix(f.Function, "runtime.") && !called && !own(f.Function) {
 			users = append(users, line...)
 		}
 	}
-	if strings.HasPrefix(culprit, ownPrefix) { // a bug of the library
+	if own(culprit) { // a bug of the library
 		users = all
 	}
 	return bytes.TrimSuffix(users, []byte("\n"))
