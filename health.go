@@ -190,13 +190,12 @@ func (w *Worker) health() WorkerHealth {
 	if sh == nil {
 		return h
 	}
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	h.Started, h.Consuming = true, sh.consuming
-	h.Running, h.Abandoned, h.Stuck, h.Held = sh.calls, sh.abandoned, sh.stuck, sh.held
-	h.LastError, h.LastErrorAt = sh.err, sh.errAt
-	if sh.barred != nil {
-		h.Suspects = sh.barred.Error()
+	now := sh.State()
+	h.Started, h.Consuming = true, now.Consuming
+	h.Running, h.Abandoned, h.Stuck, h.Held = now.Running, now.Abandoned, now.Stuck, now.Held
+	h.LastError, h.LastErrorAt = now.Err, now.ErrAt
+	if now.Barred != nil {
+		h.Suspects = now.Barred.Error()
 	}
 	return h
 }

@@ -2,8 +2,6 @@ package dispatcher
 
 import (
 	"time"
-
-	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
 // Hooks are called when something has happened: for metrics, logs and tests. Every field may be nil, and costs nothing
@@ -132,19 +130,4 @@ func callAll[E any](all []func(E), e E) {
 			f(e)
 		}()
 	}
-}
-
-// verdictOf returns the verdict that hooks receive.
-func verdictOf(a verdict.Action) Verdict {
-	switch a {
-	case verdict.Ack:
-		return VerdictDone
-	case verdict.Discard:
-		return VerdictDiscard
-	case verdict.RetryLater:
-		return VerdictRetry
-	case verdict.Release:
-		return VerdictRelease
-	}
-	return VerdictDeadLetter
 }

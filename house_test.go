@@ -51,6 +51,8 @@ func TestArrowsPointDown(t *testing.T) {
 		"wire":        {"internal/record", "internal/fault", "internal/text", "broker"},
 		"verdict":     {"internal/record", "internal/fault", "internal/text", "broker"},
 		"link":        {"internal/logs", "internal/contain", "internal/fault", "internal/text", "broker"},
+		"engine": {"internal/link", "internal/verdict", "internal/record", "internal/logs", "internal/contain", "internal/fault",
+			"internal/text", "broker"},
 	}
 	var root []string
 	allowed := map[string][]string{}
@@ -69,6 +71,7 @@ func TestArrowsPointDown(t *testing.T) {
 		"broker/rabbitmq":  {"github.com/rabbitmq/amqp091-go"},
 		"internal/logs":    {"github.com/sirupsen/logrus", "golang.org/x/sys"},
 		"internal/link":    {"github.com/cenkalti/backoff/v4", "github.com/sirupsen/logrus", "golang.org/x/sys"},
+		"internal/engine":  {"github.com/cenkalti/backoff/v4", "github.com/google/uuid", "github.com/sirupsen/logrus", "golang.org/x/sys"},
 		"internal/verdict": {"github.com/cenkalti/backoff/v4"}, // its mark is our Permanent
 	}
 	for pkg, below := range allowed {

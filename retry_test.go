@@ -108,7 +108,7 @@ func TestTheNearestPolicyCounts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if p := plans["t"].retry; p != nil {
+		if p := plans["t"].Retry; p != nil {
 			return p.MaxAttempts
 		}
 		return 1
@@ -147,7 +147,7 @@ func TestJudge(t *testing.T) {
 		"beyond the last":             {verdict.Attempt{Outcome: no, Number: 1 << 30}, three, verdict.ToDeadLetters, "failed", 0},
 		"late":                        {verdict.Attempt{Outcome: no, Number: 1, Late: true}, three, verdict.RetryLater, "", time.Minute},
 		"late, last":                  {verdict.Attempt{Outcome: no, Number: 3, Late: true}, three, verdict.ToDeadLetters, "timeout", 0},
-		"abandoned":                   {verdict.Attempt{Outcome: verdict.OutcomeOf(errAbandoned), Number: 1, Late: true, Abandoned: true}, three, verdict.ToDeadLetters, "timeout", 0},
+		"abandoned":                   {verdict.Attempt{Outcome: verdict.OutcomeOf(errors.New("abandoned")), Number: 1, Late: true, Abandoned: true}, three, verdict.ToDeadLetters, "timeout", 0},
 		"while stopping":              {verdict.Attempt{Outcome: no, Number: 1, Shutdown: true}, three, verdict.Release, "", 0},
 		"late while stopping":         {verdict.Attempt{Outcome: no, Number: 1, Shutdown: true, Late: true}, three, verdict.RetryLater, "", time.Minute},
 		"permanent":                   {verdict.Attempt{Outcome: verdict.OutcomeOf(Permanent(no.Err)), Number: 1}, three, verdict.ToDeadLetters, "permanent", 0},
@@ -288,7 +288,7 @@ func TestTheTextOfALateAttempt(t *testing.T) {
 			t.Errorf("%v: %q, want %q", err, v.Text, want)
 		}
 	}
-	v := verdict.Judge(verdict.Attempt{Outcome: verdict.OutcomeOf(errAbandoned), Number: 1, Late: true, Abandoned: true, Timeout: 2 * time.Second}, nil)
+	v := verdict.Judge(verdict.Attempt{Outcome: verdict.OutcomeOf(errors.New("abandoned")), Number: 1, Late: true, Abandoned: true, Timeout: 2 * time.Second}, nil)
 	if want := "task timeout of 2s: still running 1s later; abandoned"; v.Text != want {
 		t.Errorf("%q, want %q", v.Text, want)
 	}

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/engine"
 	"github.com/seed-416683c9/dispatcher/internal/link"
 )
 
@@ -21,11 +22,10 @@ type Server struct {
 	publisher *publisher
 	refused   *link.Declarer
 	courier   *courier // nil without an outbox
-	stats     taskCounters
+	counters  engine.Counters
+	shared    *engine.Shared
 	replayed  atomic.Int64 // dead letters
-	running   running
-	suspect   chan struct{} // holds one while a suspect runs
-	farewell  sync.Once     // logs stranded tasks
+	farewell  sync.Once    // logs stranded tasks
 
 	givenUp  chan struct{} // returned by NewServer; closed once, by watch
 	watched  chan struct{} // closed when watch has returned
@@ -75,7 +75,7 @@ func NewServerContext(ctx context.Context, cfg *ServerConfig) (*Server, chan str
 		watched:  make(chan struct{}),
 		declared: make(chan struct{}),
 		workers:  map[string]*Worker{},
-		suspect:  make(chan struct{}, 1),
+		shared:   engine.NewShared(),
 	}
 	s.log = s.cfg.contain()
 	s.sup = s.newLink()
@@ -101,13 +101,7 @@ func (s *Server) declare(ctx context.Context, session broker.Session, first bool
 	if !first {
 		return s.refused.Declare(ctx, session, s.parts())
 	}
-	var all broker.Topology
-	for _, p := range s.parts() {
-		all.Exchanges = append(all.Exchanges, p.Topology.Exchanges...)
-		all.Queues = append(all.Queues, p.Topology.Queues...)
-		all.Bindings = append(all.Bindings, p.Topology.Bindings...)
-	}
-	return session.Declare(ctx, all)
+	return session.Declare(ctx, link.Whole(s.parts()))
 }
 
 // parts returns what the server declares: its exchange, and each of InitQueues with its bindings.
@@ -133,7 +127,7 @@ func (s *Server) exchangeGone() {
 	parts := s.parts()
 	s.mu.Lock()
 	for _, w := range s.workers {
-		if w != nil && w.running() {
+		if w != nil && w.current() != nil {
 			parts = append(parts, w.parts()[0])
 		}
 	}
@@ -190,7 +184,7 @@ func (s *Server) NewWorker(cfg *WorkerConfig, tasks map[string]TaskConfig) (*Wor
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), link.OpenTimeout)
 	defer cancel()
-	if err := s.sup.WaitForQueues(ctx, session, func(session broker.Session) error { return session.Declare(ctx, w.topology()) }); err != nil {
+	if err := s.sup.WaitForQueues(ctx, session, func(session broker.Session) error { return session.Declare(ctx, link.Whole(w.parts())) }); err != nil {
 		s.register(w.cfg.Name, nil)
 		if errors.Is(err, broker.ErrSessionLost) {
 			return nil, fmt.Errorf("worker %q: %w: %w", w.cfg.Name, ErrDisconnected, err)
@@ -338,7 +332,7 @@ func (s *Server) stopWorkers(ctx context.Context, forGood bool) error {
 				w.retire()
 			}
 			if sh := w.current(); sh != nil { // not Worker.Shutdown: the server's shutdown is logged as one
-				errs[i] = sh.stop(ctx)
+				errs[i] = sh.Stop(ctx)
 			}
 		})
 	}

@@ -52,21 +52,16 @@ func (c *publishCounters) count(err error) error {
 	return err
 }
 
-// taskCounters counts the outcomes of deliveries.
-type taskCounters struct {
-	received, succeeded, discarded, retried, postponed, suspected, deadLettered, released, lost, abandoned atomic.Int64
-}
-
 // Stats returns the counts. It never blocks.
 func (s *Server) Stats() Stats {
 	l, _ := s.sup.Now()
-	p, t := &s.publisher.stats, &s.stats
+	p, t := &s.publisher.stats, &s.counters
 	return Stats{
 		Published: p.published.Load(), NotSent: p.notSent.Load(), Rejected: p.rejected.Load(), Unconfirmed: p.unconfirmed.Load(),
 		Outboxed: p.outboxed.Load(), OutboxDead: p.outboxDead.Load(),
-		Received: t.received.Load(), Succeeded: t.succeeded.Load(), Discarded: t.discarded.Load(), Retried: t.retried.Load(),
-		Postponed: t.postponed.Load(), Suspected: t.suspected.Load(), DeadLettered: t.deadLettered.Load(),
-		Released: t.released.Load(), Lost: t.lost.Load(), Abandoned: t.abandoned.Load(),
+		Received: t.Received.Load(), Succeeded: t.Succeeded.Load(), Discarded: t.Discarded.Load(), Retried: t.Retried.Load(),
+		Postponed: t.Postponed.Load(), Suspected: t.Suspected.Load(), DeadLettered: t.DeadLettered.Load(),
+		Released: t.Released.Load(), Lost: t.Lost.Load(), Abandoned: t.Abandoned.Load(),
 		Replayed:   s.replayed.Load(),
 		Reconnects: max(l.Opened-1, 0),
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/engine"
 	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/taskcontext"
 	"github.com/seed-416683c9/dispatcher/internal/wire"
@@ -63,11 +64,11 @@ func init() {
 	}
 }
 
-// info describes the call's task.
-func (c *call) info(worker string) *TaskInfo {
-	d := &c.delivery
+// infoOf describes the task of a call.
+func infoOf(c *engine.Call, worker string) *TaskInfo {
+	d := &c.Delivery
 	return &TaskInfo{
-		UUID: c.uuid, Name: c.name, Queue: broker.Owner(d.Queue), RoutingKey: c.routingKey(), Worker: worker,
-		Headers: d.Headers, Attempt: c.history.Attempts + 1, PublishedAt: d.Timestamp, Redelivered: d.Redelivered || c.history.Losses > 0,
+		UUID: c.ID, Name: c.Name, Queue: broker.Owner(d.Queue), RoutingKey: c.RoutingKey(), Worker: worker,
+		Headers: d.Headers, Attempt: c.Number(), PublishedAt: d.Timestamp, Redelivered: c.HandedOut(),
 	}
 }

@@ -11,31 +11,23 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/engine"
 	"github.com/seed-416683c9/dispatcher/internal/link"
 	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
-	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
 // Worker runs the tasks of one queue, at most WorkerConfig.Limit at once. Make it with [Server.NewWorker]. All methods
 // may be called by many goroutines at once.
 type Worker struct {
-	server *Server
-	cfg    WorkerConfig
-	tasks  map[string]*taskPlan
-	log    *slog.Logger
+	server  *Server
+	cfg     WorkerConfig
+	handler *taskHandler
+	log     *slog.Logger
 
-	mu      sync.Mutex // guards what follows; never held across I/O
-	shift   *shift     // from Start until its last call has ended; otherwise nil
-	retired bool       // the server was closed: never start again
-}
-
-// taskPlan is a registered task: how to call it, for how long, and how often.
-type taskPlan struct {
-	*callPlan
-	timeout    time.Duration   // 0 = none
-	retry      *verdict.Policy // nil = one attempt
-	middleware []Middleware
+	mu      sync.Mutex    // guards what follows; never held across I/O
+	shift   *engine.Shift // from Start until its last call has ended; otherwise nil
+	retired bool          // the server was closed: never start again
 }
 
 // planTasks checks every task and returns all problems at once, each with the task's name.
@@ -53,10 +45,11 @@ func (s *Server) planTasks(worker *WorkerConfig, tasks map[string]TaskConfig) (m
 			p.addIf(true, fmt.Errorf("task %q: %w", text.Excerpt(name), err))
 		}
 		p.addIf(slices.ContainsFunc(cfg.Middleware, isNil), fmt.Errorf("task %q: TaskConfig.Middleware has a nil element", text.Excerpt(name)))
-		plans[name] = &taskPlan{
-			callPlan: plan, timeout: timeout, middleware: slices.Concat(worker.Middleware, cfg.Middleware),
-			retry: cmp.Or(cfg.Retry, worker.Retry, s.cfg.Retry).withDefaults(),
-		}
+		chain := slices.Concat(worker.Middleware, cfg.Middleware)
+		plans[name] = &taskPlan{callPlan: plan, middleware: chain, Plan: engine.Plan{
+			Timeout: timeout, Retry: cmp.Or(cfg.Retry, worker.Retry, s.cfg.Retry).withDefaults(),
+			WantsContext: plan != nil && plan.takesContext || len(chain) > 0,
+		}}
 	}
 	return plans, p.err()
 }
@@ -80,52 +73,47 @@ func (c *TaskConfig) timeout() (time.Duration, error) {
 }
 
 func newWorker(s *Server, cfg WorkerConfig, tasks map[string]*taskPlan) *Worker {
-	return &Worker{server: s, cfg: cfg, tasks: tasks, log: s.log.With("queue", cfg.Queue, "worker", cfg.Name)}
+	return &Worker{
+		server: s, cfg: cfg, log: s.log.With("queue", cfg.Queue, "worker", cfg.Name),
+		handler: &taskHandler{worker: cfg.Name, tasks: tasks, maxBytes: s.cfg.MaxBodyBytes},
+	}
 }
 
-// topology returns what the worker declares: its queue, the queues that belong to it, and its bindings.
-func (w *Worker) topology() broker.Topology {
-	t := broker.Topology{Queues: []broker.QueueSpec{
-		{Name: w.cfg.Queue}, {Name: w.cfg.Queue + broker.DeadSuffix}, {Name: w.cfg.Queue + broker.SuspectsSuffix},
-	}}
+// parts returns what the worker declares: its queue with its bindings, and the queues that belong to it.
+func (w *Worker) parts() []link.Part {
+	var parts []link.Part
+	for _, queue := range []string{w.cfg.Queue, w.cfg.Queue + broker.DeadSuffix, w.cfg.Queue + broker.SuspectsSuffix} {
+		parts = append(parts, link.Part{Owner: w.cfg.Name, Kind: "queue", Name: queue, Topology: broker.Topology{Queues: []broker.QueueSpec{{Name: queue}}}})
+	}
 	for _, key := range w.cfg.BindingKeys {
+		t := &parts[0].Topology
 		t.Bindings = append(t.Bindings, broker.Binding{Queue: w.cfg.Queue, Exchange: w.server.cfg.Exchange, Key: key})
 	}
-	return t
-}
-
-// parts returns the topology in parts that are declared one by one.
-func (w *Worker) parts() []link.Part {
-	t := w.topology()
-	parts := make([]link.Part, len(t.Queues))
-	for i, q := range t.Queues {
-		parts[i] = link.Part{Owner: w.cfg.Name, Kind: "queue", Name: q.Name, Topology: broker.Topology{Queues: []broker.QueueSpec{q}}}
-	}
-	parts[0].Topology.Bindings = t.Bindings
 	return parts
 }
 
-// running reports whether the worker is started.
-func (w *Worker) running() bool { return w.current() != nil }
+// newShift returns one run of the worker.
+func (w *Worker) newShift() *engine.Shift {
+	s, cfg := w.server, &w.cfg
+	var shift *engine.Shift
+	shift = engine.New(&engine.Config{
+		Name: cfg.Name, Queue: cfg.Queue, Limit: cfg.Limit, Prefetch: cfg.Limit, MaxAbandoned: cfg.MaxAbandoned,
+		UnknownMaxAge: cfg.UnknownTaskMaxAge, PublishTimeout: s.cfg.PublishTimeout,
+		Parts: w.parts(), Link: s.sup, Declarer: s.refused, Shared: s.shared,
+		Handler: w.handler, Observer: w.observer(), Counters: &s.counters, Log: w.log, Overlong: w.handler.overlong,
+		Ended: func() {
+			s.refused.Forget(cfg.Name)
+			w.free(shift)
+		},
+	})
+	return shift
+}
 
 // current returns the worker's shift, or nil if it is not started.
-func (w *Worker) current() *shift {
+func (w *Worker) current() *engine.Shift {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.shift
-}
-
-// consumeAgain consumes in a session that is not the worker's first, even if some of its queues cannot be declared.
-func (w *Worker) consumeAgain(ctx context.Context, session broker.Session) (broker.Consumer, error) {
-	if err := w.server.refused.Declare(ctx, session, w.parts()); err != nil {
-		return nil, err
-	}
-	return session.Consume(ctx, w.consuming())
-}
-
-// consuming returns the options of the worker's consumers.
-func (w *Worker) consuming() broker.ConsumeOptions {
-	return broker.ConsumeOptions{Queue: w.cfg.Queue, Tag: w.cfg.Name, Prefetch: w.cfg.Limit}
 }
 
 // Start begins to take tasks. s must be the server that made the worker; it is an argument because gofort/dispatcher
@@ -148,7 +136,7 @@ func (w *Worker) Start(s *Server) error {
 	if s != w.server {
 		return fmt.Errorf("start worker %q: it was made by another server", w.cfg.Name)
 	}
-	sh := newShift(w)
+	sh := w.newShift()
 	w.mu.Lock()
 	retired, busy := w.retired, w.shift != nil
 	if !retired && !busy {
@@ -162,37 +150,16 @@ func (w *Worker) Start(s *Server) error {
 		return ErrWorkerStarted
 	}
 
-	session, err := s.sup.Session()
-	if err != nil {
-		sh.neverBegan()
-		if errors.Is(err, ErrServerClosed) {
-			return err
-		}
-		return ErrWorkerDisconnected
-	}
-	ctx, cancel := context.WithTimeout(sh.taking, link.OpenTimeout)
-	defer cancel()
-	var consumer broker.Consumer
-	err = s.sup.WaitForQueues(ctx, session, func(now broker.Session) (err error) {
-		session = now
-		consumer, err = sh.consume(ctx, session)
+	switch err := sh.Start(); {
+	case err == nil:
+		return nil
+	case errors.Is(err, ErrServerClosed):
 		return err
-	})
-	if err != nil {
-		closed := sh.taking.Err() != nil
-		sh.neverBegan()
-		switch {
-		case closed:
-			return fmt.Errorf("start worker %q: %w", w.cfg.Name, ErrShutdown)
-		case errors.Is(err, ErrServerClosed):
-			return err
-		case errors.Is(err, broker.ErrSessionLost):
-			return ErrWorkerDisconnected
-		}
+	case errors.Is(err, ErrDisconnected), errors.Is(err, broker.ErrSessionLost):
+		return ErrWorkerDisconnected
+	default:
 		return fmt.Errorf("start worker %q: %w", w.cfg.Name, err)
 	}
-	sh.begin(session, consumer)
-	return nil
 }
 
 // Close ends the worker as [Worker.Shutdown] does, bounded by ServerConfig.ShutdownTimeout. It does nothing if the
@@ -220,8 +187,8 @@ func (w *Worker) Shutdown(ctx context.Context) error {
 	if sh == nil {
 		return nil
 	}
-	again := sh.taking.Err() != nil
-	return drain(w.log, again, w.health().Running, func() error { return sh.stop(ctx) }, fmt.Sprintf("worker %q: ", w.cfg.Name))
+	again := sh.Stopping()
+	return drain(w.log, again, w.health().Running, func() error { return sh.Stop(ctx) }, fmt.Sprintf("worker %q: ", w.cfg.Name))
 }
 
 // retire forbids every later Start.
@@ -232,7 +199,7 @@ func (w *Worker) retire() {
 }
 
 // free lets the worker be started again.
-func (w *Worker) free(sh *shift) {
+func (w *Worker) free(sh *engine.Shift) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.shift == sh {

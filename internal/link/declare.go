@@ -44,6 +44,17 @@ type Part struct {
 	Topology broker.Topology
 }
 
+// Whole returns the topology of all parts.
+func Whole(parts []Part) broker.Topology {
+	var t broker.Topology
+	for _, p := range parts {
+		t.Exchanges = append(t.Exchanges, p.Topology.Exchanges...)
+		t.Queues = append(t.Queues, p.Topology.Queues...)
+		t.Bindings = append(t.Bindings, p.Topology.Bindings...)
+	}
+	return t
+}
+
 // partKey identifies a part.
 type partKey struct{ owner, kind, name string }
 
@@ -102,6 +113,15 @@ func (d *Declarer) Declare(ctx context.Context, session broker.Session, parts []
 		}
 	}
 	return ctx.Err()
+}
+
+// DeclareOnce declares parts one by one and logs refusals. It notes nothing: others retry the parts.
+func (d *Declarer) DeclareOnce(ctx context.Context, session broker.Session, parts []Part) {
+	for _, p := range parts { // a refused one must not prevent the others
+		if err := session.Declare(ctx, p.Topology); err != nil {
+			d.log.Warn("not declared", "worker", p.Owner, p.Kind, p.Name, "err", p.Brief(err))
+		}
+	}
 }
 
 // try declares one part. It returns an error only if the session is dead.

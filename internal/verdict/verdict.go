@@ -43,12 +43,14 @@ func (v Verdict) WithoutDelays() Verdict {
 
 // Reasons why a task is a dead letter. The root package has them too, and documents them.
 const (
-	ReasonFailed      = "failed"
-	ReasonPermanent   = "permanent"
-	ReasonTimeout     = "timeout"
-	ReasonExpired     = "expired"
-	ReasonUnknownTask = "unknown_task"
-	ReasonCrashLoop   = "crash_loop"
+	ReasonFailed       = "failed"
+	ReasonPermanent    = "permanent"
+	ReasonTimeout      = "timeout"
+	ReasonExpired      = "expired"
+	ReasonUnknownTask  = "unknown_task"
+	ReasonCrashLoop    = "crash_loop"
+	ReasonBadArguments = "bad_arguments"
+	ReasonMalformed    = "malformed"
 )
 
 // DeadLetter returns the verdict that gives up a task.

@@ -1,6 +1,8 @@
-package dispatcher
+package engine
 
 import (
+	"errors"
+	"sync"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
@@ -15,18 +17,56 @@ import (
 // exact time.
 const heldDelay = 10 * time.Second
 
+// Reasons to put off a task while a call of it runs here.
+var (
+	errRuns         = errors.New("a call of it runs here")
+	errStillRunning = errors.New("an abandoned call of it still runs here")
+)
+
+// shelf counts the deliveries that are held. mu guards the count.
+type shelf struct {
+	most int // how many may be held, heirs not counted
+
+	mu   sync.Mutex
+	held int
+}
+
 // maxHeld returns how many deliveries, except heirs, may be held. It leaves more than half of the prefetch to other
 // tasks. Raising the prefetch instead would cost RabbitMQ a subscription for each change.
-func (s *shift) maxHeld() int { return (s.w.cfg.Limit - 1) / 2 }
+func maxHeld(prefetch int) int { return (prefetch - 1) / 2 }
+
+// put counts one more held delivery and reports true, unless most are held already.
+func (h *shelf) put(always bool) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !always && h.held >= h.most {
+		return false
+	}
+	h.held++
+	return true
+}
+
+// remove notes that a delivery is held no more.
+func (h *shelf) remove() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.held--
+}
+
+func (h *shelf) count() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.held
+}
 
 // claim makes sure that the task does not run twice at once in this server. If it runs, the delivery is held until that
 // call ends. The same attempt, delivered again because its link was lost, then takes that call's verdict. Any other
 // delivery runs after it: another attempt, a replay, or a task that was published twice with one uuid, since dropping
 // that would lose it.
-func (s *shift) claim(c *call) (verdict.Verdict, readiness) {
-	c.run.key, c.run.since = taskKey{broker.Owner(c.delivery.Queue), c.name, c.uuid}, time.Now()
-	c.run.attempts, c.run.again, c.run.delivery = c.history.Attempts, c.delivery.Redelivered || c.history.Losses > 0, &c.delivery
-	other, heir := s.w.server.running.begin(&c.run)
+func (s *Shift) claim(c *Call) (verdict.Verdict, readiness) {
+	c.run.key, c.run.since = taskKey{broker.Owner(c.Delivery.Queue), c.Name, c.ID}, time.Now()
+	c.run.attempts, c.run.again, c.run.delivery = c.History.Attempts, c.HandedOut(), &c.Delivery
+	other, heir := s.cfg.Shared.running.begin(&c.run)
 	switch {
 	case other == nil:
 		return verdict.Verdict{}, toBeCalled
@@ -37,8 +77,9 @@ func (s *shift) claim(c *call) (verdict.Verdict, readiness) {
 			return v, toBeSettled
 		}
 		return verdict.Verdict{}, toBeCalled
-	case s.mayHold(heir || !c.at.delays):
+	case s.shelf.put(heir || !c.at.delays):
 		c.aside = true
+		s.ledger.enter(1)
 		go s.hold(c, other)
 		return verdict.Verdict{}, isHeld
 	}
@@ -47,53 +88,35 @@ func (s *shift) claim(c *call) (verdict.Verdict, readiness) {
 	return verdict.Verdict{Action: verdict.Postpone, Delay: delay, Outcome: verdict.OutcomeOf(errRuns)}, toBeSettled
 }
 
-// mayHold counts one more held delivery and reports true, unless maxHeld are held already.
-func (s *shift) mayHold(always bool) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !always && s.held >= s.maxHeld() {
-		return false
-	}
-	s.held++
-	s.slots++ // its goroutine
-	return true
-}
-
-func (s *shift) unhold() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.held--
-}
-
 // hold waits until other ends, and then for a slot that calls the function.
-func (s *shift) hold(c *call, other *run) {
-	defer s.slotEnded()
+func (s *Shift) hold(c *Call, other *run) {
+	defer s.leave()
 	v, ours := s.await(c, other, nil)
 	if ours {
 		c.aside, c.claimed = false, true
 		select {
 		case s.offers <- offer{held: c}:
-			s.unhold()
+			s.shelf.remove()
 			return
-		case <-s.taking.Done():
-		case <-c.delivery.Lost():
+		case <-s.phases.taking.Done():
+		case <-c.Delivery.Lost():
 		}
 		c.aside, v = true, verdict.Verdict{Action: verdict.Release}
 	}
 	if v.Action == verdict.Release { // not while the consumer is still there: see accept
 		select {
 		case <-c.at.consumer.Done():
-		case <-c.delivery.Lost():
-		case <-s.stopped:
+		case <-c.Delivery.Lost():
+		case <-s.feeder.stopped:
 		}
 	}
-	s.unhold()
+	s.shelf.remove()
 	s.settleUncalled(c, v)
 }
 
 // takeHeld takes over a held call. It returns nil if the shift has been stopped.
-func (s *shift) takeHeld(c *call) *call {
-	if s.taking.Err() == nil {
+func (s *Shift) takeHeld(c *Call) *Call {
+	if s.phases.taking.Err() == nil {
 		return c
 	}
 	s.settleUncalled(c, verdict.Verdict{Action: verdict.Release})
@@ -102,26 +125,29 @@ func (s *shift) takeHeld(c *call) *call {
 
 // await waits for other, a run of the same task, and for the runs that follow it. It returns a verdict, or reports ours
 // if the task is to be called now. patience, if not nil, ends the wait.
-func (s *shift) await(c *call, other *run, patience <-chan time.Time) (v verdict.Verdict, ours bool) {
-	for ; other != nil; other, _ = s.w.server.running.begin(&c.run) {
+func (s *Shift) await(c *Call, other *run, patience <-chan time.Time) (v verdict.Verdict, ours bool) {
+	running := &s.cfg.Shared.running
+	putOff := func(why error) verdict.Verdict { // a suspect: beside the others it would not run alone
+		return verdict.Verdict{Action: verdict.PutOff, Losses: c.History.Losses, Outcome: verdict.OutcomeOf(why)}
+	}
+	for ; other != nil; other, _ = running.begin(&c.run) {
 		select {
 		case <-other.decided:
-			v, taken, abandoned := s.w.server.running.take(&c.run, other)
-			switch {
-			case taken:
+			switch v, what := running.inherit(&c.run, other); {
+			case what == inherits:
 				return v, false
-			case abandoned && c.suspect(): // beside the others it would not run alone
-				return verdict.Verdict{Action: verdict.PutOff, Losses: c.history.Losses, Outcome: verdict.OutcomeOf(errStillRunning)}, false
-			case abandoned:
+			case what == otherRuns && c.suspect():
+				return putOff(errStillRunning), false
+			case what == otherRuns:
 				return verdict.Verdict{Action: verdict.Postpone, Delay: heldDelay, Outcome: verdict.OutcomeOf(errStillRunning)}, false
 			}
 			<-other.ended // its end follows at once
 		case <-other.ended: // without a verdict: it was not called
 		case <-patience:
-			return verdict.Verdict{Action: verdict.PutOff, Losses: c.history.Losses, Outcome: verdict.OutcomeOf(errRuns)}, false
-		case <-s.taking.Done():
+			return putOff(errRuns), false
+		case <-s.phases.taking.Done():
 			return verdict.Verdict{Action: verdict.Release}, false
-		case <-c.delivery.Lost():
+		case <-c.Delivery.Lost():
 			return verdict.Verdict{Action: verdict.Release}, false // the failing release counts it as lost
 		}
 	}

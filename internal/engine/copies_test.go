@@ -1,4 +1,4 @@
-package dispatcher
+package engine
 
 import (
 	"strings"
@@ -20,8 +20,8 @@ func TestACopyTakesItsIdentityFromTheTaskIfTheMessageHasNone(t *testing.T) {
 		{strings.Repeat("x", 256), "from body", ""},
 		{"", strings.Repeat("x", 256), ""},
 	} {
-		call := &call{delivery: broker.Delivery{Message: broker.Message{ID: c.id}}, uuid: c.uuid, name: "mail"}
-		m := call.forwarded(verdict.DeadLetter(ReasonFailed, verdict.Outcome{Text: "no"}), "w", time.Now())
+		call := &Call{Delivery: broker.Delivery{Message: broker.Message{ID: c.id}}, ID: c.uuid, Name: "mail"}
+		m := call.messageFor(verdict.DeadLetter(verdict.ReasonFailed, verdict.Outcome{Text: "no"}), "w", time.Now())
 		if c.want == "" && len(m.ID) != 36 || c.want != "" && m.ID != c.want {
 			t.Errorf("id %.20q, uuid %.20q: copy has %.50q", c.id, c.uuid, m.ID)
 		}
@@ -34,10 +34,10 @@ func TestACopyTakesItsIdentityFromTheTaskIfTheMessageHasNone(t *testing.T) {
 // Its own headers must not make a message too large to be settled.
 func TestACopyCanDoWithMostOfItsLog(t *testing.T) {
 	t.Parallel()
-	c := &call{delivery: broker.Delivery{Message: broker.Message{ID: "u", Headers: map[string]any{"user": "x"}}}}
-	m := c.forwarded(verdict.Verdict{Action: verdict.ToDeadLetters, Reason: ReasonFailed, Made: record.Attempt{Number: 1}, Outcome: verdict.Outcome{Text: strings.Repeat("x", 1000)}}, "w", time.Now())
+	c := &Call{Delivery: broker.Delivery{Message: broker.Message{ID: "u", Headers: map[string]any{"user": "x"}}}}
+	m := c.messageFor(verdict.Verdict{Action: verdict.ToDeadLetters, Reason: verdict.ReasonFailed, Made: record.Attempt{Number: 1}, Outcome: verdict.Outcome{Text: strings.Repeat("x", 1000)}}, "w", time.Now())
 	slimDown(m.Headers)
-	if log := record.Log(m.Headers); len(log) != 1 || log[0].Number != 1 || log[0].Error != "" || len(m.Headers[record.HeaderError].(string)) > 300 || m.Headers["user"] != "x" || m.Headers[record.HeaderReason] != ReasonFailed {
+	if log := record.Log(m.Headers); len(log) != 1 || log[0].Number != 1 || log[0].Error != "" || len(m.Headers[record.HeaderError].(string)) > 300 || m.Headers["user"] != "x" || m.Headers[record.HeaderReason] != verdict.ReasonFailed {
 		t.Errorf("headers %v", m.Headers)
 	}
 }

@@ -1,4 +1,4 @@
-package dispatcher
+package engine
 
 import (
 	"testing"
@@ -31,17 +31,22 @@ func TestADeliveryReceivedInTheMomentOfTheStopIsGivenBack(t *testing.T) {
 	ended := make(chan struct{})
 	close(ended)
 	for range 64 {
-		s := newShift(&Worker{server: &Server{}})
-		s.stopTaking()
-		close(s.stopped)
+		s := New(&Config{Handler: anyHandler{}, Counters: &Counters{}, Shared: NewShared(), Prefetch: 1})
+		s.phases.stopTaking()
+		close(s.feeder.stopped)
 		released := 0
 		d := broker.Delivery{Settler: releaser{n: &released}}
 		if s.accept(&d, &feed{consumer: endedConsumer{done: ended}, exact: true}) || released != 1 {
 			t.Fatalf("given back %d times, want once", released)
 		}
-		s.stopSettle()
+		s.phases.end()
 	}
 }
+
+// anyHandler makes calls.
+type anyHandler struct{ Handler }
+
+func (anyHandler) NewCall() *Call { return &Call{} }
 
 // endedConsumer has stopped.
 type endedConsumer struct {

@@ -1,4 +1,4 @@
-package dispatcher
+package engine
 
 import (
 	"time"
@@ -14,47 +14,39 @@ import (
 // A copy is the message that stands for a task when it is published again. The history of the task travels in its
 // headers.
 
-// copy returns the task's message as it came, ready to be published again. Every message in flight needs an identity,
+// again returns the task's message as it came, ready to be published again. Every message in flight needs an identity,
 // and programs that use gofort/dispatcher write none.
-func (c *call) copy() broker.Message {
-	m := c.delivery.Forward()
+func (c *Call) again() broker.Message {
+	m := c.Delivery.Forward()
 	if m.ID == "" {
-		m.ID = c.uuid
+		m.ID = c.ID
 	}
 	if m.ID == "" || len(m.ID) > record.MaxName {
 		m.ID = uuid.NewString()
 	}
-	if m.Type == "" && len(c.name) <= record.MaxName {
-		m.Type = c.name
+	if m.Type == "" && len(c.Name) <= record.MaxName {
+		m.Type = c.Name
 	}
-	m.Headers[record.HeaderRoutingKey] = c.routingKey() // the copy itself is routed by its queue's name
+	m.Headers[record.HeaderRoutingKey] = c.RoutingKey() // the copy itself is routed by its queue's name
 	return m
 }
 
-// routingKey returns the key that the task was published with.
-func (c *call) routingKey() string {
-	if c.history.RoutingKey != "" {
-		return c.history.RoutingKey
-	}
-	return c.delivery.RoutingKey
-}
-
-// forwarded returns the copy that a verdict asks for.
-func (c *call) forwarded(v verdict.Verdict, worker string, now time.Time) broker.Message {
-	m := c.copy()
+// messageFor returns the copy that a verdict asks for.
+func (c *Call) messageFor(v verdict.Verdict, worker string, now time.Time) broker.Message {
+	m := c.again()
 	h := m.Headers
 	if v.Made.Number > 0 {
 		h[record.HeaderAttempt] = int64(v.Made.Number)
 		record.WriteLog(h, append(record.Log(h), v.Made))
 	}
 	if v.Missed && v.Action != verdict.ToDeadLetters {
-		h[record.HeaderMisses] = int64(c.history.Misses + 1)
-		h[record.HeaderMissedSince] = record.FormatTime(c.history.MissedSince(now))
+		h[record.HeaderMisses] = int64(c.History.Misses + 1)
+		h[record.HeaderMissedSince] = record.FormatTime(c.History.MissedSince(now))
 	}
 	switch v.Action {
 	case verdict.RetryLater:
 		if v.Wish.Kind == verdict.WishRetryAfter {
-			h[record.HeaderAsked] = int64(c.history.Asked + 1)
+			h[record.HeaderAsked] = int64(c.History.Asked + 1)
 		}
 		// The task has ended an attempt, and its name was known. So its losses and misses no longer count.
 		delete(h, record.HeaderLosses)
@@ -65,8 +57,8 @@ func (c *call) forwarded(v verdict.Verdict, worker string, now time.Time) broker
 	case verdict.ToDeadLetters:
 		h[record.HeaderReason] = v.Reason
 		h[record.HeaderError] = v.Text
-		h[record.HeaderAttempt] = int64(max(v.Made.Number, c.history.Attempts))
-		h[record.HeaderQueue] = broker.Owner(c.delivery.Queue)
+		h[record.HeaderAttempt] = int64(max(v.Made.Number, c.History.Attempts))
+		h[record.HeaderQueue] = broker.Owner(c.Delivery.Queue)
 		h[record.HeaderDiedAt] = record.FormatTime(now)
 		h[record.HeaderWorker] = worker
 	}
@@ -86,7 +78,7 @@ func slimDown(headers map[string]any) {
 	}
 }
 
-// bareHeaders removes all headers except those that forwarded writes into a dead letter, and says so in the error. A
+// bareHeaders removes all headers except those that messageFor writes into a dead letter, and says so in the error. A
 // name that begins like ours proves nothing.
 func bareHeaders(headers map[string]any) {
 	slimDown(headers)

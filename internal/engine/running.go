@@ -1,4 +1,4 @@
-package dispatcher
+package engine
 
 import (
 	"bytes"
@@ -69,7 +69,7 @@ func (r *run) looksLike(other *run) bool {
 		other.delivery.Timestamp.Equal(r.delivery.Timestamp) && bytes.Equal(other.delivery.Body, r.delivery.Body)
 }
 
-// decide records the verdict, which waiting runs may take. If abandoned is true, the function still runs.
+// decide records the verdict, which waiting runs may inherit. If abandoned is true, the function still runs.
 func (t *running) decide(r *run, v verdict.Verdict, abandoned bool) {
 	if r.key.uuid == "" {
 		return
@@ -85,18 +85,30 @@ func (t *running) decide(r *run, v verdict.Verdict, abandoned bool) {
 	}
 }
 
-// take gives r the verdict already reached for other if r is the same message, delivered again. In that case the
+// inheritance is the answer to a delivery that has waited for another one of its task to be decided.
+type inheritance int
+
+const (
+	isItself  inheritance = iota // it is a task of its own, which runs when the other has ended
+	inherits                     // it is the other's message, delivered again, and takes its verdict
+	otherRuns                    // as isItself, but the other was abandoned and still runs
+)
+
+// inherit gives r the verdict already reached for other if r is the same message, delivered again. In that case the
 // delivery of other is lost, and r now holds the message. While that delivery is not lost, a run that looks the same
 // has another message. Acknowledging that too would lose a task of a program that publishes one task again and again
-// with one uuid. abandoned reports whether other was abandoned.
-func (t *running) take(r, other *run) (v verdict.Verdict, taken, abandoned bool) {
+// with one uuid.
+func (t *running) inherit(r, other *run) (verdict.Verdict, inheritance) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if r.looksLike(other) && isLost(other.delivery) {
+	switch {
+	case r.looksLike(other) && isLost(other.delivery):
 		other.delivery = r.delivery
-		return other.decision, true, other.abandoned
+		return other.decision, inherits
+	case other.abandoned:
+		return verdict.Verdict{}, otherRuns
 	}
-	return verdict.Verdict{}, false, other.abandoned
+	return verdict.Verdict{}, isItself
 }
 
 // settled notes that the message of r is settled. No later delivery is that message.

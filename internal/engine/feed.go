@@ -1,4 +1,4 @@
-package dispatcher
+package engine
 
 import (
 	"sync/atomic"
@@ -6,9 +6,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// feed is the consumer that the slots of a shift currently read from. When it has ended, they ask the shift for the
-// next one. A feed does not know its successor. Otherwise a call that runs for a year would keep every consumer of that
-// year.
+// feed is a consumer that the slots of a shift read from. When it has ended, they ask the feeder for the next one. A
+// feed does not know its successor. Otherwise a call that runs for a year would keep every consumer of that year.
 type feed struct {
 	consumer broker.Consumer
 	session  broker.Session // of the consumer
@@ -21,11 +20,11 @@ type feed struct {
 // minCredible is the minimum of feed.credible.
 const minCredible = 20
 
-func newFeed(session broker.Session, consumer broker.Consumer, limit int) *feed {
+func newFeed(session broker.Session, consumer broker.Consumer, prefetch int) *feed {
 	can := session.Capabilities()
 	return &feed{
 		consumer: consumer, session: session, exact: can.ExactLosses, delays: can.Delay,
-		credible: int64(max(2*limit, minCredible)),
+		credible: int64(max(2*prefetch, minCredible)),
 	}
 }
 
@@ -34,32 +33,3 @@ func newFeed(session broker.Session, consumer broker.Consumer, limit int) *feed 
 // every message of a classic queue as redelivered, even those never delivered (3.10.8, measured). A long run of such
 // marks is therefore ignored.
 func (f *feed) believes() bool { return f.streak.Add(1) <= f.credible }
-
-// feedSlots makes the slots read from f. The consumer before it has ended and given back the deliveries that no slot
-// had received.
-func (s *shift) feedSlots(f *feed) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.feed = f
-	close(s.fed)
-	s.fed = make(chan struct{})
-}
-
-// nextFeed waits for a feed other than over, which may be nil. It returns nil when the shift takes nothing more.
-func (s *shift) nextFeed(over *feed) *feed {
-	for {
-		s.mu.Lock()
-		f, fed := s.feed, s.fed
-		s.mu.Unlock()
-		switch {
-		case s.taking.Err() != nil:
-			return nil
-		case f != over:
-			return f
-		}
-		select {
-		case <-fed:
-		case <-s.taking.Done():
-		}
-	}
-}

@@ -1,0 +1,86 @@
+// Package engine takes deliveries, limits, runs and judges their calls, and settles them. It does not know what a
+// message means: a facade tells it, through a [Handler]. A worker of a facade has one [Shift] at a time.
+package engine
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/internal/link"
+	"github.com/seed-416683c9/dispatcher/internal/verdict"
+)
+
+// Config describes a worker. All fields are required unless they say otherwise, and none changes while a shift lives.
+type Config struct {
+	Name  string // of the worker
+	Queue string
+
+	Limit        int // how many calls run at once
+	Prefetch     int // how many deliveries the broker hands out before one is settled; at least Limit
+	MaxAbandoned int // see ledger
+
+	UnknownMaxAge  time.Duration // how long a message is put off whose function is unknown; negative = not at all
+	PublishTimeout time.Duration // bounds one try to write a copy
+
+	Parts    []link.Part // what the worker declares: first its queue with its bindings, then that of the suspects and of the dead letters
+	Link     *link.Supervisor
+	Declarer *link.Declarer
+	Shared   *Shared
+
+	Handler  Handler
+	Observer Observer
+	Counters *Counters
+	Log      *slog.Logger // with the worker's attributes
+
+	// Overlong returns the names of functions whose calls may take at least that long. Its only use is a warning.
+	Overlong func(time.Duration) []string
+	// Ended is called when the shift is over, before WorkerStopped.
+	Ended func()
+}
+
+// Handler knows what messages mean. Its methods are called in the order below, for one call on one goroutine at a time,
+// and for many calls at once.
+type Handler interface {
+	// NewCall returns a Call that is embedded in a struct of the facade's, to which its Payload points: this costs one
+	// allocation a delivery and not two.
+	NewCall() *Call
+	// Identify reads the message and sets Name and ID. It runs no user code. An error makes the delivery a dead letter
+	// with the reason malformed.
+	Identify(c *Call) error
+	// Find sets Plan. An error means that no function has this name; the delivery is put off.
+	Find(c *Call) error
+	// Bind converts the arguments. It may run user code, and may still run when the call is abandoned. An error makes
+	// the delivery a dead letter with the reason bad_arguments; logged is its text for the log, without values.
+	Bind(c *Call) (logged string, err error)
+	// Run calls the function. ctx has the call's deadline if the Plan wants a context.
+	Run(ctx context.Context, c *Call) error
+	// Panicked returns the error of an attempt that panicked with this value.
+	Panicked(value any, stack []byte) error
+}
+
+// Observer is called when something has happened, on the goroutine that does the work. Each func may be nil.
+type Observer struct {
+	WorkerStarted func()
+	WorkerStopped func()
+	Started       func(*Call)                                 // an attempt begins
+	Finished      func(*Call, verdict.Verdict, time.Duration) // an attempt has its verdict, which is carried out next
+	Retried       func(*Call, verdict.Verdict)                // the copy for the next attempt is confirmed
+	DeadLettered  func(*Call, verdict.Verdict)                // the dead letter is confirmed
+}
+
+// Counters count what becomes of deliveries. Each delivery that was received is counted once more when it has its
+// verdict.
+type Counters struct {
+	Received, Succeeded, Discarded, Retried, Postponed, Suspected, DeadLettered, Released, Lost, Abandoned atomic.Int64
+}
+
+// Shared is what the workers of a server have in common.
+type Shared struct {
+	running running
+	turn    turn
+}
+
+// NewShared returns what the workers of one server share.
+func NewShared() *Shared { return &Shared{turn: make(turn, 1)} }

@@ -1,0 +1,182 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/link"
+	"github.com/seed-416683c9/dispatcher/internal/logs"
+	"github.com/seed-416683c9/dispatcher/internal/verdict"
+)
+
+// feeder gives the slots of a shift one consumer after the other, until the shift is stopped. It runs on one goroutine,
+// that of run.
+type feeder struct {
+	cfg    *Config
+	phases *phases
+	state  *state
+	empty  <-chan struct{} // closed when all slots have ended
+
+	stopped chan struct{} // closed when the last consumer has stopped, or did not answer Stop
+
+	mu      sync.Mutex    // guards the fields below
+	current *feed         // the latest; nil before the first
+	fed     chan struct{} // closed when current is replaced
+}
+
+func newFeeder(cfg *Config, p *phases, st *state, empty <-chan struct{}) *feeder {
+	return &feeder{cfg: cfg, phases: p, state: st, empty: empty, stopped: make(chan struct{}), fed: make(chan struct{})}
+}
+
+// replace makes the slots read from next. The consumer before it has ended and given back the deliveries that no slot
+// had received.
+func (f *feeder) replace(next *feed) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.current = next
+	close(f.fed)
+	f.fed = make(chan struct{})
+}
+
+// next waits for a feed other than over, which may be nil. It returns nil when the shift takes nothing more.
+func (f *feeder) next(over *feed) *feed {
+	for {
+		f.mu.Lock()
+		current, fed := f.current, f.fed
+		f.mu.Unlock()
+		switch {
+		case f.phases.taking.Err() != nil:
+			return nil
+		case current != over:
+			return current
+		}
+		select {
+		case <-fed:
+		case <-f.phases.taking.Done():
+		}
+	}
+}
+
+// options returns the options of the worker's consumers.
+func (f *feeder) options() broker.ConsumeOptions {
+	return broker.ConsumeOptions{Queue: f.cfg.Queue, Tag: f.cfg.Name, Prefetch: f.cfg.Prefetch}
+}
+
+// open declares the worker's queues, all of which the broker must accept, and starts consuming. Another program or an
+// operator may have deleted the queues.
+func (f *feeder) open(ctx context.Context, session broker.Session) (broker.Consumer, error) {
+	if err := session.Declare(ctx, link.Whole(f.cfg.Parts)); err != nil {
+		return nil, err
+	}
+	return session.Consume(ctx, f.options())
+}
+
+// openAgain consumes in a session that is not the worker's first, even if some of its queues cannot be declared.
+func (f *feeder) openAgain(ctx context.Context, session broker.Session) (broker.Consumer, error) {
+	if err := f.cfg.Declarer.Declare(ctx, session, f.cfg.Parts); err != nil {
+		return nil, err
+	}
+	return session.Consume(ctx, f.options())
+}
+
+// run feeds the slots. It returns when the shift was stopped and all slots have ended, or when it was stopped hard.
+func (f *feeder) run(session broker.Session, consumer broker.Consumer) {
+	pauses := link.RetryPauses()
+	for consumer != nil {
+		f.replace(newFeed(session, consumer, f.cfg.Prefetch))
+
+		born := time.Now()
+		select {
+		case <-consumer.Done():
+		case <-f.phases.taking.Done():
+			f.finish(consumer)
+			return
+		}
+		f.state.note(false, consumer.Err())
+		if !errors.Is(consumer.Err(), broker.ErrSessionLost) { // the supervisor logs a lost connection, once for all workers
+			f.cfg.Log.Warn("consumer lost", "err", logs.Brief(consumer.Err()))
+		}
+		if time.Since(born) >= link.StableAfter {
+			pauses.Reset()
+		}
+		session, consumer = f.reopen(session, pauses)
+	}
+	// The shift was stopped, or the connection was given up, while there was no consumer. There is nothing to give back.
+	f.phases.stopTaking()
+	f.awaitSlots()
+}
+
+// reopen consumes again in the current session. It returns nil when the shift is stopped or there will be no more
+// sessions.
+func (f *feeder) reopen(dead broker.Session, pauses interface{ NextBackOff() time.Duration }) (broker.Session, broker.Consumer) {
+	taking := f.phases.taking
+	var problem error
+	deaths, said := 0, ""
+	for {
+		// The supervisor already paces sessions, so pause after a dead one only if this worker ends one after the
+		// other. A session's Done may come later than its consumer's.
+		if dead.Err() == nil || deaths > 1 {
+			if !link.Sleep(taking, link.PauseAfter(problem, pauses)) {
+				return nil, nil
+			}
+		}
+		var not broker.Session
+		if dead.Err() != nil {
+			not = dead
+		}
+		session, err := f.cfg.Link.Await(taking, not)
+		if err != nil {
+			return nil, nil
+		}
+		ctx, cancel := context.WithTimeout(taking, link.OpenTimeout)
+		consumer, err := f.openAgain(ctx, session)
+		cancel()
+		if err == nil {
+			f.state.note(true, nil)
+			f.cfg.Log.Info("worker takes tasks again")
+			return session, consumer
+		}
+		if taking.Err() != nil {
+			return nil, nil
+		}
+		f.state.note(false, err)
+		if text := err.Error(); text != said { // a queue may be away for hours
+			said = text
+			f.cfg.Log.Warn("cannot consume; trying again", "err", logs.Brief(err, fmt.Sprintf("consume queue %q: ", f.cfg.Queue)))
+		}
+		if dead, problem = session, err; errors.Is(err, broker.ErrSessionLost) {
+			deaths++
+		}
+	}
+}
+
+// finish ends the last consumer: it gives back deliveries that have not started, lets the slots end, and flushes.
+func (f *feeder) finish(consumer broker.Consumer) {
+	f.state.note(false, nil)
+	ctx, cancel := context.WithTimeout(f.phases.hard, link.CloseTimeout)
+	most := link.CloseTimeout
+	if err := consumer.Stop(ctx); err != nil && !errors.Is(err, broker.ErrSessionLost) {
+		f.cfg.Log.Warn("the consumer did not stop", "err", logs.Brief(err))
+		most = verdict.Grace // it will not answer Close either
+	}
+	cancel()
+	close(f.stopped)
+	f.awaitSlots()
+	ctx, cancel = context.WithTimeout(context.Background(), most)
+	defer cancel()
+	if err := consumer.Close(ctx); err != nil && !errors.Is(err, broker.ErrSessionLost) {
+		f.cfg.Log.Warn("the consumer did not close", "err", logs.Brief(err))
+	}
+}
+
+// awaitSlots waits until all slots have ended, or until the shift is stopped hard.
+func (f *feeder) awaitSlots() {
+	select {
+	case <-f.empty:
+	case <-f.phases.hard.Done():
+	}
+}

@@ -1,0 +1,82 @@
+package engine
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/internal/fault"
+	"github.com/seed-416683c9/dispatcher/internal/record"
+	"github.com/seed-416683c9/dispatcher/internal/verdict"
+)
+
+// readiness is the next step of a delivery.
+type readiness int
+
+const (
+	toBeCalled readiness = iota
+	toBeSettled
+	isHeld // another call of the task runs; a goroutine of its own waits for that
+)
+
+// ready decides the next step of a delivery, and settles it if it is not to be called.
+func (s *Shift) ready(c *Call) readiness {
+	v, r := s.prepare(c)
+	for r == toBeSettled && s.settleUncalled(c, v) {
+		c.losses = 0
+		v, r = s.admit(c)
+	}
+	return r
+}
+
+// prepare identifies the task and makes sure that it does not run already. It runs no user code. If the task is not to
+// be called, prepare returns its verdict.
+func (s *Shift) prepare(c *Call) (verdict.Verdict, readiness) {
+	if c.claimed { // it was held
+		return s.admit(c)
+	}
+	if err := s.cfg.Handler.Identify(c); err != nil {
+		return verdict.DeadLetter(verdict.ReasonMalformed, verdict.OutcomeOf(err)), toBeSettled
+	}
+	if why := c.Delivery.Unreadable; why != "" { // its attempts and its expiry are unknown
+		return verdict.DeadLetter(verdict.ReasonMalformed, verdict.OutcomeOf(fmt.Errorf("%w: its headers cannot be read: %s", fault.ErrMalformed, why))), toBeSettled
+	}
+	// This comes first: a task that runs here has neither ended its worker nor expired.
+	if v, r := s.claim(c); r != toBeCalled {
+		return v, r
+	}
+	return s.admit(c)
+}
+
+// admit decides whether to call a claimed task.
+func (s *Shift) admit(c *Call) (verdict.Verdict, readiness) {
+	if v, run := verdict.Losses(c.History, c.losses, c.suspect()); !run {
+		return v, toBeSettled
+	}
+	now := time.Now()
+	if at := c.History.Expires; !at.IsZero() && !now.Before(at) {
+		return verdict.DeadLetter(verdict.ReasonExpired, verdict.OutcomeOf(fmt.Errorf("%w at %s", fault.ErrExpired, record.FormatTime(at)))), toBeSettled
+	}
+	if err := s.cfg.Handler.Find(c); err != nil {
+		return verdict.Unknown(c.History, c.suspect(), now, s.cfg.UnknownMaxAge, verdict.OutcomeOf(err)), toBeSettled
+	}
+	c.started, c.due = now, dueAt(now, c.Plan.Timeout)
+	return verdict.Verdict{}, toBeCalled
+}
+
+// settleUncalled settles a delivery that is not called, and reports whether the task stays, to be called. The task
+// counts as under way until it is settled. Otherwise its copy could come back sooner and end this process, and the
+// unsettled original would be a second one.
+func (s *Shift) settleUncalled(c *Call, v verdict.Verdict) (stays bool) {
+	defer func() { // even when a hook ends this goroutine
+		if stays {
+			return
+		}
+		s.cfg.Shared.running.end(&c.run)
+		if v.Action == verdict.PutOff { // it would be found again at once
+			c.end(noSuspect)
+		} else {
+			c.end(oneSuspect)
+		}
+	}()
+	return s.settler.settle(c, v)
+}

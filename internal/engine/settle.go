@@ -1,0 +1,143 @@
+package engine
+
+import (
+	"context"
+	"errors"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/link"
+	"github.com/seed-416683c9/dispatcher/internal/logs"
+	"github.com/seed-416683c9/dispatcher/internal/verdict"
+)
+
+// settler carries out verdicts, on the goroutines of its callers. It has no lock.
+type settler struct {
+	cfg    *Config
+	phases *phases
+	state  *state
+
+	aside       func(*Call) // gives the slot of a call to others before it waits
+	suspectMade func()
+}
+
+// settle ends a delivery as the verdict says. If the connection is gone, the delivery cannot be settled, and the broker
+// delivers it again. settle reports whether the delivery stays instead, to be called: see errStays.
+func (s *settler) settle(c *Call, v verdict.Verdict) (stays bool) {
+	counters := s.cfg.Counters
+	var err error
+	switch v.Action {
+	case verdict.Ack:
+		if err = c.Delivery.Ack(); err == nil {
+			counters.Succeeded.Add(1)
+		}
+	case verdict.Discard:
+		if err = c.Delivery.Ack(); err == nil {
+			counters.Discarded.Add(1)
+			about(s.cfg.Log, c, v.Made.Number).Info("task discarded", attrsOf(v.Outcome)...)
+		}
+	case verdict.Release:
+		err = s.giveBack(c)
+	default:
+		v, err = s.forward(c, v)
+	}
+	if err == nil {
+		s.cfg.Shared.running.settled(&c.run) // first: a hook may end this goroutine
+		s.tell(c, v)
+		return false
+	}
+	if err == errStays {
+		return true
+	}
+	what := "delivery lost before it was settled; the broker delivers the task again"
+	switch {
+	case errors.Is(err, broker.ErrQueueGone):
+		what = "delivery not settled: the task is gone with its queue"
+		counters.Lost.Add(1)
+	case errors.Is(err, broker.ErrSettled):
+		what = "delivery not settled: it was settled before"
+	default:
+		counters.Lost.Add(1)
+	}
+	attrs := []any{"verdict", string(v.Action), "err", logs.Brief(err)}
+	if v.Err != nil { // perhaps nothing else reports it
+		attrs = append(attrs, "outcome", logText(v.Outcome))
+	}
+	about(s.cfg.Log, c, v.Made.Number).Warn(what, withStack(v.Outcome, attrs)...)
+	return false
+}
+
+// giveBack returns a delivery without a charge: its task was not run, or the shutdown interrupted it. A broker that
+// cannot tell returned deliveries from lost ones gets a copy, which was never delivered before.
+func (s *settler) giveBack(c *Call) (err error) {
+	defer func() {
+		if err == nil {
+			s.cfg.Counters.Released.Add(1)
+		}
+	}()
+	if c.at.exact {
+		return c.Delivery.Release()
+	}
+	ctx, cancel := context.WithTimeout(s.phases.hard, link.CloseTimeout)
+	defer cancel()
+	if msg := c.again(); c.suspect() {
+		err = c.Delivery.Suspect(ctx, msg)
+	} else {
+		err = c.Delivery.Retry(ctx, msg, 0)
+	}
+	if err == nil {
+		return nil
+	}
+	return c.Delivery.Release() // it may be charged, which is better than being held
+}
+
+// tell counts and logs the outcome of a forwarded delivery, and calls the observer.
+func (s *settler) tell(c *Call, v verdict.Verdict) {
+	switch v.Action {
+	case verdict.Ack, verdict.Discard, verdict.Release:
+		return
+	}
+	counters, observer := s.cfg.Counters, &s.cfg.Observer
+	log := about(s.cfg.Log, c, v.Made.Number)
+	switch v.Action {
+	case verdict.Postpone:
+		counters.Postponed.Add(1)
+		if c.History.Misses == 0 {
+			log.Warn("task put off", attrsOf(v.Outcome, "retry_in", logs.Rounded(v.Delay))...)
+		}
+	case verdict.PutOff:
+		counters.Postponed.Add(1)
+		if c.History.Misses == 0 {
+			log.Warn("task put off to the end of the suspects", attrsOf(v.Outcome)...)
+		}
+	case verdict.ToDeadLetters:
+		counters.DeadLettered.Add(1)
+		log.Error("task is a dead letter", attrsOf(v.Outcome, "reason", v.Reason)...)
+		if observer.DeadLettered != nil {
+			observer.DeadLettered(c, v)
+		}
+	case verdict.RetryLater:
+		counters.Retried.Add(1)
+		log.Warn("attempt failed", attrsOf(v.Outcome, "retry_in", logs.Rounded(v.Delay))...)
+		if observer.Retried != nil {
+			observer.Retried(c, v)
+		}
+	case verdict.ToBack:
+		counters.Postponed.Add(1)
+		log.Warn("task was lost with its worker or connection; moved to the back of the queue", "losses", v.Losses)
+	case verdict.ToSuspects:
+		counters.Suspected.Add(1)
+		log.Warn("task was lost with its worker or connection; it runs alone now", "losses", v.Losses)
+		s.suspectMade()
+	}
+}
+
+// redeclare declares the worker's queues again if there is a connection.
+func (s *settler) redeclare() {
+	session, err := s.cfg.Link.Session()
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.phases.settling, link.OpenTimeout)
+	defer cancel()
+	s.cfg.Declarer.DeclareOnce(ctx, session, s.cfg.Parts)
+}
