@@ -8,6 +8,7 @@ import (
 
 	"github.com/seed-416683c9/dispatcher/internal/contain"
 	"github.com/seed-416683c9/dispatcher/internal/logs"
+	"github.com/seed-416683c9/dispatcher/internal/publish"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
@@ -15,15 +16,54 @@ import (
 // the panics of hooks, and shift.invoke those of task functions. hooks.go describes the effects of runtime.Goexit in a
 // hook.
 
-// contain wraps the user's Log and Outbox in c and returns the library's logger.
+// contain wraps the user's Log in c and returns the library's logger.
 func (c *ServerConfig) contain() *slog.Logger {
 	log := slog.New(logs.Contained(handlerOf(c.Logger)))
 	c.Logger = SlogLogger(log) // so that nothing calls the user's Logger directly
-	if _, ours := c.Outbox.(*MemoryOutbox); c.Outbox != nil && !ours {
-		c.Outbox = containedOutbox{c.Outbox, log}
-	}
 	return log
 }
+
+// outboxOf adapts the user's Outbox, so that nothing calls it directly. It returns nil if there is none.
+func outboxOf(c *ServerConfig, log *slog.Logger) publish.Outbox {
+	switch o := c.Outbox.(type) {
+	case nil:
+		return nil
+	case *MemoryOutbox:
+		return memoryOutbox{o}
+	default:
+		return containedOutbox{o, log}
+	}
+}
+
+// memoryOutbox calls a MemoryOutbox on the caller's goroutine, since its methods neither panic nor end it.
+type memoryOutbox struct{ outbox *MemoryOutbox }
+
+func (o memoryOutbox) Add(ctx context.Context, e publish.Entry) error {
+	return o.outbox.Add(ctx, OutboxEntry(e))
+}
+
+func (o memoryOutbox) Oldest(ctx context.Context, routingKey string) (publish.Entry, bool, error) {
+	e, found, err := o.outbox.Oldest(ctx, routingKey)
+	return publish.Entry(e), found, err
+}
+
+func (o memoryOutbox) Remove(ctx context.Context, e publish.Entry) error {
+	return o.outbox.Remove(ctx, OutboxEntry(e))
+}
+
+func (o memoryOutbox) Bury(ctx context.Context, e publish.Entry) error {
+	return o.outbox.Bury(ctx, OutboxEntry(e))
+}
+
+func (o memoryOutbox) Keys(ctx context.Context) ([]string, error) { return o.outbox.Keys(ctx) }
+
+func (o memoryOutbox) Counts(ctx context.Context) (publish.Counts, error) {
+	n, err := o.outbox.Counts(ctx)
+	return publish.Counts(n), err
+}
+
+func (o memoryOutbox) Notify(added func(string)) { o.outbox.Notify(added) }
+func (o memoryOutbox) Durable() bool             { return false }
 
 // containedOutbox returns an error if a method panics or ends its goroutine. Each call runs on its own goroutine,
 // because a carrier, or the caller of Publish, could not go on after runtime.Goexit.
@@ -67,14 +107,14 @@ func printed(p any) (s string) {
 	return text.OneLine(fmt.Sprint(p))
 }
 
-// Notify implements [OutboxNotifier]. If the outbox does not implement it, nobody is notified.
+// Notify does nothing if the outbox is no [OutboxNotifier].
 func (o containedOutbox) Notify(added func(string)) {
 	if n, ok := o.outbox.(OutboxNotifier); ok {
 		_, _ = contained(o.log, func() (struct{}, error) { n.Notify(added); return struct{}{}, nil })
 	}
 }
 
-// Durable implements [DurableOutbox]. An outbox that does not implement it is not durable.
+// Durable reports false if the outbox is no [DurableOutbox].
 func (o containedOutbox) Durable() bool {
 	d, ok := o.outbox.(DurableOutbox)
 	if !ok {
@@ -84,12 +124,12 @@ func (o containedOutbox) Durable() bool {
 	return durable && err == nil
 }
 
-func (o containedOutbox) Add(ctx context.Context, e OutboxEntry) error {
-	_, err := contained(o.log, func() (struct{}, error) { return struct{}{}, o.outbox.Add(ctx, e) })
+func (o containedOutbox) Add(ctx context.Context, e publish.Entry) error {
+	_, err := contained(o.log, func() (struct{}, error) { return struct{}{}, o.outbox.Add(ctx, OutboxEntry(e)) })
 	return err
 }
 
-func (o containedOutbox) Oldest(ctx context.Context, routingKey string) (OutboxEntry, bool, error) {
+func (o containedOutbox) Oldest(ctx context.Context, routingKey string) (publish.Entry, bool, error) {
 	type oldest struct {
 		entry OutboxEntry
 		found bool
@@ -98,16 +138,16 @@ func (o containedOutbox) Oldest(ctx context.Context, routingKey string) (OutboxE
 		v.entry, v.found, err = o.outbox.Oldest(ctx, routingKey)
 		return v, err
 	})
-	return v.entry, v.found, err
+	return publish.Entry(v.entry), v.found, err
 }
 
-func (o containedOutbox) Remove(ctx context.Context, e OutboxEntry) error {
-	_, err := contained(o.log, func() (struct{}, error) { return struct{}{}, o.outbox.Remove(ctx, e) })
+func (o containedOutbox) Remove(ctx context.Context, e publish.Entry) error {
+	_, err := contained(o.log, func() (struct{}, error) { return struct{}{}, o.outbox.Remove(ctx, OutboxEntry(e)) })
 	return err
 }
 
-func (o containedOutbox) Bury(ctx context.Context, e OutboxEntry) error {
-	_, err := contained(o.log, func() (struct{}, error) { return struct{}{}, o.outbox.Bury(ctx, e) })
+func (o containedOutbox) Bury(ctx context.Context, e publish.Entry) error {
+	_, err := contained(o.log, func() (struct{}, error) { return struct{}{}, o.outbox.Bury(ctx, OutboxEntry(e)) })
 	return err
 }
 
@@ -115,6 +155,7 @@ func (o containedOutbox) Keys(ctx context.Context) ([]string, error) {
 	return contained(o.log, func() ([]string, error) { return o.outbox.Keys(ctx) })
 }
 
-func (o containedOutbox) Counts(ctx context.Context) (OutboxCounts, error) {
-	return contained(o.log, func() (OutboxCounts, error) { return o.outbox.Counts(ctx) })
+func (o containedOutbox) Counts(ctx context.Context) (publish.Counts, error) {
+	n, err := contained(o.log, func() (OutboxCounts, error) { return o.outbox.Counts(ctx) })
+	return publish.Counts(n), err
 }

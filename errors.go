@@ -24,7 +24,7 @@ var (
 	ErrUnconfirmed = broker.ErrUnconfirmed
 	// ErrInOutbox means that the task is in ServerConfig.Outbox and will be sent as soon as possible. It is as safe as
 	// that outbox. Do not publish it again.
-	ErrInOutbox = errors.New("kept in the outbox; do not publish again")
+	ErrInOutbox = fault.ErrInOutbox
 )
 
 // Reasons why a publish was refused or not sent. Each Is one of the outcomes above.
@@ -109,7 +109,7 @@ var ErrTasksRunning = fault.ErrTasksRunning
 // ErrOutboxNotEmpty means that Shutdown ended while tasks were waiting in ServerConfig.Outbox, which is no
 // [DurableOutbox] or cannot count. The error that wraps it says how many. Those in a [MemoryOutbox] end with the
 // process; a server that is given the same outbox sends them.
-var ErrOutboxNotEmpty = errors.New("tasks are left in the outbox")
+var ErrOutboxNotEmpty = fault.ErrOutboxNotEmpty
 
 // ArgumentError describes the argument of a task that does not fit: its declared type is unknown, its value is not of
 // that type, or the function's parameter cannot hold it without loss. From Publish it also Is ErrRejected. At a worker

@@ -139,7 +139,7 @@ func (s *Server) Health(ctx context.Context) Health {
 		}
 	}
 	s.mu.Unlock()
-	h.Outbox = s.courier.health(ctx)
+	h.Outbox = OutboxHealth(s.courier.Health(ctx))
 	slices.SortFunc(h.Workers, func(a, b WorkerHealth) int { return cmp.Compare(a.Name, b.Name) })
 	h.count(ctx, l.Session)
 	return h

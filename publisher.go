@@ -4,16 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/contain"
-	"github.com/seed-416683c9/dispatcher/internal/fault"
-	"github.com/seed-416683c9/dispatcher/internal/link"
+	"github.com/seed-416683c9/dispatcher/internal/publish"
 	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 	"github.com/seed-416683c9/dispatcher/internal/wire"
@@ -57,18 +56,71 @@ func (s *Server) PublishBatch(ctx context.Context, tasks []*Task) []error {
 	return nil
 }
 
+// PublishAll publishes the tasks of a sequence, of any length, in their order, and yields each of them with its
+// outcome, in the same order. Nothing is published before the result is ranged over, and ranging over it twice
+// publishes twice. It is as fast as [Server.PublishBatch] (measured on RabbitMQ, bench/README.md). It needs constant
+// memory: at most 2,000 tasks, or 8 MiB of bodies, are taken from the sequence and not yet yielded.
+//
+// Each error is as from [Server.PublishContext]. ServerConfig.PublishTimeout, or a hundredth less, bounds each task,
+// from when it is taken from the sequence. While there is no connection, or the broker blocks publishers, known
+// outcomes are yielded first and no other task is taken. With ServerConfig.Outbox tasks go to the outbox meanwhile. A
+// nil task is yielded with an error that Is [ErrRejected].
+//
+// Yield a new *Task each time, and do not change it before its result. The body of the loop may publish.
+//
+// When ctx ends, the next task is yielded with an error that Is [ErrNotSent] and ctx's error, and no more are taken. So
+// a loop that has seen no error has published the whole sequence.
+//
+// When the loop is left early, no more tasks are taken. Tasks that were taken and not yielded are still published:
+// PublishAll waits for their outcomes, at most for PublishTimeout or until ctx ends, and reports them only to Stats and
+// Hooks.Published. The same holds if the sequence or the body of the loop panics; the panic then goes on.
+//
+// PublishAll starts no goroutine and calls the sequence on the caller's, so results wait while the sequence does.
+func (s *Server) PublishAll(ctx context.Context, tasks iter.Seq[*Task]) iter.Seq2[*Task, error] {
+	return func(yield func(*Task, error) bool) {
+		st := publish.NewStream(ctx, s.publisher.sender, publish.StreamConfig[*Task]{Prepare: s.publisher.prepare, Conclude: s.publisher.conclude})
+		defer st.Close()
+		for task := range tasks {
+			ended := ctx.Err() != nil
+			st.Take(task, ended)
+			if !st.Yield(yield) {
+				return
+			}
+			if ended {
+				break
+			}
+		}
+		st.Flush(yield)
+	}
+}
+
 // contentType is the content type of a task's body.
 const contentType = "application/json"
 
-// publisher turns tasks into confirmed messages.
+// publisher turns tasks into messages, and their outcomes into errors, counts and events. Package publish sends the
+// messages.
 type publisher struct {
-	cfg     *ServerConfig
-	sup     *link.Supervisor
-	log     *slog.Logger
-	stats   publishCounters
-	courier *courier // nil without an outbox
+	cfg    *ServerConfig
+	log    *slog.Logger
+	stats  publishCounters
+	sender *publish.Sender
+}
 
-	exchangeGone func() // declares everything again after the exchange was deleted; does not block
+// newPublisher returns the server's publisher and, with an outbox, its courier. It asks the outbox for entries that an
+// earlier program left, and starts no goroutine.
+func (s *Server) newPublisher(ctx context.Context) (*publisher, *publish.Courier, error) {
+	p := &publisher{cfg: &s.cfg, log: s.log}
+	cfg := publish.Config{
+		Link: s.sup, Log: s.log, Timeout: s.cfg.PublishTimeout, Bound: s.cfg.bound, ExchangeGone: s.exchangeGone,
+		Outbox: outboxOf(&s.cfg, s.log), Noun: "task", Exchange: s.cfg.Exchange, ContentType: contentType,
+		Advise: advised, Confirmed: func() { _ = p.stats.count(nil) }, Left: p.left,
+	}
+	courier, err := publish.NewCourier(ctx, cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	p.sender = publish.NewSender(cfg, courier)
+	return p, courier, nil
 }
 
 // publish returns one outcome a task. With wait it waits for a session until ctx ends or PublishTimeout has passed.
@@ -77,21 +129,17 @@ func (p *publisher) publish(caller context.Context, tasks []*Task, wait bool) []
 	began := time.Now()
 	ctx, cancel := p.cfg.bound(caller)
 	defer cancel()
-	errs := make([]error, len(tasks))
-	out := outbound{errs: errs, index: make([]int, 0, len(tasks)), msgs: make([]broker.Message, 0, len(tasks))}
+	batch := publish.NewBatch(len(tasks))
+	errs := batch.Errs
 	for i, task := range tasks {
 		msg, err := p.prepare(task)
 		if err != nil {
 			errs[i] = err
 			continue
 		}
-		out.index, out.msgs = append(out.index, i), append(out.msgs, msg)
+		batch.Add(i, msg)
 	}
-	if p.courier != nil {
-		p.sendOrKeep(caller, ctx, &out)
-	} else {
-		p.send(ctx, &out, wait)
-	}
+	p.sender.Send(caller, ctx, &batch, wait)
 	for i, err := range errs {
 		errs[i] = p.conclude(tasks[i], began, err)
 	}
@@ -115,100 +163,24 @@ func (p *publisher) conclude(task *Task, began time.Time, err error) error {
 	return err
 }
 
+// left counts an entry that was buried, and calls the hooks for an entry that has its outcome.
+func (p *publisher) left(e publish.Entry, err error, buried bool) {
+	if buried {
+		p.stats.outboxDead.Add(1)
+	}
+	event := PublishEvent{UUID: e.UUID, Name: e.Name, RoutingKey: e.RoutingKey, Err: err, Duration: time.Since(e.AcceptedAt)}
+	if hook := p.cfg.Hooks.Published; hook != nil {
+		contain.CallApart(p.log, hook, event)
+	}
+	if hook := p.cfg.Hooks.OutboxRefused; hook != nil && buried {
+		contain.CallApart(p.log, hook, event)
+	}
+}
+
 // advised adds what to do about an error that has a usual cause.
 func advised(err error) error {
 	if errors.Is(err, ErrUnroutable) {
 		return fmt.Errorf("%w: bind one with ServerConfig.InitQueues or WorkerConfig.BindingKeys", err)
-	}
-	return err
-}
-
-// outbound is a batch that is being published.
-type outbound struct {
-	msgs  []broker.Message // those without an outcome, in order
-	index []int            // of msgs[i] in errs
-	errs  []error
-}
-
-// send publishes until every message has its outcome. If the caller waits, messages that were certainly not sent
-// because their session died go to the next session. All other outcomes are final.
-func (p *publisher) send(ctx context.Context, out *outbound, wait bool) {
-	var session broker.Session
-	for len(out.msgs) > 0 {
-		var err error
-		if wait {
-			session, err = p.sup.Await(ctx, session)
-		} else {
-			session, err = p.sup.Session()
-		}
-		if err != nil {
-			for _, i := range out.index {
-				out.errs[i] = err
-			}
-			return
-		}
-		p.sendOnce(ctx, session, out, func(err error) bool { return errors.Is(err, ErrDisconnected) && ctx.Err() == nil })
-		if !wait {
-			return
-		}
-	}
-}
-
-// sendOrKeep is send with an outbox. It keeps messages that cannot be sent now, or that must not overtake entries of
-// the outbox. ctx is the caller's with PublishTimeout.
-func (p *publisher) sendOrKeep(caller, ctx context.Context, out *outbound) {
-	// When PublishTimeout has passed at a broker that blocks, there must be time left to keep the task.
-	keeping, cancel := context.WithTimeout(caller, p.cfg.PublishTimeout+link.CloseTimeout)
-	defer cancel()
-	session, err := p.willing()
-	p.courier.keep(keeping, p.courier.divert(out, err != nil))
-	if len(out.msgs) == 0 {
-		return
-	}
-	p.sendOnce(ctx, session, out, func(err error) bool { return errors.Is(err, ErrNotSent) && caller.Err() == nil })
-	p.courier.keep(keeping, p.courier.divert(out, true))
-}
-
-// willing returns the session if it takes a message at once, or an error that says why there is none.
-func (p *publisher) willing() (broker.Session, error) {
-	session, err := p.sup.Session()
-	if err == nil {
-		if _, blocked := session.Blocked(); blocked {
-			err = ErrNotSent
-		}
-	}
-	return session, err
-}
-
-// sendOnce publishes through one session and notes the outcomes. It leaves in out the messages for whose outcome again
-// reports true.
-func (p *publisher) sendOnce(ctx context.Context, session broker.Session, out *outbound, again func(error) bool) {
-	r := newReceipts(len(out.msgs))
-	session.Publish(ctx, out.msgs, r.done)
-	outcomes := r.wait(ctx)
-
-	rest := 0
-	for i, err := range outcomes {
-		err = p.read(err)
-		out.errs[out.index[i]] = err
-		if again(err) {
-			out.msgs[rest], out.index[rest] = out.msgs[i], out.index[i]
-			rest++
-		}
-	}
-	out.msgs, out.index = out.msgs[:rest], out.index[:rest]
-}
-
-// read translates a session's answer into an outcome.
-func (p *publisher) read(err error) error {
-	switch {
-	case errors.Is(err, ErrNotSent) && errors.Is(err, broker.ErrSessionLost):
-		err = fmt.Errorf("%w: %w", ErrDisconnected, err)
-	case err != nil && !errors.Is(err, ErrNotSent) && !errors.Is(err, ErrRejected) && !errors.Is(err, ErrUnconfirmed):
-		err = fmt.Errorf("%w: %w", ErrUnconfirmed, err) // an answer that does not say proves nothing
-	}
-	if errors.Is(err, broker.ErrExchangeGone) {
-		p.exchangeGone()
 	}
 	return err
 }
@@ -267,55 +239,4 @@ func (p *publisher) prepare(task *Task) (broker.Message, error) {
 		Headers:     headers,
 		Body:        body,
 	}, nil
-}
-
-// receipts gathers the outcomes of one call of Session.Publish.
-type receipts struct {
-	mu       sync.Mutex
-	outcomes []error
-	open     []bool // no outcome yet
-	left     int
-	all      chan struct{} // closed when left is 0
-}
-
-func newReceipts(n int) *receipts {
-	r := &receipts{outcomes: make([]error, n), open: make([]bool, n), left: n, all: make(chan struct{})}
-	for i := range r.open {
-		r.open[i] = true
-	}
-	return r
-}
-
-// done is called by the session for each message. It ignores a second call for the same message, which breaks the
-// seam's rule: the caller has already received the first outcome.
-func (r *receipts) done(i int, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.open[i] {
-		return
-	}
-	r.open[i], r.outcomes[i] = false, err
-	if r.left--; r.left == 0 {
-		close(r.all)
-	}
-}
-
-// wait returns the outcomes when all are there. Messages without one when ctx ends are unconfirmed; an outcome that
-// comes later is dropped.
-func (r *receipts) wait(ctx context.Context) []error {
-	select {
-	case <-r.all:
-		return r.outcomes
-	case <-ctx.Done():
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	outcomes := make([]error, len(r.outcomes))
-	copy(outcomes, r.outcomes)
-	for i, open := range r.open {
-		if open {
-			outcomes[i] = fault.EndedBefore(ErrUnconfirmed, ctx)
-		}
-	}
-	return outcomes
 }

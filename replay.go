@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/publish"
 	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
@@ -115,10 +116,10 @@ func (r *replay) chunk(ctx context.Context, s *deadScan, found []broker.Delivery
 
 	sending, cancel := r.server.cfg.bound(ctx)
 	defer cancel()
-	receipts := newReceipts(len(msgs))
-	s.session.Publish(sending, msgs, receipts.done)
+	receipts := publish.NewReceipts(len(msgs))
+	s.session.Publish(sending, msgs, receipts.Done)
 	var end error
-	for i, err := range receipts.wait(sending) {
+	for i, err := range receipts.Wait(sending) {
 		switch {
 		case err == nil:
 			r.done++

@@ -11,6 +11,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/engine"
 	"github.com/seed-416683c9/dispatcher/internal/link"
+	"github.com/seed-416683c9/dispatcher/internal/publish"
 )
 
 // Server is one supervised connection to a broker, with a publisher and any number of workers. Make it with
@@ -21,7 +22,7 @@ type Server struct {
 	sup       *link.Supervisor
 	publisher *publisher
 	refused   *link.Declarer
-	courier   *courier // nil without an outbox
+	courier   *publish.Courier // nil without an outbox
 	counters  engine.Counters
 	shared    *engine.Shared
 	replayed  atomic.Int64 // dead letters
@@ -80,16 +81,14 @@ func NewServerContext(ctx context.Context, cfg *ServerConfig) (*Server, chan str
 	s.log = s.cfg.contain()
 	s.sup = s.newLink()
 	s.refused = link.NewDeclarer(s.log, s.sup)
-	s.publisher = &publisher{cfg: &s.cfg, sup: s.sup, log: s.log, exchangeGone: s.exchangeGone}
 	var err error
-	if s.courier, err = newCourier(ctx, s.publisher); err != nil {
+	if s.publisher, s.courier, err = s.newPublisher(ctx); err != nil {
 		return nil, nil, err
 	}
-	s.publisher.courier = s.courier
 	if err := s.sup.Start(ctx); err != nil {
 		return nil, nil, err
 	}
-	s.courier.start()
+	s.courier.Start()
 	go s.declareAgain()
 	go s.watch()
 	return s, s.givenUp, nil
@@ -151,7 +150,7 @@ func (s *Server) watch() {
 	ctx, cancel := s.shutdownContext()
 	defer cancel()
 	_ = drain(s.log, false, s.calls(), func() error {
-		return errors.Join(s.stopWorkers(ctx, false), s.courier.stop(ctx))
+		return errors.Join(s.stopWorkers(ctx, false), s.courier.Stop(ctx))
 	})
 	close(s.givenUp)
 }
@@ -275,7 +274,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 
 func (s *Server) shutdown(ctx context.Context) error {
 	err := s.stopWorkers(ctx, true)
-	s.courier.flush(ctx)
+	s.courier.Flush(ctx)
 	// The session ends last, and flushes what is in flight, because a draining task may still publish follow-up tasks
 	// (gofort/dispatcher closed its publisher first and lost them).
 	closing, cancel := link.WithGrace(ctx, link.CloseTimeout)
@@ -284,7 +283,7 @@ func (s *Server) shutdown(ctx context.Context) error {
 	// PublishTimeout.
 	closing, cancel = context.WithTimeout(closing, s.cfg.PublishTimeout+link.CloseTimeout)
 	defer cancel()
-	err = errors.Join(err, s.courier.stop(closing))
+	err = errors.Join(err, s.courier.Stop(closing))
 	err = errors.Join(err, s.sup.Stop(closing))
 	for _, ended := range []chan struct{}{s.watched, s.declared} {
 		select {

@@ -97,7 +97,7 @@ func (w *Worker) newShift() *engine.Shift {
 	s, cfg := w.server, &w.cfg
 	var shift *engine.Shift
 	shift = engine.New(&engine.Config{
-		Name: cfg.Name, Queue: cfg.Queue, Limit: cfg.Limit, Prefetch: cfg.Limit, MaxAbandoned: cfg.MaxAbandoned,
+		Name: cfg.Name, Queue: cfg.Queue, Noun: "task", Limit: cfg.Limit, Prefetch: cfg.Limit, MaxAbandoned: cfg.MaxAbandoned,
 		UnknownMaxAge: cfg.UnknownTaskMaxAge, PublishTimeout: s.cfg.PublishTimeout,
 		Parts: w.parts(), Link: s.sup, Declarer: s.refused, Shared: s.shared,
 		Handler: w.handler, Observer: w.observer(), Counters: &s.counters, Log: w.log, Overlong: w.handler.overlong,

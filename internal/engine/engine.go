@@ -16,6 +16,7 @@ import (
 type Config struct {
 	Name  string // of the worker
 	Queue string
+	Noun  string // a message, as errors and the log call it: "task"
 
 	Limit        int // how many calls run at once
 	Prefetch     int // how many deliveries the broker hands out before one is settled; at least Limit

@@ -77,7 +77,7 @@ func newCrew(t *testing.T, handler *jobs) *crew {
 		parts = append(parts, link.Part{Kind: "queue", Name: q, Topology: broker.Topology{Queues: []broker.QueueSpec{{Name: q}}}})
 	}
 	c.Shift = engine.New(&engine.Config{
-		Name: "crew", Queue: "jobs", Limit: 2, Prefetch: 6, MaxAbandoned: 2, UnknownMaxAge: -1, PublishTimeout: time.Second,
+		Name: "crew", Noun: "job", Queue: "jobs", Limit: 2, Prefetch: 6, MaxAbandoned: 2, UnknownMaxAge: -1, PublishTimeout: time.Second,
 		Parts: parts, Link: c.link, Declarer: link.NewDeclarer(log, c.link), Shared: engine.NewShared(),
 		Handler: handler, Counters: &c.counters, Log: log, Ended: func() {},
 		Overlong: func(time.Duration) []string { return nil },

@@ -54,7 +54,7 @@ func (s *settler) forward(c *Call, v verdict.Verdict) (verdict.Verdict, error) {
 		case f.change(err):
 			continue
 		case f.moved:
-			f.log().Warn("the suspects do not take the task; it is called now, and its loss is not counted", "err", logs.Brief(err))
+			f.log().Warn("the suspects do not take the "+s.cfg.Noun+"; it is called now, and its loss is not counted", "err", logs.Brief(err))
 			return f.v, errStays
 		}
 		if f.waited == 0 {
@@ -78,7 +78,7 @@ func (f *forwarding) become(v verdict.Verdict) {
 }
 
 // log returns the logger for the call. Most copies are written without a line.
-func (f *forwarding) log() *slog.Logger { return about(f.cfg.Log, f.c, f.v.Made.Number) }
+func (f *forwarding) log() *slog.Logger { return f.cfg.about(f.c, f.v.Made.Number) }
 
 // write tries once to write the copy. It ends at the latest when settling ends.
 func (f *forwarding) write() error {
@@ -103,11 +103,11 @@ func (f *forwarding) write() error {
 func (f *forwarding) change(err error) bool {
 	switch {
 	case errors.Is(err, errors.ErrUnsupported) && f.v.Action != verdict.ToDeadLetters:
-		f.log().Warn("the broker has no delays; the task becomes a dead letter", "verdict", string(f.v.Action))
+		f.log().Warn("the broker has no delays; the "+f.cfg.Noun+" becomes a dead letter", "verdict", string(f.v.Action))
 		f.become(f.v.WithoutDelays())
 	case errors.Is(err, broker.ErrHeadersTooLarge) && f.lighten():
 	case f.v.Action == verdict.ToBack:
-		f.log().Warn("the back of the queue does not take the task; it goes to the suspects", "err", logs.Brief(err))
+		f.log().Warn("the back of the queue does not take the "+f.cfg.Noun+"; it goes to the suspects", "err", logs.Brief(err))
 		f.v.Action, f.moved = verdict.ToSuspects, true
 	default:
 		return false
@@ -144,7 +144,7 @@ func (f *forwarding) pause(d time.Duration, why error) error {
 		f.v.Delay = max(f.v.Delay, roomDelay)
 	}
 	f.log().Warn("verdict not written; trying again", "verdict", string(f.v.Action), "retry_in", logs.Rounded(d), "err", logs.Brief(why))
-	f.state.stuckBy(0, fmt.Errorf("%s of task %q (%q) not written: %w", f.v.Action, text.Excerpt(f.c.Name), text.Excerpt(f.c.ID), why))
+	f.state.stuckBy(0, fmt.Errorf("%s of %s %q (%q) not written: %w", f.v.Action, f.cfg.Noun, text.Excerpt(f.c.Name), text.Excerpt(f.c.ID), why))
 	if errors.Is(why, broker.ErrUnroutable) {
 		f.redeclare() // the queue was deleted
 	}

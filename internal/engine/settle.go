@@ -33,7 +33,7 @@ func (s *settler) settle(c *Call, v verdict.Verdict) (stays bool) {
 	case verdict.Discard:
 		if err = c.Delivery.Ack(); err == nil {
 			counters.Discarded.Add(1)
-			about(s.cfg.Log, c, v.Made.Number).Info("task discarded", attrsOf(v.Outcome)...)
+			s.cfg.about(c, v.Made.Number).Info(s.cfg.Noun+" discarded", attrsOf(v.Outcome)...)
 		}
 	case verdict.Release:
 		err = s.giveBack(c)
@@ -48,10 +48,10 @@ func (s *settler) settle(c *Call, v verdict.Verdict) (stays bool) {
 	if err == errStays {
 		return true
 	}
-	what := "delivery lost before it was settled; the broker delivers the task again"
+	what := "delivery lost before it was settled; the broker delivers the " + s.cfg.Noun + " again"
 	switch {
 	case errors.Is(err, broker.ErrQueueGone):
-		what = "delivery not settled: the task is gone with its queue"
+		what = "delivery not settled: the " + s.cfg.Noun + " is gone with its queue"
 		counters.Lost.Add(1)
 	case errors.Is(err, broker.ErrSettled):
 		what = "delivery not settled: it was settled before"
@@ -62,7 +62,7 @@ func (s *settler) settle(c *Call, v verdict.Verdict) (stays bool) {
 	if v.Err != nil { // perhaps nothing else reports it
 		attrs = append(attrs, "outcome", logText(v.Outcome))
 	}
-	about(s.cfg.Log, c, v.Made.Number).Warn(what, withStack(v.Outcome, attrs)...)
+	s.cfg.about(c, v.Made.Number).Warn(what, withStack(v.Outcome, attrs)...)
 	return false
 }
 
@@ -96,22 +96,22 @@ func (s *settler) tell(c *Call, v verdict.Verdict) {
 	case verdict.Ack, verdict.Discard, verdict.Release:
 		return
 	}
-	counters, observer := s.cfg.Counters, &s.cfg.Observer
-	log := about(s.cfg.Log, c, v.Made.Number)
+	counters, observer, noun := s.cfg.Counters, &s.cfg.Observer, s.cfg.Noun
+	log := s.cfg.about(c, v.Made.Number)
 	switch v.Action {
 	case verdict.Postpone:
 		counters.Postponed.Add(1)
 		if c.History.Misses == 0 {
-			log.Warn("task put off", attrsOf(v.Outcome, "retry_in", logs.Rounded(v.Delay))...)
+			log.Warn(noun+" put off", attrsOf(v.Outcome, "retry_in", logs.Rounded(v.Delay))...)
 		}
 	case verdict.PutOff:
 		counters.Postponed.Add(1)
 		if c.History.Misses == 0 {
-			log.Warn("task put off to the end of the suspects", attrsOf(v.Outcome)...)
+			log.Warn(noun+" put off to the end of the suspects", attrsOf(v.Outcome)...)
 		}
 	case verdict.ToDeadLetters:
 		counters.DeadLettered.Add(1)
-		log.Error("task is a dead letter", attrsOf(v.Outcome, "reason", v.Reason)...)
+		log.Error(noun+" is a dead letter", attrsOf(v.Outcome, "reason", v.Reason)...)
 		if observer.DeadLettered != nil {
 			observer.DeadLettered(c, v)
 		}
@@ -123,10 +123,10 @@ func (s *settler) tell(c *Call, v verdict.Verdict) {
 		}
 	case verdict.ToBack:
 		counters.Postponed.Add(1)
-		log.Warn("task was lost with its worker or connection; moved to the back of the queue", "losses", v.Losses)
+		log.Warn(noun+" was lost with its worker or connection; moved to the back of the queue", "losses", v.Losses)
 	case verdict.ToSuspects:
 		counters.Suspected.Add(1)
-		log.Warn("task was lost with its worker or connection; it runs alone now", "losses", v.Losses)
+		log.Warn(noun+" was lost with its worker or connection; it runs alone now", "losses", v.Losses)
 		s.suspectMade()
 	}
 }

@@ -99,7 +99,7 @@ func (s *Shift) begin(session broker.Session, consumer broker.Consumer) {
 	go s.run(session, consumer)
 	go s.patrol.run()
 	close(s.began)
-	s.cfg.Log.Info("worker takes tasks")
+	s.cfg.Log.Info("worker takes " + s.cfg.Noun + "s")
 	s.warnOfConsumerTimeout(session.Capabilities().ConsumerTimeout)
 	if f := s.cfg.Observer.WorkerStarted; f != nil {
 		f()
@@ -119,8 +119,8 @@ func (s *Shift) warnOfConsumerTimeout(most time.Duration) {
 		return
 	}
 	slices.Sort(names)
-	s.cfg.Log.Warn("tasks may run for longer than the broker's default lets a worker hold them; raise the broker's consumer timeout "+
-		"(docs/rabbitmq.md, Long tasks) or split them", "tasks", text.Cut(strings.Join(names, ", "), 200), "consumer_timeout", most)
+	s.cfg.Log.Warn(s.cfg.Noun+"s may run for longer than the broker's default lets a worker hold them; raise the broker's consumer timeout "+
+		"(docs/rabbitmq.md, Long tasks) or split them", s.cfg.Noun+"s", text.Cut(strings.Join(names, ", "), 200), "consumer_timeout", most)
 }
 
 // run feeds the slots until the shift is stopped.

@@ -126,7 +126,7 @@ func (s *Shift) stepAside(c *Call) {
 // outlived notes that an abandoned call has ended.
 func (s *Shift) outlived(c *Call, o verdict.Outcome) {
 	s.cfg.Shared.running.end(&c.run)
-	about(s.cfg.Log, c, c.Number()).Info("abandoned call ended", attrsOf(o, "took", logs.Rounded(time.Since(c.started)))...)
+	s.cfg.about(c, c.Number()).Info("abandoned call ended", attrsOf(o, "took", logs.Rounded(time.Since(c.started)))...)
 }
 
 // next waits for the next delivery of a feed, a held one, or a suspect. It returns a nil call if there was none after

@@ -9,8 +9,8 @@ import (
 )
 
 // about returns the logger for a call. attempt is its number; 0 means none.
-func about(log *slog.Logger, c *Call, attempt int) *slog.Logger {
-	log = log.With("task", text.Excerpt(c.Name), "uuid", text.Excerpt(c.ID))
+func (c *Config) about(of *Call, attempt int) *slog.Logger {
+	log := c.Log.With(c.Noun, text.Excerpt(of.Name), "uuid", text.Excerpt(of.ID))
 	if attempt > 0 {
 		log = log.With("attempt", attempt)
 	}

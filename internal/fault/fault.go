@@ -17,6 +17,12 @@ var (
 	ErrServerClosed = New("server is closed", broker.ErrNotSent)
 )
 
+// What the outbox has: a message that could not be sent now, and entries that remain at the end.
+var (
+	ErrInOutbox       = errors.New("kept in the outbox; do not publish again")
+	ErrOutboxNotEmpty = errors.New("tasks are left in the outbox")
+)
+
 // Why an attempt ended, or was never made.
 var (
 	ErrTimeout     = New("task timeout", context.DeadlineExceeded)

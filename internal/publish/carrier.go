@@ -1,7 +1,6 @@
-package dispatcher
+package publish
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,14 +9,12 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
-	"github.com/seed-416683c9/dispatcher/internal/contain"
 	"github.com/seed-416683c9/dispatcher/internal/link"
-	"github.com/seed-416683c9/dispatcher/internal/logs"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 // maxCarriers bounds how many routing keys are sent side by side, each with one entry in flight. A carrier that has
-// waited PublishTimeout for an answer does not count, because queues that do not answer must not hold up others.
+// waited Timeout for an answer does not count, because queues that do not answer must not hold up others.
 const maxCarriers = 64
 
 // maxOffenses is how often the broker may end a connection or channel over something that was sent while an entry was
@@ -28,7 +25,7 @@ const maxOffenses = 5
 
 // carry runs a carrier. It sends one entry of one key, then one of the next key in turn, so that a busy key does not
 // hold up the others.
-func (c *courier) carry() {
+func (c *Courier) carry() {
 	for {
 		c.mu.Lock()
 		if len(c.ready) == 0 || c.stopped || c.carriers-c.stalled > maxCarriers {
@@ -55,7 +52,7 @@ func (c *courier) carry() {
 		if !moved && !empty { // sending has ended; carriers would loop otherwise
 			c.stopped = true
 		}
-		c.wake(k)
+		c.wake(k) // it hires another carrier, since tell may hold this one up
 		c.signal()
 		c.mu.Unlock()
 		c.tell()
@@ -63,8 +60,8 @@ func (c *courier) carry() {
 }
 
 // next sends the oldest entry of a key until it is confirmed or refused, or sending ends.
-func (c *courier) next(key string) (moved, empty bool) {
-	var e OutboxEntry
+func (c *Courier) next(key string) (moved, empty bool) {
+	var e Entry
 	found := false
 	read := func(ctx context.Context) (err error) {
 		e, found, err = c.cfg.Outbox.Oldest(ctx, key)
@@ -82,30 +79,22 @@ func (c *courier) next(key string) (moved, empty bool) {
 	}
 	settled := false
 	if err == nil {
-		c.stats.count(nil)
+		c.cfg.Confirmed()
 		// A confirmed entry is never sent again, however long the outbox takes to remove it.
 		settled = c.insist(c.hard, "remove an entry", key, func(ctx context.Context) error { return c.cfg.Outbox.Remove(ctx, e) })
 	} else {
-		err = advised(err)
-		c.about(e).Error("outbox: task refused and kept among the dead entries", "err", text.OneLine(err.Error()))
+		err = c.cfg.Advise(err)
+		c.about(e).Error("outbox: "+c.cfg.Noun+" refused and kept among the dead entries", "err", text.OneLine(err.Error()))
 		e.Refused, e.RefusedAt = text.OneLine(err.Error()), time.Now()
-		if settled = c.insist(c.hard, "bury an entry", key, func(ctx context.Context) error { return c.cfg.Outbox.Bury(ctx, e) }); settled {
-			c.stats.outboxDead.Add(1)
-		}
+		settled = c.insist(c.hard, "bury an entry", key, func(ctx context.Context) error { return c.cfg.Outbox.Bury(ctx, e) })
 	}
-	event := PublishEvent{UUID: e.UUID, Name: e.Name, RoutingKey: e.RoutingKey, Err: err, Duration: time.Since(e.AcceptedAt)}
-	if hook := c.cfg.Hooks.Published; hook != nil {
-		contain.CallApart(c.log, hook, event)
-	}
-	if hook := c.cfg.Hooks.OutboxRefused; hook != nil && err != nil && settled {
-		contain.CallApart(c.log, hook, event)
-	}
+	c.cfg.Left(e, err, err != nil && settled)
 	return settled, false
 }
 
 // send sends one entry, through as many sessions as it takes to learn the outcome. known is false if sending ended
 // first.
-func (c *courier) send(e OutboxEntry) (err error, known bool) {
+func (c *Courier) send(e Entry) (err error, known bool) {
 	var dead broker.Session
 	pauses := link.RetryPauses()
 	for unconfirmed, offenses := 0, 0; ; {
@@ -113,7 +102,7 @@ func (c *courier) send(e OutboxEntry) (err error, known bool) {
 		if err != nil {
 			return err, false
 		}
-		session, err := c.sup.Await(c.sending, dead)
+		session, err := c.cfg.Link.Await(c.sending, dead)
 		if err != nil {
 			done()
 			return err, false
@@ -124,13 +113,13 @@ func (c *courier) send(e OutboxEntry) (err error, known bool) {
 		// for that one is refused.
 		gone := errors.Is(err, broker.ErrExchangeGone) && (e.Exchange == "" || e.Exchange == c.cfg.Exchange)
 		if gone {
-			c.exchangeGone()
+			c.cfg.ExchangeGone()
 		}
 		// A feature that the broker lacks, such as delays, will be missing the next time too.
-		if err == nil || !gone && errors.Is(err, ErrRejected) || errors.Is(err, errors.ErrUnsupported) {
+		if err == nil || !gone && errors.Is(err, broker.ErrRejected) || errors.Is(err, errors.ErrUnsupported) {
 			return err, true
 		}
-		if !errors.Is(err, ErrNotSent) && !gone {
+		if !errors.Is(err, broker.ErrNotSent) && !gone {
 			unconfirmed++
 			if errors.Is(err, broker.ErrProtocol) {
 				offenses++
@@ -142,7 +131,7 @@ func (c *courier) send(e OutboxEntry) (err error, known bool) {
 		if c.sending.Err() != nil {
 			return err, false
 		}
-		c.about(e).Debug("outbox: task is sent again", "err", text.OneLine(err.Error()))
+		c.about(e).Debug("outbox: "+c.cfg.Noun+" is sent again", "err", text.OneLine(err.Error()))
 		lost := session.Err() != nil
 		if lost {
 			dead = session
@@ -157,24 +146,23 @@ func (c *courier) send(e OutboxEntry) (err error, known bool) {
 }
 
 // about returns the logger for events of an entry.
-func (c *courier) about(e OutboxEntry) *slog.Logger {
-	return c.log.With("key", text.Excerpt(e.RoutingKey), "task", text.Excerpt(e.Name), "uuid", text.Excerpt(e.UUID))
+func (c *Courier) about(e Entry) *slog.Logger {
+	return c.cfg.Log.With("key", text.Excerpt(e.RoutingKey), c.cfg.Noun, text.Excerpt(e.Name), "uuid", text.Excerpt(e.UUID))
 }
 
 // alone makes an offender wait until no other one is in flight. A broker that ends a link over an entry does so at
-// once, so the next offender may go after PublishTimeout. Otherwise one queue that does not answer would hold up all
-// offenders.
-func (c *courier) alone(offender bool) (done func(), err error) {
+// once, so the next offender may go after Timeout. Otherwise one queue that does not answer would hold up all offenders.
+func (c *Courier) alone(offender bool) (done func(), err error) {
 	if !offender {
 		return func() {}, nil
 	}
 	select {
 	case c.offenders <- struct{}{}:
 	case <-c.sending.Done():
-		return nil, ErrUnconfirmed
+		return nil, broker.ErrUnconfirmed
 	}
 	leave := sync.OnceFunc(func() { <-c.offenders })
-	late := time.AfterFunc(c.cfg.PublishTimeout, leave)
+	late := time.AfterFunc(c.cfg.Timeout, leave)
 	return func() {
 		late.Stop()
 		leave()
@@ -183,15 +171,10 @@ func (c *courier) alone(offender bool) (done func(), err error) {
 
 // sendOnce publishes an entry through one session and waits for the outcome as long as the session lives. Sending it
 // again sooner would only make a second copy.
-func (c *courier) sendOnce(session broker.Session, e OutboxEntry) error {
+func (c *Courier) sendOnce(session broker.Session, e Entry) error {
 	outcome := make(chan error, 1)
-	session.Publish(c.sending, []broker.Message{e.message(c.cfg.Exchange)}, func(_ int, err error) {
-		select {
-		case outcome <- err:
-		default: // a second call, which package broker forbids
-		}
-	})
-	late := time.NewTimer(c.cfg.PublishTimeout)
+	session.Publish(c.sending, []broker.Message{e.message(c.cfg.Exchange, c.cfg.ContentType)}, once(outcome))
+	late := time.NewTimer(c.cfg.Timeout)
 	defer late.Stop()
 	for waiting := true; waiting; {
 		select {
@@ -210,61 +193,14 @@ func (c *courier) sendOnce(session broker.Session, e OutboxEntry) error {
 	case err := <-outcome:
 		return err
 	default:
-		return ErrUnconfirmed
+		return broker.ErrUnconfirmed
 	}
 }
 
 // stall adds n to the number of carriers that have waited too long for an answer. Others may start in their place.
-func (c *courier) stall(n int) {
+func (c *Courier) stall(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.stalled += n
 	c.hire()
-}
-
-// insist calls the outbox until it succeeds or ctx ends, with growing pauses. It returns false if the call did not
-// succeed.
-func (c *courier) insist(ctx context.Context, what, key string, call func(context.Context) error) bool {
-	err := call(ctx)
-	if err == nil {
-		return true
-	}
-	c.mu.Lock()
-	c.failing++
-	c.mu.Unlock()
-	defer func() {
-		c.mu.Lock()
-		c.failing--
-		c.mu.Unlock()
-	}()
-	pauses := link.RetryPauses()
-	for err != nil {
-		err = fmt.Errorf("%s with key %q: %w", what, text.Excerpt(key), err)
-		c.mu.Lock()
-		c.lastErr, c.failedAt = err, time.Now()
-		c.mu.Unlock()
-		pause := pauses.NextBackOff()
-		c.log.Warn("outbox fails; trying again", "retry_in", logs.Rounded(pause), "err", text.OneLine(err.Error()))
-		if !link.Sleep(ctx, pause) {
-			return false
-		}
-		err = call(ctx)
-	}
-	return true
-}
-
-// entryOf returns the outbox entry for a message.
-func entryOf(m *broker.Message) OutboxEntry {
-	return OutboxEntry{
-		Exchange: m.Exchange, RoutingKey: m.RoutingKey, UUID: m.ID, Name: m.Type, ContentType: m.ContentType,
-		Body: m.Body, Headers: m.Headers, NotBefore: m.NotBefore, AcceptedAt: m.Timestamp,
-	}
-}
-
-// message returns the message of an entry. An entry without an exchange gets the given one.
-func (e *OutboxEntry) message(exchange string) broker.Message {
-	return broker.Message{
-		Exchange: cmp.Or(e.Exchange, exchange), RoutingKey: e.RoutingKey, ID: e.UUID, Type: e.Name, ContentType: cmp.Or(e.ContentType, contentType),
-		Body: e.Body, Headers: e.Headers, NotBefore: e.NotBefore, Timestamp: e.AcceptedAt,
-	}
 }
