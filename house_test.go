@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"crypto/tls"
 	"encoding/json"
+	"go/parser"
+	"go/token"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -16,8 +19,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// What a user's program links. A new module here is a decision, not an accident: River's users had testify and goleak in
-// their binaries until v0.43.
+// Every user's program links the modules that the root links, so a new one must be a decision. River's users had testify
+// and goleak in their binaries until v0.43.
 func TestRootLinksOnlyTheAgreedModules(t *testing.T) {
 	t.Parallel()
 	allowed := []string{
@@ -35,8 +38,8 @@ func TestRootLinksOnlyTheAgreedModules(t *testing.T) {
 	}
 }
 
-// Arrows point down: the seam knows only the standard library, adapters know only the seam, rooms know only those below
-// them.
+// Imports point down only. The seam imports only the standard library, an adapter only the seam, and a room only the rooms
+// below it.
 func TestArrowsPointDown(t *testing.T) {
 	t.Parallel()
 	const module = "github.com/seed-416683c9/dispatcher"
@@ -66,7 +69,7 @@ func TestArrowsPointDown(t *testing.T) {
 	allowed["broker"] = nil
 	allowed["broker/memory"] = []string{"broker"}
 	allowed["broker/rabbitmq"] = []string{"broker"}
-	allowed["broker/brokertest"] = []string{"broker"} // no adapter, or adapters could not use it
+	allowed["broker/brokertest"] = []string{"broker"} // importing an adapter would be a cycle: adapters import it
 	allowed["outboxtest"] = append([]string{""}, root...)
 	others := map[string][]string{ // besides the standard library
 		"broker/rabbitmq":  {"github.com/rabbitmq/amqp091-go"},
@@ -99,7 +102,33 @@ func TestArrowsPointDown(t *testing.T) {
 	}
 }
 
-// Go lets a nested module import what is internal to the repository. Its users have the two in any two versions.
+// Code that needs reflect stays in few files (ADR 0005).
+func TestReflectStaysInItsFiles(t *testing.T) {
+	t.Parallel()
+	allowed := []string{"reflect_args.go", "internal/wire/bind.go", "internal/wire/infer.go", "internal/wire/exact.go"}
+	root, err := filepath.Glob("*.go")
+	rooms, err2 := filepath.Glob("internal/*/*.go")
+	if err != nil || err2 != nil || len(rooms) == 0 {
+		t.Fatal(err, err2)
+	}
+	for _, file := range append(root, rooms...) {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, imp := range f.Imports {
+			if path, _ := strconv.Unquote(imp.Path.Value); path == "reflect" && !slices.Contains(allowed, filepath.ToSlash(file)) {
+				t.Errorf("%s imports reflect: everything that needs it belongs into one of %q", file, allowed)
+			}
+		}
+	}
+}
+
+// Go lets a nested module import the internal packages of the root. But users may combine any version of one with any
+// version of the other.
 func TestNoNestedModuleImportsWhatIsInternal(t *testing.T) {
 	t.Parallel()
 	mods, err := filepath.Glob("*/go.mod")
@@ -122,7 +151,7 @@ func TestNoNestedModuleImportsWhatIsInternal(t *testing.T) {
 	}
 }
 
-// The test kit is used by programs that have test libraries of their own: it brings none.
+// Programs that use the test kit have their own test libraries, so the kit brings none.
 func TestTheTestKitImportsTheStandardLibraryAndOursOnly(t *testing.T) {
 	t.Parallel()
 	const module = "github.com/seed-416683c9/dispatcher"
@@ -137,7 +166,7 @@ func TestTheTestKitImportsTheStandardLibraryAndOursOnly(t *testing.T) {
 	}
 }
 
-// The first thing a newcomer runs.
+// A newcomer runs this program first.
 func TestTheProgramInTheREADMERuns(t *testing.T) {
 	t.Parallel()
 	readme, err := os.ReadFile("README.md")
@@ -172,7 +201,7 @@ func TestTheProgramInTheREADMERuns(t *testing.T) {
 	}
 }
 
-// deps lists the packages that pkg links, without the standard library.
+// deps returns the packages that pkg links, except those of the standard library.
 func deps(t *testing.T, pkg string) []string {
 	t.Helper()
 	cmd := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", pkg)
@@ -185,7 +214,8 @@ func deps(t *testing.T, pkg string) []string {
 	return strings.Fields(string(out))
 }
 
-// River lost a field of its configuration by copying field by field; here every field is set and must survive.
+// River lost a field of its configuration because it copied field by field. This test sets every field, and each must
+// survive.
 func TestDefaultsKeepEveryFieldThatIsSet(t *testing.T) {
 	t.Parallel()
 	var server ServerConfig
@@ -217,7 +247,7 @@ func TestDefaultsKeepEveryFieldThatIsSet(t *testing.T) {
 	}
 }
 
-// setAll sets every field that is not an interface or a pointer to something that is not zero.
+// setAll sets each field to a value that is not zero. It leaves out interfaces, structs and foreign pointers.
 func setAll(t *testing.T, v reflect.Value) {
 	for i := range v.NumField() {
 		f := v.Field(i)
@@ -234,7 +264,7 @@ func setAll(t *testing.T, v reflect.Value) {
 			case reflect.Struct:
 				setAll(t, f.Index(0))
 			case reflect.Func:
-				f.SetZero() // cannot be compared: see below
+				f.SetZero() // functions cannot be compared; the caller tests them
 			default:
 				f.Index(0).SetString("x")
 			}
@@ -245,7 +275,7 @@ func setAll(t *testing.T, v reflect.Value) {
 			}
 		case reflect.Float64:
 			f.SetFloat(0.5)
-		case reflect.Interface, reflect.Struct, reflect.Func: // Hooks: see below
+		case reflect.Interface, reflect.Struct, reflect.Func: // the caller sets or tests these
 		default:
 			t.Fatalf("field %s: teach this test its kind", v.Type().Field(i).Name)
 		}
@@ -265,7 +295,8 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-// The fields that programs written for gofort/dispatcher set, in the types they have there; Queue and TaskArgument unkeyed.
+// Programs written for gofort/dispatcher set these fields, with these types. They may write Queue and TaskArgument without
+// field names.
 func TestTheSeedsTypesAreKept(t *testing.T) {
 	t.Parallel()
 	_ = ServerConfig{AMQPConnectionString: "", ReconnectionRetriesForever: true, ReconnectionRetries: 1, ReconnectionIntervalSeconds: int64(1),

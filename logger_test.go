@@ -3,10 +3,8 @@ package dispatcher
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -67,7 +65,7 @@ func TestSlogLoggerKeepsTextAndLevel(t *testing.T) {
 	}
 }
 
-// lines is a Log as programs for gofort/dispatcher have it: with six methods.
+// lines is a Log with the six methods of gofort/dispatcher.
 type lines []string
 
 func (l *lines) say(level, format string, args ...interface{}) {
@@ -80,91 +78,45 @@ func (l *lines) Debugf(f string, args ...interface{}) { l.say("debug", f, args..
 func (l *lines) Error(args ...interface{})            { l.say("error", "%s", fmt.Sprint(args...)) }
 func (l *lines) Errorf(f string, args ...interface{}) { l.say("error", f, args...) }
 
-// warning is lines with a level for warnings.
-type warning struct{ *lines }
-
-func (w warning) Warnf(f string, args ...interface{}) { w.say("warn", f, args...) }
-
-// A warning goes to Errorf if there is no Warnf: nothing that a person may have to look at is hidden among the infos.
-func TestALogGetsLevelsAndPlainTexts(t *testing.T) {
+// Each kind of Log receives the library's messages in the form that it can take. Package logs tests the forms.
+func TestEachKindOfLogGetsItsForm(t *testing.T) {
 	t.Parallel()
-	var six, seven lines
-	for l, want := range map[Log][]string{
-		&six:            {"debug a", "info b 100% k=v", "error c", "error d"},
-		warning{&seven}: {"debug a", "info b 100% k=v", "warn c", "error d"},
+	var six lines
+	var slogged, logrused bytes.Buffer
+	l := logrus.New()
+	l.SetOutput(&logrused)
+	l.SetFormatter(&logrus.JSONFormatter{DisableTimestamp: true})
+	for _, log := range []Log{
+		&six,
+		l.WithField("source", "mine"),
+		SlogLogger(slog.New(slog.NewTextHandler(&slogged, &slog.HandlerOptions{Level: slog.LevelWarn})).WithGroup("jobs")),
 	} {
-		cfg := &ServerConfig{Logger: l}
-		log := cfg.contain()
-		log.Debug("a")
-		log.Info("b 100%", "k", "v")
-		log.Warn("c")
-		log.Error("d")
-		if got := *map[bool]*lines{true: &six, false: &seven}[l == Log(&six)]; !slices.Equal(got, want) {
-			t.Errorf("got  %q\nwant %q", got, want)
+		logger := (&ServerConfig{Logger: log}).contain()
+		logger.With("queue", "q").Warn("lost", "n", 1)
+		if log == Log(&six) {
+			logger.Info("b 100%", "k", "v")
+			logger.Debug("a")
+		} else {
+			logger.Debug("below its level")
 		}
 	}
+	if want := []string{"error lost queue=q n=1", "info b 100% k=v", "debug a"}; !slices.Equal(six, want) {
+		t.Errorf("got  %q\nwant %q", six, want)
+	}
+	if got, want := logrused.String(), `{"level":"warning","msg":"lost","n":1,"queue":"q","source":"mine"}`+"\n"; got != want {
+		t.Errorf("got  %swant %s", got, want)
+	}
+	if got := slogged.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "level=WARN msg=lost jobs.queue=q jobs.n=1") {
+		t.Errorf("got %q", got)
+	}
 }
 
-// logrus gets attributes as fields, also beside those that its user has set.
-func TestLogrusGetsFieldsAndWarnings(t *testing.T) {
+// noisyHandler panics in Handle.
+type noisyHandler struct{ slog.Handler }
+
+func (noisyHandler) Handle(context.Context, slog.Record) error { panic("in Handle") }
+
+func TestAHandlerThatPanicsHarmsNobody(t *testing.T) {
 	t.Parallel()
-	var out bytes.Buffer
-	l := logrus.New()
-	l.SetOutput(&out)
-	l.SetFormatter(&logrus.JSONFormatter{DisableTimestamp: true})
-	for _, log := range []Log{l, l.WithField("source", "dispatcher")} {
-		(&ServerConfig{Logger: log}).contain().With("queue", "q").Warn("lost", "err", errors.New("x"), "n", 1)
-	}
-	if want := `{"err":"x","level":"warning","msg":"lost","n":1,"queue":"q"}
-{"err":"x","level":"warning","msg":"lost","n":1,"queue":"q","source":"dispatcher"}
-`; out.String() != want {
-		t.Errorf("got\n%swant\n%s", out.String(), want)
-	}
-}
-
-// A handler of the user's own, which reads the context, and panics.
-type moodyHandler struct {
-	slog.Handler
-	panics bool
-	source *string
-}
-
-func (h moodyHandler) Handle(ctx context.Context, r slog.Record) error {
-	_ = ctx.Value("trace") // of a nil context: a panic
-	if h.panics {
-		panic("in Handle")
-	}
-	*h.source = filepath.Base(r.Source().File)
-	return h.Handler.Handle(ctx, r)
-}
-
-func (h moodyHandler) Enabled(ctx context.Context, level slog.Level) bool {
-	return ctx.Value("trace") == nil && h.Handler.Enabled(ctx, level)
-}
-
-func (h moodyHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	if h.panics {
-		panic("in WithAttrs")
-	}
-	h.Handler = h.Handler.WithAttrs(attrs)
-	return h
-}
-
-func (h moodyHandler) WithGroup(name string) slog.Handler {
-	h.Handler = h.Handler.WithGroup(name)
-	return h
-}
-
-func TestAHandlerGetsContextSourceAndNoBlameForPanics(t *testing.T) {
-	t.Parallel()
-	var out bytes.Buffer
-	source := ""
-	inner := slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelWarn})
-	(&ServerConfig{Logger: SlogLogger(slog.New(moodyHandler{inner, true, &source}))}).contain().With("k", "v").Error("lost")
-	log := (&ServerConfig{Logger: SlogLogger(slog.New(moodyHandler{inner, false, &source}).WithGroup("jobs"))}).contain()
-	log.Info("below its level")
-	log.With("queue", "q").Warn("kept")
-	if text := out.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "msg=kept jobs.queue=q") || source != "logger_test.go" {
-		t.Errorf("%q from %q", text, source)
-	}
+	(&ServerConfig{Logger: SlogLogger(slog.New(noisyHandler{slog.NewTextHandler(new(bytes.Buffer), nil)}))}).contain().Error("lost")
 }

@@ -42,11 +42,17 @@ func Excerpt[T ~string | ~[]byte](text T) string { return Cut(text, 64) }
 // Reason cuts the text of another error, which may quote a value.
 func Reason(err error) string { return Cut(err.Error(), 160) }
 
+// Cut returns at most most bytes of a text as one line of valid UTF-8, followed by … if it was longer.
 func Cut[T ~string | ~[]byte](text T, most int) string {
 	cut := len(text) > most
 	s := string(text[:min(len(text), most)])
-	for i := 0; cut && i < utf8.UTFMax-1 && !utf8.ValidString(s); i++ { // a rune that was cut, not one that was broken before
-		s = s[:len(s)-1]
+	for i := len(s) - 1; cut && i >= max(len(s)-utf8.UTFMax, 0); i-- {
+		if utf8.RuneStart(s[i]) {
+			if !utf8.FullRuneInString(s[i:]) { // the cut went through it
+				s = s[:i]
+			}
+			break
+		}
 	}
 	s = strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f {

@@ -1,4 +1,4 @@
-package dispatcher
+package wire
 
 import (
 	"errors"
@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/text"
-	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
 type (
@@ -23,7 +23,7 @@ type (
 func TestHeadersAreNormalised(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
-	second := time.Unix(now.Unix(), 0).UTC() // AMQP carries no more
+	second := time.Unix(now.Unix(), 0).UTC() // AMQP carries whole seconds
 	long := strings.Repeat("n", 255)
 	for name, c := range map[string]struct{ in, want any }{
 		"string":        {"s", "s"},
@@ -60,17 +60,17 @@ func TestHeadersAreNormalised(t *testing.T) {
 		"sixteen":       {nest(16), nest(16)},
 		"empty strings": {map[string]string{}, map[string]any{}},
 	} {
-		got, err := wire.Headers(map[string]any{name: c.in})
+		got, err := Headers(map[string]any{name: c.in})
 		if err != nil || !reflect.DeepEqual(got, map[string]any{name: c.want}) {
 			t.Errorf("%s: got %#v, %v", name, got, err)
 		}
 	}
-	if got, err := wire.Headers(nil); got != nil || err != nil {
+	if got, err := Headers(nil); got != nil || err != nil {
 		t.Errorf("nil headers: %v, %v", got, err)
 	}
 }
 
-// The limit counts what travels, so that many tiny values are not twice what it says.
+// The limit counts the bytes on the wire. Otherwise many tiny values could take twice as much.
 func TestHeadersAreCountedAsTheyTravel(t *testing.T) {
 	t.Parallel()
 	list := func(n int, v any) []any {
@@ -94,25 +94,25 @@ func TestHeadersAreCountedAsTheyTravel(t *testing.T) {
 		"slice":   {[]any{}, 5},
 		"map":     {map[string]any{"k": nil}, 8},
 	} {
-		// Each list is a name of two bytes and a list of 7,000; what is left is one text.
-		headers, left := map[string]any{}, wire.MaxHeaderBytes
+		// Each list has a name of two bytes and 7,000 elements. One string takes the bytes that are left.
+		headers, left := map[string]any{}, MaxHeaderBytes
 		for i := 0; left > (3+5+7000*c.size)+9; i++ {
 			headers[string(rune('a'+i))+"."] = list(7000, c.v)
 			left -= 3 + 5 + 7000*c.size
 		}
 		headers["t"] = strings.Repeat("x", left-7)
-		if _, err := wire.Headers(headers); err != nil {
+		if _, err := Headers(headers); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		headers["t"] = strings.Repeat("x", left-6)
-		if _, err := wire.Headers(headers); !errors.Is(err, ErrTooLarge) {
+		if _, err := Headers(headers); !errors.Is(err, broker.ErrTooLarge) {
 			t.Errorf("%s: one byte more: %v", name, err)
 		}
 	}
-	if _, err := wire.Headers(entries(8001)); !errors.Is(err, ErrTooLarge) {
+	if _, err := Headers(entries(8001)); !errors.Is(err, broker.ErrTooLarge) {
 		t.Errorf("8,001 headers: %v", err)
 	}
-	if _, err := wire.Headers(entries(8000)); err != nil {
+	if _, err := Headers(entries(8000)); err != nil {
 		t.Errorf("8,000 headers: %v", err)
 	}
 }
@@ -138,7 +138,7 @@ func TestHeadersAreADeepCopy(t *testing.T) {
 	bytes, list, table := []byte("a"), []any{"a"}, map[string]any{"k": "a"}
 	named := namedBytes("a")
 	in := map[string]any{"bytes": bytes, "list": list, "table": table, "named": named, "deep": []any{bytes}}
-	got, err := wire.Headers(in)
+	got, err := Headers(in)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,7 +197,7 @@ func TestHeadersThatCannotTravelAreRefusedByName(t *testing.T) {
 		{"x-death", "text", "x-death"},
 		{"x-death", []any{map[string]any{}, "text"}, "x-death"},
 	} {
-		got, err := wire.Headers(map[string]any{"fine": 1, c.name: c.v})
+		got, err := Headers(map[string]any{"fine": 1, c.name: c.v})
 		if got != nil || err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), text.Excerpt(c.name)) || len(err.Error()) > 300 {
 			t.Errorf("%s: got %v, %v; want %q", text.Excerpt(c.name), got, err, c.want)
 		}
