@@ -47,6 +47,27 @@ type DeadLetter struct {
 	Body        []byte         // a copy of the message's body; Task decodes it
 }
 
+// Attempt describes one attempt of a task. It travels with the task and ends in its dead letter.
+type Attempt struct {
+	Number   int           // from 1
+	At       time.Time     // when it began, by the worker's clock
+	Duration time.Duration // whole milliseconds
+	Worker   string
+	Error    string // at most about 200 bytes; "" = none was given
+}
+
+// attemptsOf returns a copy of a log, or nil if there is none.
+func attemptsOf(log []record.Attempt) []Attempt {
+	if log == nil {
+		return nil
+	}
+	attempts := make([]Attempt, len(log))
+	for i, a := range log {
+		attempts[i] = Attempt(a)
+	}
+	return attempts
+}
+
 // RawHeaders names the header in DeadLetter.Headers that holds unreadable headers: a []byte as they came over the wire,
 // possibly cut short. A replayed task runs without them.
 const RawHeaders = broker.RawHeaders

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/deadletter"
 	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
@@ -145,11 +146,25 @@ func (d *DeadLetters) whole(ctx context.Context, f func(s broker.Session, source
 	if err != nil {
 		return 0, err
 	}
-	n, err := f(s.session, s.source)
+	n, err := f(s.Session, s.Source)
 	if errors.Is(err, broker.ErrQueueGone) && d.undeliverable() {
 		return 0, nil
 	}
 	return n, err
+}
+
+// begin waits for a session and returns a new scan.
+func (d *DeadLetters) begin(ctx context.Context) (*deadletter.Scan, error) {
+	if err := d.check(); err != nil {
+		return nil, err
+	}
+	waiting, cancel := d.server.cfg.bound(ctx)
+	defer cancel()
+	session, err := d.server.sup.Await(waiting, nil)
+	if err != nil {
+		return nil, err
+	}
+	return deadletter.NewScan(session, d.source()), ctx.Err()
 }
 
 // List returns a page of the dead letters that match the filter, oldest first, and removes nothing. An empty page means
@@ -169,21 +184,21 @@ func (d *DeadLetters) list(ctx context.Context, filter DeadLetterFilter, page Pa
 	if err != nil {
 		return nil, err
 	}
-	defer s.release(ctx)
+	defer s.Release(ctx)
 	var letters []DeadLetter
 	for size, skip := 0, page.Skip; len(letters) < page.Limit; {
-		most := maxChunk
+		most := deadletter.MaxChunk
 		if filter.isZero() {
 			most = min(most, skip+page.Limit-len(letters))
 		}
-		found, err := s.next(ctx, most)
+		found, err := s.Next(ctx, most)
 		if err != nil {
 			return nil, err
 		}
 		if len(found) == 0 {
 			break
 		}
-		full := s.hold(found...)
+		full := s.Hold(found...)
 		for i := range found {
 			m := &found[i].Message
 			if who := d.identify(m); filter.fits(&who) && len(letters) < page.Limit {
@@ -239,23 +254,23 @@ func (d *DeadLetters) delete(ctx context.Context, filter DeadLetterFilter) (n in
 	if err != nil {
 		return 0, err
 	}
-	defer s.release(ctx)
+	defer s.Release(ctx)
 	for {
-		found, err := s.next(ctx, maxChunk)
+		found, err := s.Next(ctx, deadletter.MaxChunk)
 		if err != nil {
 			return n, err
 		}
 		if len(found) == 0 {
-			return n, s.finish(ctx, n)
+			return n, s.Finish(ctx, n)
 		}
 		for i, letter := range found {
 			if who := d.identify(&letter.Message); !filter.fits(&who) {
-				err = s.hold(letter)
+				err = s.Hold(letter)
 			} else if err = letter.Ack(); err == nil {
 				n++
 			}
 			if err != nil {
-				_ = s.hold(found[i+1:]...)
+				_ = s.Hold(found[i+1:]...)
 				return n, err
 			}
 		}

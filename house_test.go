@@ -56,7 +56,8 @@ func TestArrowsPointDown(t *testing.T) {
 		"link":        {"internal/logs", "internal/contain", "internal/fault", "internal/text", "broker"},
 		"engine": {"internal/link", "internal/verdict", "internal/record", "internal/logs", "internal/contain", "internal/fault",
 			"internal/text", "broker"},
-		"publish": {"internal/link", "internal/logs", "internal/contain", "internal/fault", "internal/text", "broker"},
+		"deadletter": {"internal/link", "internal/logs", "internal/contain", "internal/fault", "internal/text", "broker"},
+		"publish":    {"internal/link", "internal/logs", "internal/contain", "internal/fault", "internal/text", "broker"},
 	}
 	var root []string
 	allowed := map[string][]string{}
@@ -72,12 +73,13 @@ func TestArrowsPointDown(t *testing.T) {
 	allowed["broker/brokertest"] = []string{"broker"} // importing an adapter would be a cycle: adapters import it
 	allowed["outboxtest"] = append([]string{""}, root...)
 	others := map[string][]string{ // besides the standard library
-		"broker/rabbitmq":  {"github.com/rabbitmq/amqp091-go"},
-		"internal/logs":    {"github.com/sirupsen/logrus", "golang.org/x/sys"},
-		"internal/link":    {"github.com/cenkalti/backoff/v4", "github.com/sirupsen/logrus", "golang.org/x/sys"},
-		"internal/engine":  {"github.com/cenkalti/backoff/v4", "github.com/google/uuid", "github.com/sirupsen/logrus", "golang.org/x/sys"},
-		"internal/publish": {"github.com/cenkalti/backoff/v4", "github.com/sirupsen/logrus", "golang.org/x/sys"}, // through internal/link
-		"internal/verdict": {"github.com/cenkalti/backoff/v4"},                                                   // its mark is our Permanent
+		"broker/rabbitmq":     {"github.com/rabbitmq/amqp091-go"},
+		"internal/logs":       {"github.com/sirupsen/logrus", "golang.org/x/sys"},
+		"internal/link":       {"github.com/cenkalti/backoff/v4", "github.com/sirupsen/logrus", "golang.org/x/sys"},
+		"internal/engine":     {"github.com/cenkalti/backoff/v4", "github.com/google/uuid", "github.com/sirupsen/logrus", "golang.org/x/sys"},
+		"internal/deadletter": {"github.com/cenkalti/backoff/v4", "github.com/sirupsen/logrus", "golang.org/x/sys"}, // through internal/link
+		"internal/publish":    {"github.com/cenkalti/backoff/v4", "github.com/sirupsen/logrus", "golang.org/x/sys"}, // through internal/link
+		"internal/verdict":    {"github.com/cenkalti/backoff/v4"},                                                   // its mark is our Permanent
 	}
 	for pkg, below := range allowed {
 		for _, p := range deps(t, "./"+pkg) {

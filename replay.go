@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/deadletter"
 	"github.com/seed-416683c9/dispatcher/internal/publish"
 	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
@@ -69,11 +70,11 @@ func (r *replay) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer s.release(ctx)
+	defer s.Release(ctx)
 	for {
-		found, err := s.next(ctx, maxChunk)
+		found, err := s.Next(ctx, deadletter.MaxChunk)
 		if err == nil && len(found) == 0 {
-			err = s.finish(ctx, r.done)
+			err = s.Finish(ctx, r.done)
 			r.unacked = err != nil
 			return err
 		}
@@ -88,12 +89,12 @@ func (r *replay) run(ctx context.Context) error {
 }
 
 // chunk replays the letters that match the filter and holds the others. An error ends the replay.
-func (r *replay) chunk(ctx context.Context, s *deadScan, found []broker.Delivery) error {
+func (r *replay) chunk(ctx context.Context, s *deadletter.Scan, found []broker.Delivery) error {
 	var letters []broker.Delivery
 	var msgs []broker.Message
 	var full error // the latest says how many are held
 	hold := func(letter broker.Delivery) {
-		if err := s.hold(letter); err != nil {
+		if err := s.Hold(letter); err != nil {
 			full = err
 		}
 	}
@@ -117,7 +118,7 @@ func (r *replay) chunk(ctx context.Context, s *deadScan, found []broker.Delivery
 	sending, cancel := r.server.cfg.bound(ctx)
 	defer cancel()
 	receipts := publish.NewReceipts(len(msgs))
-	s.session.Publish(sending, msgs, receipts.Done)
+	s.Session.Publish(sending, msgs, receipts.Done)
 	var end error
 	for i, err := range receipts.Wait(sending) {
 		switch {

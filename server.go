@@ -94,52 +94,6 @@ func NewServerContext(ctx context.Context, cfg *ServerConfig) (*Server, chan str
 	return s, s.givenUp, nil
 }
 
-// declare declares the server's topology in a new session. Workers declare their own. In the first session the broker
-// must accept all of it.
-func (s *Server) declare(ctx context.Context, session broker.Session, first bool) error {
-	if !first {
-		return s.refused.Declare(ctx, session, s.parts())
-	}
-	return session.Declare(ctx, link.Whole(s.parts()))
-}
-
-// parts returns what the server declares: its exchange, and each of InitQueues with its bindings.
-func (s *Server) parts() []link.Part {
-	exchange := broker.Exchange{Name: s.cfg.Exchange, Kind: broker.Direct}
-	parts := []link.Part{{Kind: "exchange", Name: exchange.Name, Topology: broker.Topology{Exchanges: []broker.Exchange{exchange}}}}
-	for _, q := range s.cfg.InitQueues {
-		t := broker.Topology{Queues: []broker.QueueSpec{{Name: q.Name}}}
-		for _, key := range q.BindingKeys {
-			t.Bindings = append(t.Bindings, broker.Binding{Queue: q.Name, Exchange: s.cfg.Exchange, Key: key})
-		}
-		parts = append(parts, link.Part{Kind: "queue", Name: q.Name, Topology: t})
-	}
-	return parts
-}
-
-// errExchangeGone is the problem reported for everything that was bound to a deleted exchange.
-var errExchangeGone = errors.New("the exchange was deleted, and its bindings with it")
-
-// exchangeGone requests a new declaration of the exchange and of everything bound to it. Workers that do not run
-// declare their own when they start.
-func (s *Server) exchangeGone() {
-	parts := s.parts()
-	s.mu.Lock()
-	for _, w := range s.workers {
-		if w != nil && w.current() != nil {
-			parts = append(parts, w.parts()[0])
-		}
-	}
-	s.mu.Unlock()
-	s.refused.Redeclare(parts, errExchangeGone)
-}
-
-// declareAgain retries refused declarations until the connection is closed or given up.
-func (s *Server) declareAgain() {
-	defer close(s.declared)
-	s.refused.Run()
-}
-
 // watch waits until supervision ends. If the connection was given up, it lets running tasks end and closes givenUp.
 func (s *Server) watch() {
 	defer close(s.watched)

@@ -1,4 +1,5 @@
-package dispatcher
+// Package deadletter reads queues of dead letters. It borrows letters from the broker and gives back those that stay.
+package deadletter
 
 import (
 	"context"
@@ -11,10 +12,10 @@ import (
 )
 
 const (
-	// maxChunk bounds how many letters are taken at once. Their bodies are in memory together. A quorum queue of
+	// MaxChunk bounds how many letters are taken at once. Their bodies are in memory together. A quorum queue of
 	// RabbitMQ handles no more (3.10.8, measured). Of more than 32 letters, it forgets acks that come one by one if
 	// their channel is closed soon after, and returns the others in any order. Each chunk has a channel of its own.
-	maxChunk = 30
+	MaxChunk = 30
 	// minChunk is the size of a chunk while the size of the letters is unknown.
 	minChunk = 4
 	// chunkBytes is the memory that a chunk should take at most, in bytes.
@@ -27,12 +28,13 @@ const (
 	maxHeldBytes = 128 << 20
 )
 
-// deadScan is one pass over dead letters, oldest first. Letters that were read and stay are held until the end.
-// Returned earlier, they would be the next to come.
-type deadScan struct {
-	session broker.Session
-	source  string
-	chunk   int // size of the next chunk
+// Scan is one pass over dead letters, oldest first. It owns the letters that were read and stay, which it holds until the
+// end. Returned earlier, they would be the next to come. Only one goroutine uses it.
+type Scan struct {
+	Session broker.Session
+	Source  string // the queue
+
+	chunk int // size of the next chunk
 
 	counted bool
 	left    int // letters still to read; with later ones the scan would remove them and might never end
@@ -42,22 +44,13 @@ type deadScan struct {
 	heldBytes int
 }
 
-// begin waits for a session and returns a new scan.
-func (d *DeadLetters) begin(ctx context.Context) (*deadScan, error) {
-	if err := d.check(); err != nil {
-		return nil, err
-	}
-	waiting, cancel := d.server.cfg.bound(ctx)
-	defer cancel()
-	session, err := d.server.sup.Await(waiting, nil)
-	if err != nil {
-		return nil, err
-	}
-	return &deadScan{session: session, source: d.source(), chunk: minChunk}, ctx.Err()
+// NewScan returns a scan of the letters in the queue source.
+func NewScan(session broker.Session, source string) *Scan {
+	return &Scan{Session: session, Source: source, chunk: minChunk}
 }
 
-// next takes up to most letters. If it returns none, the scan is at its end. The caller settles or holds each letter.
-func (s *deadScan) next(ctx context.Context, most int) ([]broker.Delivery, error) {
+// Next takes up to most letters. If it returns none, the scan is at its end. The caller settles or holds each letter.
+func (s *Scan) Next(ctx context.Context, most int) ([]broker.Delivery, error) {
 	n := min(s.chunk, most)
 	if s.counted {
 		n = min(n, s.left)
@@ -66,8 +59,8 @@ func (s *deadScan) next(ctx context.Context, most int) ([]broker.Delivery, error
 		return nil, nil
 	}
 	s.held = append(s.held, nil)
-	found, err := s.session.TryGet(ctx, s.source, n)
-	if errors.Is(err, broker.ErrQueueGone) && s.source == broker.Undeliverable {
+	found, err := s.Session.TryGet(ctx, s.Source, n)
+	if errors.Is(err, broker.ErrQueueGone) && s.Source == broker.Undeliverable {
 		return nil, nil // declared when the first letter comes
 	}
 	switch {
@@ -79,11 +72,11 @@ func (s *deadScan) next(ctx context.Context, most int) ([]broker.Delivery, error
 		// Count after the first get. RabbitMQ answers a count before it has carried out earlier requests, but answers a
 		// get after them.
 		var info broker.QueueInfo
-		info, err = s.session.Inspect(ctx, s.source)
+		info, err = s.Session.Inspect(ctx, s.Source)
 		s.counted, s.left = true, info.Ready+len(found)
 	}
 	if err != nil {
-		_ = s.hold(found...)
+		_ = s.Hold(found...)
 		return nil, err
 	}
 	s.left -= len(found)
@@ -95,14 +88,14 @@ func (s *deadScan) next(ctx context.Context, most int) ([]broker.Delivery, error
 	case size > chunkBytes:
 		s.chunk = max(s.chunk/2, 1)
 	case size < chunkBytes/4:
-		s.chunk = min(s.chunk*4, maxChunk)
+		s.chunk = min(s.chunk*4, MaxChunk)
 	}
 	return found, nil
 }
 
-// hold keeps letters of the latest chunk from coming again in this scan. It returns an error if too many are held; they
+// Hold keeps letters of the latest chunk from coming again in this scan. It returns an error if too many are held; they
 // are held nevertheless.
-func (s *deadScan) hold(letters ...broker.Delivery) error {
+func (s *Scan) Hold(letters ...broker.Delivery) error {
 	last := len(s.held) - 1
 	for i := range letters {
 		s.held[last] = append(s.held[last], letters[i].Settler)
@@ -115,15 +108,15 @@ func (s *deadScan) hold(letters ...broker.Delivery) error {
 	return nil
 }
 
-// release returns the held letters so that they are in their old order again. If their session is dead, the broker has
+// Release returns the held letters so that they are in their old order again. If their session is dead, the broker has
 // returned them already.
-func (s *deadScan) release(ctx context.Context) {
+func (s *Scan) Release(ctx context.Context) {
 	if s.heldCount > manyHeld {
 		// Without the Inspect below, all chunks would be returned at once. ctx may have ended.
 		grace, cancel := link.WithGrace(ctx, link.CloseTimeout)
 		defer cancel()
 		ctx = grace
-		if s.session.Capabilities().KeepsPlace && s.source != broker.Undeliverable {
+		if s.Session.Capabilities().KeepsPlace && s.Source != broker.Undeliverable {
 			// A classic queue of RabbitMQ searches for the place of each letter among the older ones that were returned
 			// before. Returned oldest first, 10,000 letters kept it busy for 34 s: it confirmed nothing and its worker
 			// stood still. Newest first it takes 2 s, and the worker notices nothing (3.10.8, measured). By
@@ -139,20 +132,20 @@ func (s *deadScan) release(ctx context.Context) {
 		if len(chunk) > 0 && i < len(s.held)-1 && ctx.Err() == nil {
 			// A quorum queue keeps returned letters in the order in which they arrive, and on RabbitMQ each chunk
 			// arrives on its own channel. So the broker must have this chunk before the next.
-			_, _ = s.session.Inspect(ctx, s.source)
+			_, _ = s.Session.Inspect(ctx, s.Source)
 		}
 	}
 	s.held = nil
 }
 
-// finish ends a scan that has removed the given number of letters, and makes sure that the broker knows. An Ack that
+// Finish ends a scan that has removed the given number of letters, and makes sure that the broker knows. An Ack that
 // was only handed over may be lost with the link.
-func (s *deadScan) finish(ctx context.Context, removed int) error {
-	s.release(ctx)
+func (s *Scan) Finish(ctx context.Context, removed int) error {
+	s.Release(ctx)
 	if removed == 0 {
 		return nil
 	}
-	_, err := s.session.Inspect(ctx, s.source)
+	_, err := s.Session.Inspect(ctx, s.Source)
 	return err
 }
 
