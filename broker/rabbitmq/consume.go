@@ -153,21 +153,17 @@ func (c *consumer) Close(ctx context.Context) error {
 
 // await waits for the end of Stop or Close.
 func (c *consumer) await(ctx context.Context, verb string, over <-chan struct{}) error {
-	var err error
 	select {
 	case <-over:
-		err = c.s.Err()
-	default:
+	case <-c.s.dead:
+	case <-ctx.Done():
 		select {
-		case <-over:
-			err = c.s.Err()
-		case <-c.s.dead:
-			err = c.s.Err()
-		case <-ctx.Done():
-			err = ctx.Err()
+		case <-over: // in the same moment
+		default:
+			return fmt.Errorf("%s consumer %q: %w", verb, c.tag, ctx.Err())
 		}
 	}
-	if err != nil {
+	if err := c.s.Err(); err != nil {
 		return fmt.Errorf("%s consumer %q: %w", verb, c.tag, err)
 	}
 	return nil

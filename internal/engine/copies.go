@@ -39,9 +39,9 @@ func (c *Call) messageFor(v verdict.Verdict, worker string, now time.Time) broke
 		h[record.HeaderAttempt] = int64(v.Made.Number)
 		record.WriteLog(h, append(record.Log(h), v.Made))
 	}
-	if v.Missed && v.Action != verdict.ToDeadLetters {
-		h[record.HeaderMisses] = int64(c.History.Misses + 1)
-		h[record.HeaderMissedSince] = record.FormatTime(c.History.MissedSince(now))
+	if v.Unknown && v.Action != verdict.ToDeadLetters {
+		h[record.HeaderMisses] = int64(c.History.UnknownCount + 1)
+		h[record.HeaderMissedSince] = record.FormatTime(c.History.UnknownSince(now))
 	}
 	switch v.Action {
 	case verdict.RetryLater:
@@ -52,7 +52,7 @@ func (c *Call) messageFor(v verdict.Verdict, worker string, now time.Time) broke
 		delete(h, record.HeaderLosses)
 		delete(h, record.HeaderMisses)
 		delete(h, record.HeaderMissedSince)
-	case verdict.ToBack, verdict.ToSuspects, verdict.PutOff:
+	case verdict.MoveToBack, verdict.MoveToSuspects, verdict.ReturnToSuspects:
 		h[record.HeaderLosses] = int64(v.Losses)
 	case verdict.ToDeadLetters:
 		h[record.HeaderReason] = v.Reason

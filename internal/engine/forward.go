@@ -34,7 +34,7 @@ type forwarding struct {
 	msg broker.Message
 
 	slim, bare bool          // headers that msg does without
-	moved      bool          // v was ToBack, and the back of the queue did not take it
+	moved      bool          // v was MoveToBack, and the back of the queue did not take it
 	waited     time.Duration // pauses between the tries, in all
 }
 
@@ -87,7 +87,7 @@ func (f *forwarding) write() error {
 	switch f.v.Action {
 	case verdict.ToDeadLetters:
 		return f.c.Delivery.DeadLetter(ctx, f.msg)
-	case verdict.ToSuspects, verdict.PutOff:
+	case verdict.MoveToSuspects, verdict.ReturnToSuspects:
 		return f.c.Delivery.Suspect(ctx, f.msg)
 	default:
 		return f.c.Delivery.Retry(ctx, f.msg, f.v.Delay)
@@ -106,9 +106,9 @@ func (f *forwarding) change(err error) bool {
 		f.log().Warn("the broker has no delays; the "+f.cfg.Noun+" becomes a dead letter", "verdict", string(f.v.Action))
 		f.become(f.v.WithoutDelays())
 	case errors.Is(err, broker.ErrHeadersTooLarge) && f.lighten():
-	case f.v.Action == verdict.ToBack:
+	case f.v.Action == verdict.MoveToBack:
 		f.log().Warn("the back of the queue does not take the "+f.cfg.Noun+"; it goes to the suspects", "err", logs.Brief(err))
-		f.v.Action, f.moved = verdict.ToSuspects, true
+		f.v.Action, f.moved = verdict.MoveToSuspects, true
 	default:
 		return false
 	}

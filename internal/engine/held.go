@@ -128,7 +128,7 @@ func (s *Shift) takeHeld(c *Call) *Call {
 func (s *Shift) await(c *Call, other *run, patience <-chan time.Time) (v verdict.Verdict, ours bool) {
 	running := &s.cfg.Shared.running
 	putOff := func(why error) verdict.Verdict { // a suspect: beside the others it would not run alone
-		return verdict.Verdict{Action: verdict.PutOff, Losses: c.History.Losses, Outcome: verdict.OutcomeOf(why)}
+		return verdict.Verdict{Action: verdict.ReturnToSuspects, Losses: c.History.Losses, Outcome: verdict.OutcomeOf(why)}
 	}
 	for ; other != nil; other, _ = running.begin(&c.run) {
 		select {

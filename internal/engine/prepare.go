@@ -72,7 +72,7 @@ func (s *Shift) settleUncalled(c *Call, v verdict.Verdict) (stays bool) {
 			return
 		}
 		s.cfg.Shared.running.end(&c.run)
-		if v.Action == verdict.PutOff { // it would be found again at once
+		if v.Action == verdict.ReturnToSuspects { // it would be found again at once
 			c.end(noSuspect)
 		} else {
 			c.end(oneSuspect)

@@ -101,12 +101,12 @@ func (s *settler) tell(c *Call, v verdict.Verdict) {
 	switch v.Action {
 	case verdict.Postpone:
 		counters.Postponed.Add(1)
-		if c.History.Misses == 0 {
+		if c.History.UnknownCount == 0 {
 			log.Warn(noun+" put off", attrsOf(v.Outcome, "retry_in", logs.Rounded(v.Delay))...)
 		}
-	case verdict.PutOff:
+	case verdict.ReturnToSuspects:
 		counters.Postponed.Add(1)
-		if c.History.Misses == 0 {
+		if c.History.UnknownCount == 0 {
 			log.Warn(noun+" put off to the end of the suspects", attrsOf(v.Outcome)...)
 		}
 	case verdict.ToDeadLetters:
@@ -121,10 +121,10 @@ func (s *settler) tell(c *Call, v verdict.Verdict) {
 		if observer.Retried != nil {
 			observer.Retried(c, v)
 		}
-	case verdict.ToBack:
+	case verdict.MoveToBack:
 		counters.Postponed.Add(1)
 		log.Warn(noun+" was lost with its worker or connection; moved to the back of the queue", "losses", v.Losses)
-	case verdict.ToSuspects:
+	case verdict.MoveToSuspects:
 		counters.Suspected.Add(1)
 		log.Warn(noun+" was lost with its worker or connection; it runs alone now", "losses", v.Losses)
 		s.suspectMade()

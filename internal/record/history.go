@@ -5,18 +5,19 @@ import "time"
 // History is what a message records of its own past, in the headers of ADR 0007. It came over the wire and proves
 // nothing. Values of the wrong type or out of range are treated as absent.
 type History struct {
-	Attempts   int       // attempts made so far
-	Asked      int       // attempts that ended with RetryAfter
-	RoutingKey string    // the key it was published with; "" = the key it came with
-	Expires    time.Time // zero = never
-	Losses     int
-	Misses     int // how often a worker did not know its name
-	Missed     time.Time
+	Attempts     int       // attempts made so far
+	Asked        int       // attempts that ended with RetryAfter
+	RoutingKey   string    // the key it was published with; "" = the key it came with
+	Expires      time.Time // zero = never
+	Losses       int
+	UnknownCount int       // how often a worker did not know its name
+	UnknownAt    time.Time // when that was first; zero = never
 }
 
 // maxCount bounds the counts that are believed.
 const maxCount = 1 << 30
 
+// Read reads the history of a message from its headers.
 func Read(headers map[string]any) (h History) {
 	if len(headers) == 0 {
 		return h
@@ -24,20 +25,22 @@ func Read(headers map[string]any) (h History) {
 	h.Attempts = Count(headers[HeaderAttempt])
 	h.Asked = min(Count(headers[HeaderAsked]), h.Attempts)
 	h.Losses = Count(headers[HeaderLosses])
-	h.Misses = Count(headers[HeaderMisses])
+	h.UnknownCount = Count(headers[HeaderMisses])
 	h.Expires = Time(headers[HeaderExpiresAt])
-	h.Missed = Time(headers[HeaderMissedSince])
+	h.UnknownAt = Time(headers[HeaderMissedSince])
 	if key, ok := headers[HeaderRoutingKey].(string); ok && len(key) <= MaxName {
 		h.RoutingKey = key
 	}
 	return h
 }
 
+// String returns the value of a header that should be a string; "" if it is none.
 func String(v any) string {
 	s, _ := v.(string)
 	return s
 }
 
+// Count returns the value of a header that should be a count; 0 if it is none, or above maxCount.
 func Count(v any) int {
 	if n, ok := v.(int64); ok && n > 0 && n <= maxCount {
 		return int(n)
@@ -45,6 +48,7 @@ func Count(v any) int {
 	return 0
 }
 
+// Time returns the value of a header that FormatTime wrote; the zero time if it is none.
 func Time(v any) time.Time {
 	s := String(v)
 	if s == "" || len(s) > 64 {
@@ -60,10 +64,10 @@ func Time(v any) time.Time {
 // FormatTime formats t so that Time can read it.
 func FormatTime(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
-// MissedSince returns when the task was first missed: now, unless the message says otherwise.
-func (h History) MissedSince(now time.Time) time.Time {
-	if h.Missed.IsZero() || h.Missed.After(now) {
+// UnknownSince returns when the name was first unknown: now, unless the message says otherwise.
+func (h History) UnknownSince(now time.Time) time.Time {
+	if h.UnknownAt.IsZero() || h.UnknownAt.After(now) {
 		return now
 	}
-	return h.Missed
+	return h.UnknownAt
 }

@@ -94,17 +94,17 @@ const (
 // A suspect goes to the end of its queue, uncharged. In the ordinary queue, a worker that knows it would run it beside
 // other tasks. If it ended that worker too, it would start again as a suspect, for ever.
 func Unknown(h record.History, suspect bool, now time.Time, maxAge time.Duration, o Outcome) Verdict {
-	if maxAge < 0 || now.Sub(h.MissedSince(now)) >= maxAge {
+	if maxAge < 0 || now.Sub(h.UnknownSince(now)) >= maxAge {
 		return DeadLetter(ReasonUnknownTask, o)
 	}
 	if suspect {
-		return Verdict{Action: PutOff, Missed: true, Losses: h.Losses, Outcome: o}
+		return Verdict{Action: ReturnToSuspects, Unknown: true, Losses: h.Losses, Outcome: o}
 	}
 	delay := MaxUnknownDelay
-	if h.Misses < 16 { // a larger shift could overflow
-		delay = min(FirstUnknownDelay<<h.Misses, MaxUnknownDelay)
+	if h.UnknownCount < 16 { // a larger shift could overflow
+		delay = min(FirstUnknownDelay<<h.UnknownCount, MaxUnknownDelay)
 	}
-	return Verdict{Action: Postpone, Missed: true, Delay: delay, Outcome: o}
+	return Verdict{Action: Postpone, Unknown: true, Delay: delay, Outcome: o}
 }
 
 // MaxSuspectLosses is how many times a task may be lost while it runs alone, until it is assumed to end its workers.
@@ -124,12 +124,12 @@ func Losses(h record.History, losses int, suspect bool) (v Verdict, run bool) {
 		if alone := total - SuspectAfter; alone >= MaxSuspectLosses {
 			return DeadLetter(ReasonCrashLoop, OutcomeOf(fmt.Errorf("%w: %d times while it ran alone", fault.ErrCrashLoop, alone))), false
 		}
-		return Verdict{Action: ToSuspects, Losses: total}, false
+		return Verdict{Action: MoveToSuspects, Losses: total}, false
 	}
 	if h.Losses+losses < SuspectAfter {
-		return Verdict{Action: ToBack, Losses: h.Losses + losses}, false
+		return Verdict{Action: MoveToBack, Losses: h.Losses + losses}, false
 	}
-	return Verdict{Action: ToSuspects, Losses: SuspectAfter}, false
+	return Verdict{Action: MoveToSuspects, Losses: SuspectAfter}, false
 }
 
 // Grace is the time that a task has to return after its timeout or a shutdown cancelled its context.

@@ -102,23 +102,23 @@ func TestJudgeUnknown(t *testing.T) {
 	now := time.Now()
 	o := OutcomeOf(fault.ErrUnknownTask)
 	for misses, want := range map[int]time.Duration{0: 100 * time.Millisecond, 1: 200 * time.Millisecond, 8: 25600 * time.Millisecond, 9: 30 * time.Second, 1 << 30: 30 * time.Second} {
-		if v := Unknown(record.History{Misses: misses}, false, now, time.Hour, o); v.Action != Postpone || v.Delay != want || !v.Missed {
+		if v := Unknown(record.History{UnknownCount: misses}, false, now, time.Hour, o); v.Action != Postpone || v.Delay != want || !v.Unknown {
 			t.Errorf("missed %d times: %s after %v, want %v", misses, v.Action, v.Delay, want)
 		}
 	}
 	for name, v := range map[string]Verdict{
-		"old enough": Unknown(record.History{Misses: 3, Missed: now.Add(-time.Hour)}, true, now, time.Hour, o),
+		"old enough": Unknown(record.History{UnknownCount: 3, UnknownAt: now.Add(-time.Hour)}, true, now, time.Hour, o),
 		"never":      Unknown(record.History{}, false, now, -1, o),
 	} {
 		if v.Action != ToDeadLetters || v.Reason != "unknown_task" {
 			t.Errorf("%s: %s %q", name, v.Action, v.Reason)
 		}
 	}
-	if v := Unknown(record.History{Losses: 4, Misses: 3}, true, now, time.Hour, o); v.Action != PutOff || v.Losses != 4 || !v.Missed {
+	if v := Unknown(record.History{Losses: 4, UnknownCount: 3}, true, now, time.Hour, o); v.Action != ReturnToSuspects || v.Losses != 4 || !v.Unknown {
 		t.Errorf("a suspect: %s with %d losses", v.Action, v.Losses)
 	}
 	// Neither a clock that is ahead nor a forged header may keep the task for ever.
-	if v := Unknown(record.History{Missed: now.Add(100 * time.Hour)}, false, now, time.Hour, o); v.Action != Postpone {
+	if v := Unknown(record.History{UnknownAt: now.Add(100 * time.Hour)}, false, now, time.Hour, o); v.Action != Postpone {
 		t.Errorf("missed in the future: %s", v.Action)
 	}
 }
@@ -133,15 +133,15 @@ func TestJudgeLosses(t *testing.T) {
 	}{
 		{0, 0, false, "", 0},
 		{1, 0, false, "", 0},
-		{0, 1, false, ToBack, 1},
-		{0, 2, false, ToSuspects, 2},
-		{1, 1, false, ToSuspects, 2},
-		{99, 1, false, ToSuspects, 2}, // only losses while it runs alone lead to a dead letter
+		{0, 1, false, MoveToBack, 1},
+		{0, 2, false, MoveToSuspects, 2},
+		{1, 1, false, MoveToSuspects, 2},
+		{99, 1, false, MoveToSuspects, 2}, // only losses while it runs alone lead to a dead letter
 		{2, 0, true, "", 0},
-		{2, 1, true, ToSuspects, 3},
-		{3, 1, true, ToSuspects, 4},
+		{2, 1, true, MoveToSuspects, 3},
+		{3, 1, true, MoveToSuspects, 4},
 		{4, 1, true, ToDeadLetters, 0},
-		{0, 1, true, ToSuspects, 3}, // moved there by hand
+		{0, 1, true, MoveToSuspects, 3}, // moved there by hand
 		{0, 3, true, ToDeadLetters, 0},
 	} {
 		v, run := Losses(record.History{Losses: c.before}, c.now, c.suspect)

@@ -10,32 +10,32 @@ import (
 type Action string
 
 const (
-	Ack           Action = "ack"
-	Discard       Action = "discard"
-	Release       Action = "release"
-	RetryLater    Action = "retry"
-	Postpone      Action = "postponement"           // like a retry, but no attempt was made
-	PutOff        Action = "return to the suspects" // a postponement of a suspect
-	ToBack        Action = "move to the back of the queue"
-	ToSuspects    Action = "move to the suspects"
-	ToDeadLetters Action = "dead letter"
+	Ack              Action = "ack"
+	Discard          Action = "discard"
+	Release          Action = "release"
+	RetryLater       Action = "retry"
+	Postpone         Action = "postponement"           // like a retry, but no attempt was made
+	ReturnToSuspects Action = "return to the suspects" // a postponement of a suspect
+	MoveToBack       Action = "move to the back of the queue"
+	MoveToSuspects   Action = "move to the suspects"
+	ToDeadLetters    Action = "dead letter"
 )
 
 // Verdict is the decision on a delivery, after an attempt or instead of one.
 type Verdict struct {
-	Action Action
-	Reason string         // of a dead letter
-	Delay  time.Duration  // of a retry or postponement
-	Losses int            // the count in the copy's header, of ToBack, ToSuspects and PutOff
-	Missed bool           // of Postpone and PutOff: no function has the task's name
-	Made   record.Attempt // added to the log of a copy; Number 0 = no attempt was made
+	Action  Action
+	Reason  string         // of a dead letter
+	Delay   time.Duration  // of a retry or postponement
+	Losses  int            // the count in the copy's header, of MoveToBack, MoveToSuspects and ReturnToSuspects
+	Unknown bool           // of Postpone and ReturnToSuspects: no function has the task's name
+	Made    record.Attempt // added to the log of a copy; Number 0 = no attempt was made
 	Outcome
 }
 
 // WithoutDelays returns the verdict for a broker that has no delays.
 func (v Verdict) WithoutDelays() Verdict {
 	v.Action, v.Reason = ToDeadLetters, ReasonFailed
-	if v.Missed {
+	if v.Unknown {
 		v.Reason = ReasonUnknownTask
 	}
 	return v

@@ -151,34 +151,24 @@ func Fill(dst reflect.Value, typ argType, arg Value) *Mismatch {
 		}
 		return bad
 	}
-	isNull := string(arg.Value) == "null"
+	return fillMany(dst, typ, arg)
+}
+
+// fillMany sets a parameter that is a slice or a map.
+func fillMany(dst reflect.Value, typ argType, arg Value) *Mismatch {
+	kind := dst.Kind()
 	switch {
-	case typ.Shape == shapeBytes && dst.Kind() == reflect.Slice && dst.Type().Elem().Kind() == reflect.Uint8:
-		b, ok := parseBytes(arg.Value)
-		if !ok {
-			return arg.notDeclared()
-		}
-		dst.SetBytes(b)
-		return nil
-	case typ.Shape == shapeSlice && dst.Kind() == reflect.Slice && holds(dst.Type().Elem(), typ.elem):
-		switch {
-		case isNull:
-			return nil
-		case arg.Value[0] != '[':
-			return arg.notDeclared()
-		}
-		return fillSlice(dst, typ.elem, arg.Value)
-	case typ.Shape == shapeMap && dst.Kind() == reflect.Map && dst.Type().Key().Kind() == reflect.String && holds(dst.Type().Elem(), typ.elem):
-		switch {
-		case isNull:
-			return nil
-		case arg.Value[0] != '{':
-			return arg.notDeclared()
-		}
-		return fillMap(dst, typ.elem, arg.Value)
+	case typ.Shape == shapeBytes && kind == reflect.Slice && dst.Type().Elem().Kind() == reflect.Uint8:
+		return fillBytes(dst, arg)
+	case typ.Shape == shapeSlice && kind == reflect.Slice && holds(dst.Type().Elem(), typ.elem):
+		return fillSlice(dst, typ.elem, arg)
+	case typ.Shape == shapeMap && kind == reflect.Map && dst.Type().Key().Kind() == reflect.String && holds(dst.Type().Elem(), typ.elem):
+		return fillMap(dst, typ.elem, arg)
 	}
 	return &Mismatch{Want: dst.Type().String(), Got: arg.Type + " " + text.Excerpt(arg.Value)}
 }
+
+func (v Value) isNull() bool { return string(v.Value) == "null" }
 
 // notDeclared reports that a value does not have its declared type.
 func (v Value) notDeclared() *Mismatch {
@@ -196,14 +186,29 @@ func fillScalar(dst reflect.Value, k scalar, raw []byte) *Mismatch {
 	return nil
 }
 
-func fillSlice(dst reflect.Value, k scalar, raw []byte) *Mismatch {
+func fillBytes(dst reflect.Value, arg Value) *Mismatch {
+	b, ok := parseBytes(arg.Value)
+	if !ok {
+		return arg.notDeclared()
+	}
+	dst.SetBytes(b)
+	return nil
+}
+
+func fillSlice(dst reflect.Value, k scalar, arg Value) *Mismatch {
+	if arg.isNull() {
+		return nil
+	}
+	if arg.Value[0] != '[' {
+		return arg.notDeclared()
+	}
 	n := 0
-	for range elements(raw) {
+	for range elements(arg.Value) {
 		n++
 	}
 	s := reflect.MakeSlice(dst.Type(), n, n)
 	n = 0
-	for value := range elements(raw) {
+	for value := range elements(arg.Value) {
 		if bad := fillScalar(s.Index(n), k, value); bad != nil {
 			bad.Got += " at [" + strconv.Itoa(n) + "]"
 			return bad
@@ -214,10 +219,16 @@ func fillSlice(dst reflect.Value, k scalar, raw []byte) *Mismatch {
 	return nil
 }
 
-func fillMap(dst reflect.Value, k scalar, raw []byte) *Mismatch {
+func fillMap(dst reflect.Value, k scalar, arg Value) *Mismatch {
+	if arg.isNull() {
+		return nil
+	}
+	if arg.Value[0] != '{' {
+		return arg.notDeclared()
+	}
 	t := dst.Type()
 	m := reflect.MakeMap(t)
-	for quoted, value := range members(raw) {
+	for quoted, value := range members(arg.Value) {
 		name, _ := unquote(quoted)
 		key := reflect.New(t.Key()).Elem()
 		key.SetString(name)

@@ -74,6 +74,7 @@ func Decode(body []byte) (Task, error) {
 	return t, nil
 }
 
+// DecodeArgument reads one element of args.
 func DecodeArgument(raw []byte) (Value, error) {
 	if raw[0] != '{' {
 		return Value{}, fmt.Errorf("want an object, got %s", jsonKind(raw))
