@@ -12,7 +12,8 @@ import (
 )
 
 // The acceptance of the library, one promise a test, through the public API only. Every test runs on the embedded broker,
-// and on RabbitMQ when DISPATCHER_AMQP_CON is set. The other files of this package test each promise in depth.
+// and on RabbitMQ when DISPATCHER_AMQP_CON is set. Package internal/systemtest tests each
+// promise in depth.
 
 // A sender and a worker are two servers, as they are two programs in production.
 func TestDispatcher_ATaskRunsInAnotherProgramWithItsTypedArguments(t *testing.T) {

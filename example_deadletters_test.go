@@ -99,3 +99,21 @@ func ExampleDeadLetters_Delete() {
 	// 0 <nil>
 	// 2 <nil>
 }
+
+// A delayed task is routed when it is due. If no queue takes it then, it is kept, and can be replayed when there is one.
+func ExampleServer_DeadLetters_undeliverable() {
+	server := newExample()
+	defer server.Close()
+	task := dispatcher.NewTask("send", "ann@example.org")
+	task.Delay = 300 * time.Millisecond
+	publish(server, task) // nil although there is no queue: the broker has stored it
+	waitForDeadLetters(server, dispatcher.Undeliverable, 1)
+
+	sent := make(chan string)
+	run(server, map[string]dispatcher.TaskConfig{"send": {Function: func(to string) { sent <- to }}})
+	fmt.Println(server.DeadLetters(dispatcher.Undeliverable).ReplayAll(context.Background()))
+	fmt.Println("sent to", <-sent)
+	// Output:
+	// 1 <nil>
+	// sent to ann@example.org
+}

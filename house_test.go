@@ -53,6 +53,7 @@ func TestArrowsPointDown(t *testing.T) {
 		"record":      {"internal/text", "broker"},
 		"wire":        {"internal/record", "internal/fault", "internal/text", "broker"},
 		"verdict":     {"internal/record", "internal/fault", "internal/text", "broker"},
+		"systemtest":  {}, // tests only
 		"link":        {"internal/logs", "internal/contain", "internal/fault", "internal/text", "broker"},
 		"engine": {"internal/link", "internal/verdict", "internal/record", "internal/logs", "internal/contain", "internal/fault",
 			"internal/text", "broker"},

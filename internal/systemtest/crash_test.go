@@ -1,0 +1,217 @@
+package systemtest_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher"
+)
+
+// Nobody can tell a lost link from a death, so all that a worker held is suspected when its link goes. Fifty times in a row that
+// must not make one innocent task a dead letter.
+func TestInnocentTasksSurviveFiftyCutLinks(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		const held, cuts = 500, 50
+		ended, cancel := context.WithCancel(context.Background())
+		cancel()
+		var mu sync.Mutex
+		ran := map[int]bool{}
+		// serve starts what a new process would, until there are no more deliveries than that.
+		serve := func(f any) *dispatcher.Server {
+			s := v.server(func(c *dispatcher.ServerConfig) { c.Logger = &recorder{} })
+			v.worker(s, "w", tasks{"n": fn(f)}, limit(held))
+			return s
+		}
+		for i := range cuts {
+			entered := make(chan struct{}, held)
+			s := serve(func(ctx context.Context, _ int) { entered <- struct{}{}; <-ctx.Done() })
+			if i == 0 {
+				var batch []*dispatcher.Task
+				for n := range held {
+					batch = append(batch, dispatcher.NewTask("n", n))
+				}
+				if errs := s.PublishBatch(v.t.Context(), batch); errs != nil {
+					v.t.Fatal(errs[0])
+				}
+			}
+			calls := 1 // alone, once all are suspects
+			if i < 2 {
+				calls = held
+			}
+			for range calls {
+				wait(v.t, entered, fmt.Sprintf("call before cut %d", i+1))
+			}
+			v.kill()
+			_ = s.Shutdown(ended)
+		}
+		s := serve(func(n int) { mu.Lock(); ran[n] = true; mu.Unlock() })
+		eventuallyWithin(v.t, 3*patience, "all have run", func() bool { mu.Lock(); defer mu.Unlock(); return len(ran) == held })
+		v.empty(v.name)
+		v.empty(v.name + ".suspects")
+		if st := s.Stats(); st.DeadLettered != 0 || s.Health(v.t.Context()).Workers[0].Dead != 0 {
+			v.t.Errorf("dead letters; stats %+v", st)
+		}
+	})
+}
+
+// crashKills is how many times a worker process is ended at a random moment.
+const crashKills = 50
+
+// Every task runs to its verdict, whatever ends the processes that run it; the one that ends them itself is found and kept.
+func TestTasksOutliveWorkersThatAreKilled(t *testing.T) {
+	if order := os.Getenv(chaosWorkerVar); order != "" {
+		crashWorker(t, order)
+		return
+	}
+	t.Parallel()
+	r := newRabbit(t, func(c *dispatcher.ServerConfig) { c.Logger = nil })
+	seed := *chaosSeed
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	t.Logf("replay with: go test -race -run '^%s$' -chaos.seed %d ./internal/systemtest", t.Name(), seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	ctx, cancel := context.WithTimeout(t.Context(), chaosBound)
+	defer cancel()
+
+	const total = 3500 // enough to keep the workers busy until the last kill
+	r.newWorker(nil)   // declares the queues
+	killer := r.publish("kills")
+	var batch []*dispatcher.Task
+	for n := range total {
+		batch = append(batch, dispatcher.NewTask("count", n))
+	}
+	if errs := r.server.PublishBatch(ctx, batch); errs != nil {
+		t.Fatal(errs)
+	}
+
+	runs := newRunCount(total)
+	var suicides atomic.Int32
+	ran := func(n int) {
+		if n < 0 {
+			suicides.Add(1)
+			return
+		}
+		runs.ran(n)
+	}
+	order := chaosOrder{URL: r.url.String(), Name: r.name, Limit: 4}
+	kills := 0
+	began := time.Now()
+	for kills < crashKills {
+		w := startWorker(t, ctx, order, ran)
+		select {
+		case <-w.ready:
+		case <-w.ended: // by the killer, before it said so
+		case <-ctx.Done():
+			t.Fatal("no worker in time")
+		}
+		moment := time.NewTimer(time.Duration(20+rng.IntN(280)) * time.Millisecond)
+		select {
+		case <-moment.C:
+			_ = w.cmd.Process.Signal(syscall.SIGKILL)
+			kills++
+		case <-w.ended:
+		}
+		_ = w.wait()
+	}
+	killed := time.Since(began)
+	for all := false; !all; { // the killer may have some lives left
+		w := startWorker(t, ctx, order, ran)
+		select {
+		case <-w.ended:
+		case <-ctx.Done():
+			t.Fatalf("%d of %d tasks have not run: %v; %s", runs.missing(), total, runs.idle(), r.whereabouts())
+		case <-runs.all:
+			if n, _ := r.count(r.name + ".dead"); n == 0 {
+				<-w.ended
+				continue
+			}
+			r.queueIs(r.name, 0)
+			r.queueIs(r.name+".suspects", 0)
+			all = true
+			w.stop()
+		}
+	}
+	d := r.dead("crash_loop")
+	if d.MessageId != killer.UUID {
+		t.Errorf("dead letter %s, want the killer %s", d.MessageId, killer.UUID)
+	}
+	// Its own dead letter may be there twice, if a process was killed between the confirmation and the acknowledgement.
+	if n, _ := r.count(r.name + ".dead"); n != 0 {
+		for _, d := range r.take(r.name+".dead", n) {
+			if d.MessageId != killer.UUID {
+				t.Errorf("one more dead letter: %s %s %v", d.MessageId, d.Body, d.Headers)
+			}
+		}
+	}
+	// Two losses make it a suspect and three more end it; those that coincide with a kill of ours count as well.
+	if n := suicides.Load(); n < 2 || n > 10 {
+		t.Errorf("the task has ended %d processes", n)
+	}
+	executions, twice := runs.count()
+	t.Logf("%d processes killed in %.1f s, %d ended by the task itself: %d tasks, %d executions, %d run more than once",
+		kills, killed.Seconds(), suicides.Load(), total, executions, twice)
+}
+
+// whereabouts tells what is left where.
+func (r *rabbit) whereabouts() string {
+	text := ""
+	for _, q := range []string{r.name, r.name + ".suspects", r.name + ".dead", dispatcher.Undeliverable} {
+		ready, consumers := r.count(q)
+		text += fmt.Sprintf("%s: %d ready, %d consumers; ", q, ready, consumers)
+	}
+	if n, _ := r.count(r.name + ".dead"); n > 0 {
+		for _, d := range r.take(r.name+".dead", n) {
+			text += fmt.Sprintf("dead letter %s %v; ", d.Body, d.Headers)
+		}
+	}
+	return text
+}
+
+// crashWorker is the worker process.
+func crashWorker(t *testing.T, text string) {
+	var order chaosOrder
+	if err := json.Unmarshal([]byte(text), &order); err != nil {
+		t.Fatal(err)
+	}
+	server, _, err := dispatcher.NewServer(&dispatcher.ServerConfig{
+		AMQPConnectionString: order.URL, Exchange: order.Name, DefaultRoutingKey: order.Name,
+		Logger: dispatcher.SlogLogger(slog.New(slog.NewTextHandler(os.Stderr, nil))),
+		Retry:  fast(3),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := server.NewWorker(&dispatcher.WorkerConfig{Name: "worker", Queue: order.Name, Limit: order.Limit}, tasks{
+		"kills": fn(func() error { fmt.Println("ran -1"); return syscall.Kill(os.Getpid(), syscall.SIGKILL) }),
+		"count": fn(func(ctx context.Context, n int) error {
+			info, _ := dispatcher.TaskFromContext(ctx)
+			if n%10 == 0 && info.Attempt == 1 {
+				return fmt.Errorf("task %d fails at first", n)
+			}
+			pause(ctx, 15*time.Millisecond)
+			_, err := fmt.Printf("ran %d\n", n)
+			return err
+		}),
+	})
+	if err == nil {
+		err = w.Start(server)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Println("ready")
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	server.Close()
+}

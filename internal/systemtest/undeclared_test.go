@@ -1,0 +1,438 @@
+package systemtest_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/seed-416683c9/dispatcher"
+	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/broker/brokertest"
+	"github.com/seed-416683c9/dispatcher/broker/memory"
+)
+
+var (
+	errOtherProperties = fmt.Errorf("406 PRECONDITION_FAILED - inequivalent arg: %w", broker.ErrRejected)
+	errAway            = fmt.Errorf("404 NOT_FOUND - home node is down or inaccessible: %w", broker.ErrUnavailable)
+)
+
+// awayServer configures a server on a broker of its own.
+func awayServer(retries int, queues ...string) (*brokertest.Chaos, dispatcher.ServerConfig) {
+	mem := memory.New()
+	chaos := brokertest.NewChaos(mem, func() { mem.KillSessions() })
+	cfg := dispatcher.ServerConfig{
+		Broker: chaos, Exchange: "jobs", DefaultRoutingKey: "jobs", Logger: &recorder{},
+		ReconnectionRetries: retries, ReconnectionRetriesForever: retries < 0,
+	}
+	cfg.ReconnectionRetries = max(retries, 0)
+	for _, q := range queues {
+		cfg.InitQueues = append(cfg.InitQueues, dispatcher.Queue{Name: q, BindingKeys: []string{q}})
+	}
+	return chaos, cfg
+}
+
+// serve starts a server that the test closes.
+func serve(t *testing.T, cfg *dispatcher.ServerConfig) *dispatcher.Server {
+	t.Helper()
+	s, _, err := dispatcher.NewServer(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+// Somebody has declared a queue of InitQueues anew, with other properties. All else goes on, and Health says so.
+func TestRefusedQueueDoesNotStopTheServer(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(c *dispatcher.ServerConfig) {
+		c.InitQueues = []dispatcher.Queue{{Name: "other", BindingKeys: []string{"other"}}, {Name: "last", BindingKeys: []string{"last"}}}
+		c.ReconnectionRetries, c.ReconnectionRetriesForever = 3, false
+	})
+	ran := make(chan int, 10)
+	r.worker("w", tasks{"f": fn(func(n int) { ran <- n })})
+	r.chaos.FailQueue("other", errOtherProperties)
+	for round := range 3 {
+		opens := r.chaos.Opens()
+		r.chaos.Kill()
+		eventually(t, "connected again", func() bool { return r.chaos.Opens() > opens })
+		if err := r.server.PublishContext(t.Context(), dispatcher.NewTask("f", round)); err != nil {
+			t.Fatal(err)
+		}
+		for wait(t, ran, "call") != round { // one of before, whose ack was lost with the link
+		}
+		if err := r.server.PublishContext(t.Context(), &dispatcher.Task{Name: "x", RoutingKey: "last"}); err != nil {
+			t.Errorf("publish to the queue after the refused one: %v", err)
+		}
+	}
+	h := r.server.Health(t.Context())
+	if len(h.Undeclared) != 1 || h.Undeclared[0].Name != "other" || h.Undeclared[0].Kind != "queue" || !strings.Contains(h.Undeclared[0].Problem, "406") ||
+		h.Undeclared[0].Since.IsZero() || h.OK() {
+		t.Errorf("health: OK %t, %+v", h.OK(), h.Undeclared)
+	}
+	if text, err := json.Marshal(h.Undeclared); err != nil || !strings.Contains(string(text), `"name":"other"`) {
+		t.Errorf("as JSON: %s, %v", text, err)
+	}
+	if n := strings.Count(r.log.String(), `warn: cannot be declared; trying again, and everything else goes on queue=other `); n != 1 {
+		t.Errorf("logged %d times, want once", n)
+	}
+	r.chaos.FailQueue("other", nil)
+	eventually(t, "declared", func() bool { h := r.server.Health(t.Context()); return h.OK() && h.Undeclared == nil })
+	eventually(t, "logged", func() bool { return strings.Contains(r.log.String(), `info: declared again queue=other`) })
+}
+
+// Without a cut nobody asks, so the first connect is the only one that a refusal can fail.
+func TestRefusedQueueIsAnErrorAtTheFirstConnect(t *testing.T) {
+	t.Parallel()
+	chaos, cfg := awayServer(-1, "q")
+	chaos.FailQueue("q", errOtherProperties)
+	if _, _, err := dispatcher.NewServer(&cfg); !errors.Is(err, broker.ErrRejected) || chaos.Opens() != 1 {
+		t.Errorf("after %d tries: %v", chaos.Opens(), err)
+	}
+}
+
+// The queues of a worker are refused one by one, too.
+func TestWorkerRunsWhileSomeOfItsQueuesAreRefused(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ran := make(chan int, 10)
+	w := r.worker("w", tasks{"f": fn(func(n int) { ran <- n })})
+	for _, q := range []string{"jobs", "jobs.dead", "jobs.suspects"} {
+		r.chaos.FailQueue(q, errOtherProperties)
+	}
+	opens := r.chaos.Opens()
+	r.chaos.Kill()
+	eventually(t, "connected again", func() bool { return r.chaos.Opens() > opens })
+	if err := r.server.PublishContext(t.Context(), dispatcher.NewTask("f", 1)); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, ran, "call")
+	eventually(t, "all three shown", func() bool {
+		h := r.server.Health(t.Context())
+		return len(h.Undeclared) == 3 && h.Workers[0].Consuming && !h.OK()
+	})
+	w.Close()
+	if h := r.server.Health(t.Context()); h.Undeclared != nil || !h.OK() {
+		t.Errorf("after its end the worker's queues are still shown: %+v", h.Undeclared)
+	}
+}
+
+// A queue that is away keeps its own worker waiting, never for long after it is back, and nobody else.
+func TestWorkerOfAQueueThatIsAwayComesBackSoon(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		chaos, cfg := awayServer(-1)
+		log := cfg.Logger.(*recorder)
+		s := serve(t, &cfg)
+		ran := make(chan string, 10)
+		for _, name := range []string{"here", "away"} {
+			w, err := s.NewWorker(&dispatcher.WorkerConfig{Name: name, Queue: name, BindingKeys: []string{name}},
+				tasks{"f": fn(func() { ran <- name })})
+			if err == nil {
+				err = w.Start(s)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		<-time.After(time.Minute)
+		for _, q := range []string{"away", "away.dead"} {
+			chaos.FailQueue(q, errAway)
+		}
+		chaos.Kill()
+		<-time.After(10 * time.Minute)
+		publish := func(key string) {
+			if err := s.Publish(&dispatcher.Task{Name: "f", RoutingKey: key}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		publish("here")
+		if got := <-ran; got != "here" {
+			t.Fatalf("ran %q", got)
+		}
+		if h := s.Health(t.Context()); h.OK() || h.State != dispatcher.StateConnected {
+			t.Errorf("health: %+v", h)
+		}
+		for _, q := range []string{"away", "away.dead"} {
+			chaos.FailQueue(q, nil)
+		}
+		back := time.Now()
+		publish("away")
+		<-ran
+		if took := time.Since(back); took > 3*time.Second {
+			t.Errorf("the worker came back after %v", took)
+		}
+		eventually(t, "all declared", func() bool { return s.Health(t.Context()).OK() })
+		if took := time.Since(back); took > 3*time.Second {
+			t.Errorf("all was declared after %v", took)
+		}
+		if n := strings.Count(log.String(), `cannot consume; trying again queue=away worker=away `); n != 1 {
+			t.Errorf("logged %d times, want once", n)
+		}
+	})
+}
+
+// The node of a classic queue is down when the program starts: no error of the programmer's.
+func TestNewServerWaitsForAQueueThatIsAway(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		chaos, cfg := awayServer(-1, "q")
+		chaos.FailQueue("q", errAway)
+		time.AfterFunc(time.Hour, func() { chaos.FailQueue("q", nil) })
+		began := time.Now()
+		serve(t, &cfg)
+		if took := time.Since(began); took < time.Hour || took > time.Hour+3*time.Second {
+			t.Errorf("connected after %v, the queue was back after an hour", took)
+		}
+	})
+}
+
+func TestNewServerGivesUpAQueueThatIsAwayAfterItsRetries(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		chaos, cfg := awayServer(3, "q")
+		chaos.FailQueue("q", errAway)
+		if _, _, err := dispatcher.NewServer(&cfg); !errors.Is(err, dispatcher.ErrUnavailable) || chaos.Opens() != 4 {
+			t.Errorf("after %d tries: %v", chaos.Opens(), err)
+		}
+	})
+}
+
+func TestNewWorkerAndStartWaitForAQueueThatIsAway(t *testing.T) {
+	t.Parallel()
+	for _, away := range []string{"q", "q.dead", "q.suspects"} {
+		t.Run(away, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				chaos, cfg := awayServer(-1)
+				s := serve(t, &cfg)
+				worker := &dispatcher.WorkerConfig{Name: "w", Queue: "q"}
+				absent := func(for_ time.Duration) {
+					chaos.FailQueue(away, errAway)
+					time.AfterFunc(for_, func() { chaos.FailQueue(away, nil) })
+				}
+				bounded := func(what string, f func() error) {
+					t.Helper()
+					began := time.Now()
+					err := f()
+					if took := time.Since(began); !errors.Is(err, dispatcher.ErrUnavailable) || took > 31*time.Second {
+						t.Errorf("%s after %v: %v", what, took, err)
+					}
+				}
+
+				absent(time.Minute)
+				bounded("NewWorker", func() error { _, err := s.NewWorker(worker, nil); return err })
+				<-time.After(time.Minute)
+				absent(20 * time.Second)
+				w, err := s.NewWorker(worker, nil) // its name is free
+				if err != nil {
+					t.Fatal(err)
+				}
+				absent(time.Minute)
+				bounded("Start", func() error { return w.Start(s) })
+				<-time.After(time.Minute)
+				absent(20 * time.Second)
+				if err := w.Start(s); err != nil {
+					t.Fatal(err)
+				}
+			})
+		})
+	}
+}
+
+// A server that is closed does not wait for queues.
+func TestCloseEndsTheWaitForAQueueThatIsAway(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		chaos, cfg := awayServer(-1)
+		s, _, err := dispatcher.NewServer(&cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		chaos.FailQueue("q", errAway)
+		made := make(chan error, 1)
+		go func() {
+			_, err := s.NewWorker(&dispatcher.WorkerConfig{Name: "w", Queue: "q"}, nil)
+			made <- err
+		}()
+		synctest.Wait()
+		s.Close()
+		began := time.Now()
+		err = <-made
+		if took := time.Since(began); took > 3*time.Second || !errors.Is(err, dispatcher.ErrServerClosed) {
+			t.Errorf("after %v: %v", took, err)
+		}
+	})
+}
+
+// Pauses do not grow to half a minute when nodes answer but their sessions end soon.
+func TestPausesDoNotGrowWhileANodeAnswers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		chaos, cfg := awayServer(-1)
+		serve(t, &cfg)
+		for range 50 {
+			opens, cut := chaos.Opens(), time.Now()
+			chaos.Kill()
+			for chaos.Opens() == opens {
+				<-time.After(10 * time.Millisecond)
+			}
+			if took := time.Since(cut); took > 2*time.Second {
+				t.Fatalf("the next session was opened after %v", took)
+			}
+			synctest.Wait()
+		}
+	})
+}
+
+// deadly is a broker whose sessions end when a queue is declared, as RabbitMQ ends the connection over a quorum queue that it cannot make.
+type deadly struct {
+	*memory.Broker
+	queue string
+	armed chan struct{} // closed: it does so
+}
+
+type deadlySession struct {
+	broker.Session
+	b *deadly
+}
+
+func (b *deadly) Open(ctx context.Context) (broker.Session, error) {
+	s, err := b.Broker.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &deadlySession{s, b}, nil
+}
+
+func (s *deadlySession) Declare(ctx context.Context, t broker.Topology) error {
+	for _, q := range t.Queues {
+		s.touch(ctx, q.Name)
+	}
+	return s.Session.Declare(ctx, t)
+}
+
+func (s *deadlySession) Consume(ctx context.Context, o broker.ConsumeOptions) (broker.Consumer, error) {
+	s.touch(ctx, "consume "+o.Queue)
+	return s.Session.Consume(ctx, o)
+}
+
+func (s *deadlySession) touch(ctx context.Context, queue string) {
+	select {
+	case <-s.b.armed:
+		if queue == s.b.queue {
+			_ = s.Close(ctx)
+		}
+	default:
+	}
+}
+
+// A declaration or a consume over which the broker ends the session must not be the first thing in every session.
+func TestDeclarationThatEndsTheSessionIsPutOff(t *testing.T) {
+	t.Parallel()
+	for _, queue := range []string{"init", "deadly", "consume deadly"} {
+		t.Run(queue, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				_, cfg := awayServer(-1, "init")
+				mem := memory.New()
+				b := &deadly{Broker: mem, queue: queue, armed: make(chan struct{})}
+				cfg.Broker = b
+				s := serve(t, &cfg)
+				ran := make(chan struct{}, 1)
+				for _, name := range []string{"good", "deadly"} {
+					w, err := s.NewWorker(&dispatcher.WorkerConfig{Name: name, Queue: name, BindingKeys: []string{name}},
+						tasks{"f": fn(func() { ran <- struct{}{} })})
+					if err == nil {
+						err = w.Start(s)
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+				}
+				<-time.After(time.Minute)
+				close(b.armed)
+				mem.KillSessions()
+				<-time.After(5 * time.Minute)
+				up := 0
+				for range 1000 {
+					<-time.After(100 * time.Millisecond)
+					h := s.Health(t.Context())
+					if i := 1; h.State == dispatcher.StateConnected && h.Workers[i].Name == "good" && h.Workers[i].Consuming {
+						up++
+					}
+				}
+				t.Logf("up in %d of 1000 looks", up)
+				if up < 800 {
+					t.Errorf("connected with the other worker consuming in %d of 1000 looks", up)
+				}
+				if err := s.PublishContext(t.Context(), &dispatcher.Task{Name: "f", RoutingKey: "good"}); err != nil {
+					t.Fatal(err)
+				}
+				<-ran
+			})
+		})
+	}
+}
+
+// Others have declared a queue of InitQueues, the dead letters of a worker and the exchange with other properties. After the next cut the
+// server works with what is there.
+func TestRedeclaredThingsDoNotStopTheServer(t *testing.T) {
+	t.Parallel()
+	r := newPlace(t)
+	init := r.name + ".init"
+	r.serve(r.ownQueue, func(c *dispatcher.ServerConfig) {
+		c.InitQueues = append(c.InitQueues, dispatcher.Queue{Name: init, BindingKeys: []string{init}})
+	})
+	ran := make(chan int, 10)
+	r.worker(tasks{"f": fn(func(n int) { ran <- n })})
+	ch := r.raw()
+	for _, q := range []string{init, r.name + ".dead"} {
+		if _, err := ch.QueueDelete(q, false, false, false); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ch.QueueDeclare(q, true, false, false, false, amqp.Table{"x-max-length": int32(7)}); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { r.sweep(q) })
+	}
+	if err := ch.ExchangeDelete(r.name, false, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := ch.ExchangeDeclare(r.name, "fanout", true, false, false, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	r.cut()
+	r.proxy.Refuse(false)
+	eventually(t, "connected and consuming", func() bool {
+		h := r.server.Health(t.Context())
+		return h.State == dispatcher.StateConnected && h.Workers[0].Consuming
+	})
+	r.publish("f", 1) // a fanout exchange takes it too
+	if n := wait(t, ran, "call"); n != 1 {
+		t.Errorf("ran %d", n)
+	}
+	want := map[string]bool{init: true, r.name + ".dead": true, r.name: true}
+	eventually(t, "all three shown", func() bool { return len(r.server.Health(t.Context()).Undeclared) == 3 })
+	for _, u := range r.server.Health(t.Context()).Undeclared {
+		if !want[u.Name] || !strings.Contains(u.Problem, "406") {
+			t.Errorf("%+v", u)
+		}
+	}
+	for _, q := range []string{init, r.name + ".dead"} {
+		if _, err := ch.QueueDelete(q, false, false, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := ch.ExchangeDelete(r.name, false, false); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "all declared again", func() bool { return r.server.Health(t.Context()).Undeclared == nil })
+}
