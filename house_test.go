@@ -300,7 +300,7 @@ func TestDefaults(t *testing.T) {
 
 // Programs written for gofort/dispatcher set these fields, with these types. They may write Queue and TaskArgument without
 // field names.
-func TestTheSeedsTypesAreKept(t *testing.T) {
+func TestTheTypesOfGofortDispatcherAreKept(t *testing.T) {
 	t.Parallel()
 	_ = ServerConfig{AMQPConnectionString: "", ReconnectionRetriesForever: true, ReconnectionRetries: 1, ReconnectionIntervalSeconds: int64(1),
 		TLSConfig: nil, SecureConnection: false, DebugMode: true, InitQueues: []Queue{{"q", []string{"k"}}}, Exchange: "e", DefaultRoutingKey: "k", Logger: nil}
