@@ -8,7 +8,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/memory"
 )
 
-// One task on its way through everything: encode, publish, queue, decode, call, ack; in batches, on the embedded broker.
+// BenchmarkEmbeddedPublishToHandler measures the whole path of a task on the embedded broker: encode, publish, queue,
+// decode, call and ack. Tasks are published in batches.
 func BenchmarkEmbeddedPublishToHandler(b *testing.B) {
 	for name, timeout := range map[string]int64{"untimed": 0, "timed": 60} {
 		b.Run(name, func(b *testing.B) {

@@ -19,8 +19,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/brokertest"
 )
 
-// The first promise on real links: 50,000 tasks from eight goroutines to two processes, over three links that are cut, torn in
-// mid-frame and stalled, each about every second. Each task that was confirmed runs.
+// Every confirmed task runs, even over bad links. Eight goroutines publish 50,000 tasks to two processes over three
+// links. About once a second, each link is cut, torn in the middle of a frame, or stalled.
 func TestNothingConfirmedIsLostOnRabbitMQ(t *testing.T) {
 	if order := os.Getenv(chaosWorkerVar); order != "" {
 		chaosWorker(t, order)
@@ -52,14 +52,14 @@ func TestNothingConfirmedIsLostOnRabbitMQ(t *testing.T) {
 		case <-w.ended:
 			t.Fatal("a worker process ended before it was ready")
 		case <-ctx.Done():
-			t.Fatal("the workers are not ready in time")
+			t.Fatal("the workers did not get ready in time")
 		}
 	}
 
 	began := time.Now()
 	heal := breakLinks(t, links, seed)
 	var confirmed, notSent, unknown atomic.Int64
-	// publish repeats what was not confirmed, as a careful user would.
+	// publish publishes unconfirmed tasks again, as a careful user would.
 	publish := func(batch []*dispatcher.Task) {
 		for len(batch) > 0 && ctx.Err() == nil {
 			errs := place.server.PublishBatch(ctx, batch)
@@ -112,9 +112,10 @@ func TestNothingConfirmedIsLostOnRabbitMQ(t *testing.T) {
 	heal()
 	if lost := runs.missing(); lost > 0 {
 		ready, consumers := place.count(place.name)
-		t.Fatalf("%d of %d confirmed tasks have not run within %v; %d are ready for %d consumers", lost, total, took, ready, consumers)
+		t.Fatalf("%d of %d confirmed tasks did not run within %v; %d are ready for %d consumers", lost, total, took, ready, consumers)
 	}
-	// What was handed to a connection that died silently comes back when the broker notices. Then only two consumers are left.
+	// When a connection dies silently, its deliveries return only when the broker notices. Then only two consumers are
+	// left.
 	eventually(t, "the queue is empty and only the two workers consume it", func() bool {
 		ready, consumers := place.count(place.name)
 		return ready == 0 && consumers == 2
@@ -131,27 +132,27 @@ func TestNothingConfirmedIsLostOnRabbitMQ(t *testing.T) {
 		lines = append(lines, fmt.Sprintf("worker %d: %d executions, %d reconnects, %d deliveries lost, %d released; %s",
 			i+1, w.executions, stats.Reconnects, stats.Lost, stats.Released, links[i+1]))
 		if w.executions == 0 {
-			t.Errorf("worker %d did nothing", i+1)
+			t.Errorf("worker %d ran no task", i+1)
 		}
 	}
 	if reconnects == 0 {
-		t.Error("no reconnects: nothing was tried")
+		t.Error("no reconnects: the links were never broken")
 	}
 	for i, l := range links {
-		eventually(t, fmt.Sprintf("link %d has no connection left", i), func() bool { return l.proxy.Connections() == 0 })
+		eventually(t, fmt.Sprintf("link %d has no open connection", i), func() bool { return l.proxy.Connections() == 0 })
 	}
 	if n, _ := place.count(place.name + ".dead"); n > 0 {
 		t.Errorf("%d dead letters", n)
 	}
 	executions, twice := runs.count()
-	left, _ := place.count(place.name) // given back by a worker that stopped; they have run before
-	t.Logf("%d tasks confirmed in %.1f s, all run after %.1f s: %d executions, %d tasks run more than once, %d left to run once more\n"+
+	left, _ := place.count(place.name) // released by a worker that stopped; they have run before
+	t.Logf("%d tasks confirmed in %.1f s, all run after %.1f s: %d executions, %d tasks ran more than once, %d are left to run again\n"+
 		"publisher: repeated %d not sent, %d unknown; %d reconnects; %s\n%s",
 		total, published.Seconds(), took.Seconds(), executions, twice, left,
 		notSent.Load(), unknown.Load(), s.Reconnects, links[0], strings.Join(lines, "\n"))
 }
 
-// chaosWorker is the worker process: it prints what it does, until its standard input ends.
+// chaosWorker is the worker process. It prints its progress until its standard input ends.
 func chaosWorker(t *testing.T, text string) {
 	var order chaosOrder
 	if err := json.Unmarshal([]byte(text), &order); err != nil {
@@ -191,12 +192,12 @@ func chaosWorker(t *testing.T, text string) {
 	fmt.Printf("stats %s\n", stats)
 }
 
-// badLink is a network of one process to the broker.
+// badLink is the network between one process and the broker.
 type badLink struct {
 	proxy *brokertest.Proxy
-	url   string // of the broker, through the proxy
+	url   string // the broker's, through the proxy
 
-	cuts, torn, short, long int // what was done to it; read after heal
+	cuts, torn, short, long int // how often the link was harmed, and how; read after heal
 }
 
 func (l *badLink) String() string {
@@ -215,10 +216,10 @@ func newBadLink(place *rabbit) *badLink {
 	return l
 }
 
-// use has a server of this process use the link.
+// use makes a server of this process use the link.
 func (l *badLink) use(c *dispatcher.ServerConfig) { c.AMQPConnectionString = l.url }
 
-// breakLinks does harm to all links, each for itself, until heal is called or the test ends.
+// breakLinks harms each link independently until heal is called or the test ends.
 func breakLinks(t *testing.T, links []*badLink, seed uint64) (heal func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -248,7 +249,7 @@ func (l *badLink) run(ctx context.Context, rng *rand.Rand) {
 		case 2, 3, 4:
 			l.torn++
 			l.proxy.CutAfter(1 + rng.IntN(3000))
-		case 5, 6: // like a moment of congestion: nobody has to notice
+		case 5, 6: // short congestion, which may go unnoticed
 			l.short++
 			stall(between(50*time.Millisecond, time.Second))
 		case 7: // longer than the adapter's patience, which ends the session
@@ -258,7 +259,7 @@ func (l *badLink) run(ctx context.Context, rng *rand.Rand) {
 	}
 }
 
-// pause waits for d and reports whether it did so to the end: false means that ctx ended first.
+// pause waits for d. It returns false if ctx ended first.
 func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

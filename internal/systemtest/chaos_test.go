@@ -15,8 +15,8 @@ import (
 
 var chaosSeed = flag.Uint64("chaos.seed", 0, "seed of TestNothingConfirmedIsLost; 0 = a new one")
 
-// The first promise: 100,000 tasks, published by eight goroutines while sessions are killed at random; each that was
-// confirmed runs, and the others have an honest outcome.
+// Every confirmed task runs, and the others have an honest outcome. Eight goroutines publish 100,000 tasks while
+// sessions are killed at random.
 func TestNothingConfirmedIsLost(t *testing.T) {
 	t.Parallel()
 	seed := *chaosSeed
@@ -25,7 +25,8 @@ func TestNothingConfirmedIsLost(t *testing.T) {
 	}
 	t.Logf("replay with: go test -race -run %s -chaos.seed %d ./internal/systemtest", t.Name(), seed)
 
-	// In a bubble of fake time the pauses of reconnecting cost nothing; kills come from the midst of the work.
+	// With synctest's fake clock, waiting for a reconnect takes no real time. The test kills sessions in the middle of
+	// the work.
 	synctest.Test(t, func(t *testing.T) { chaos(t, seed) })
 }
 
@@ -56,7 +57,7 @@ func chaos(t *testing.T, seed uint64) {
 	r.worker("one", work, limit(20))
 	r.worker("two", work, limit(5))
 
-	// publish repeats what was not confirmed, as a careful user would.
+	// publish publishes unconfirmed tasks again, as a careful user would.
 	publish := func(batch []*dispatcher.Task) {
 		for len(batch) > 0 {
 			errs := r.server.PublishBatch(t.Context(), batch)
@@ -115,11 +116,11 @@ func chaos(t *testing.T, seed uint64) {
 		t.Errorf("%d of %d confirmed tasks never ran", lost, total)
 	}
 	if int64(dead) != s.DeadLettered || dead < total/10 {
-		t.Errorf("%d dead letters, %d counted, %d tasks that fail", dead, s.DeadLettered, total/10)
+		t.Errorf("%d dead letters, %d counted in Stats, %d failing tasks", dead, s.DeadLettered, total/10)
 	}
 	if kills.Load() == 0 || s.Reconnects == 0 {
-		t.Errorf("%d kills, %d reconnects: nothing was tried", kills.Load(), s.Reconnects)
+		t.Errorf("%d kills, %d reconnects: no session was lost", kills.Load(), s.Reconnects)
 	}
-	t.Logf("%d tasks, %d kills, %d reconnects: %d executions, %d tasks run more than once, %d dead letters; publishes repeated: %d not sent, %d unknown",
+	t.Logf("%d tasks, %d kills, %d reconnects: %d executions, %d tasks ran more than once, %d dead letters; publishes repeated: %d not sent, %d unknown",
 		total, kills.Load(), s.Reconnects, executions.Load(), twice, dead, notSent.Load(), unknown.Load())
 }

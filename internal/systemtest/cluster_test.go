@@ -10,20 +10,20 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-var clusterFull = flag.Bool("cluster.full", false, "run all scenarios of TestCluster, and hold them to their bounds of time")
+var clusterFull = flag.Bool("cluster.full", false, "run all scenarios of TestCluster and enforce their time limits")
 
 // scenario is one way to break a cluster under load.
 type scenario struct {
 	name  string
-	short bool   // also without -cluster.full
-	kind  string // of the queues
-	query string // of the clients' URLs
-	// entries is what the outbox holds; 0: as much as comes.
+	short bool   // run even without -cluster.full
+	kind  string // the type of the queues
+	query string // the query of the clients' URLs
+	// entries is the capacity of the outbox. 0 means no limit.
 	entries int
 	run     func(c *cluster, l *load, m *member)
 }
 
-// promised is how soon publishing and running go on after a node was killed, while a majority is up.
+// promised is how soon publishing and running must resume after a node was killed, while a majority is up.
 const promised = 2 * time.Second
 
 // settled is longer than the time after which a server's connection counts as stable.
@@ -65,11 +65,12 @@ var scenarios = []scenario{
 		m.thaw()
 		l.watch("thawed", 10*time.Second, 0)
 	}},
-	// With pause_minority a node that was given up while it was frozen does not pause when it thaws: it goes on alone until it is restarted.
+	// With pause_minority, a node that the others gave up while it was frozen does not pause when it thaws. It keeps
+	// running alone until it is restarted.
 	{name: "leader frozen until it is given up, thawed, and restarted", kind: "quorum", query: "heartbeat=2", run: func(c *cluster, l *load, m *member) {
 		c.giveUpAfter(15 * time.Second)
 		m.freeze()
-		l.watch("frozen", 40*time.Second, 35*time.Second) // a publish that is never answered ends with its timeout, 30 s
+		l.watch("frozen", 40*time.Second, 35*time.Second) // an unanswered publish ends after its timeout of 30 s
 		m.thaw()
 		l.watch("thawed", 5*time.Second, 0)
 		m.kill()
@@ -90,7 +91,7 @@ var scenarios = []scenario{
 		m.split()
 		if c.pauses {
 			l.watch("split", 10*time.Second, promised)
-		} else { // its clients have to find out
+		} else { // its clients must notice by themselves
 			l.watch("split", time.Minute, 0)
 		}
 		m.heal()
@@ -132,12 +133,12 @@ var scenarios = []scenario{
 		c.only(nil)
 		l.watch("reachable", 5*time.Second, 0)
 		m.heal()
-		eventually(l.t, "healed", func() bool {
+		eventually(l.t, "the cluster is healed", func() bool {
 			out, _ := m.tryEval(`io:format("~b", [length(rabbit_nodes:all_running())]).`)
 			return out == "3"
 		})
 		c.leader(m, l.name).kill()
-		l.watch("killed", settled, 0) // nothing is promised: the healed node may not have its replicas yet
+		l.watch("killed", settled, 0) // no limit: the healed node may not have its replicas yet
 	}},
 	{name: "worker shut down and another started while the leader is away", kind: "quorum", run: func(c *cluster, l *load, m *member) {
 		m.kill()
@@ -161,7 +162,7 @@ var scenarios = []scenario{
 		m.split()
 		l.watch("split", time.Minute, 0)
 		handling("pause_minority")
-		m.kill() // a split that was ignored is mended by a restart
+		m.kill() // only a restart heals a split that was ignored
 		m.start()
 		l.watch("mended", settled, 0)
 	}},
@@ -190,7 +191,7 @@ var scenarios = []scenario{
 	}},
 }
 
-// Nothing confirmed is lost and nothing is early, whatever becomes of one node of three; publishing and running go on.
+// No confirmed task is lost and none runs early, whatever happens to one of three nodes. Publishing and running go on.
 func TestCluster(t *testing.T) {
 	c := newCluster(t)
 	seed := *chaosSeed
@@ -220,7 +221,7 @@ func TestCluster(t *testing.T) {
 	}
 }
 
-// A classic queue whose node is away is no mistake in the configuration: who needs it waits.
+// A classic queue whose node is away is not a configuration error. Servers and workers that need it wait.
 func startsWhileAQueueIsAway(t *testing.T, c *cluster, host *member) {
 	r := placeOn(t, host.url)
 	if err := r.declare(r.raw()); err != nil {
@@ -265,7 +266,7 @@ func startsWhileAQueueIsAway(t *testing.T, c *cluster, host *member) {
 	}
 }
 
-// What the cluster kit does to nodes has the effect that the scenarios count on.
+// The cluster kit's operations on nodes have the effects that the scenarios rely on.
 func TestCluster_Kit(t *testing.T) {
 	if !*clusterFull {
 		t.Skip("needs -cluster.full")
@@ -276,13 +277,13 @@ func TestCluster_Kit(t *testing.T) {
 	r.serve(r.ownQueue, func(c *dispatcher.ServerConfig) { c.QueueType = "quorum" })
 	c.lead(three)
 	if m := c.leader(one, r.name); m != three {
-		t.Errorf("%s leads", m.name)
+		t.Errorf("leader is %s, want the third node", m.name)
 	}
 	three.kill()
 	eventually(t, "another node leads", func() bool { return c.leader(one, r.name) != three })
 	c.whole()
 	one.split()
-	eventually(t, "the node is alone, and pauses if it can", func() bool {
+	eventually(t, "the node is alone, and pauses if it is configured to", func() bool {
 		out, _ := one.tryEval(`io:format("~p ~p", [nodes(), rabbit:is_running()]).`)
 		return out == fmt.Sprintf("[] %t", !c.pauses)
 	})

@@ -11,11 +11,13 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// Programs written for github.com/gofort/dispatcher: the calls, types and fields that its README and its two examples use,
-// in their sequence. They compile and work with only the import path changed. The text is our own. The originals write Queue
-// and TaskArgument without keys, which house_test.go in the root checks: go vet allows that only in the types' own package.
+// These programs use the calls, types and fields of github.com/gofort/dispatcher in the order in which its README and
+// its two examples use them. They compile and work with only the import path changed. The text is our own. The
+// originals write Queue and TaskArgument without keys. house_test.go in the root checks that form, because go vet
+// allows it only in the types' own package.
 
-// senderProgram is its sender: a server with a queue, then tasks by value and by pointer.
+// senderProgram is gofort/dispatcher's sender. It starts a server with a queue, then publishes one task by value and
+// one by pointer.
 func senderProgram(t *testing.T, url, name string, log dispatcher.Log) (sent []string) {
 	cfg := dispatcher.ServerConfig{
 		AMQPConnectionString:        url,
@@ -39,7 +41,7 @@ func senderProgram(t *testing.T, url, name string, log dispatcher.Log) (sent []s
 	defer server.Close()
 	select {
 	case <-connectionBroken:
-		t.Error("broken already")
+		t.Error("the connection broke at once")
 	default:
 	}
 	task := dispatcher.Task{
@@ -60,12 +62,12 @@ func senderProgram(t *testing.T, url, name string, log dispatcher.Log) (sent []s
 		t.Error(err)
 	}
 	if task.UUID == "" || task.RoutingKey != cfg.DefaultRoutingKey || other.UUID != "an-id-of-its-own" {
-		t.Errorf("the caller's tasks: %+v, %+v", task, *other)
+		t.Errorf("after Publish, the caller's tasks are %+v, %+v", task, *other)
 	}
 	return []string{task.UUID, other.UUID}
 }
 
-// workerProgram is its worker: tasks by name, one of which takes its uuid, until somebody stops it.
+// workerProgram is gofort/dispatcher's worker. It runs tasks by name until stop is closed. One task takes its uuid.
 func workerProgram(t *testing.T, url, name string, log dispatcher.Log, task1 interface{}, stop <-chan struct{}) {
 	cfg := dispatcher.ServerConfig{
 		AMQPConnectionString:       url,
@@ -101,12 +103,12 @@ func workerProgram(t *testing.T, url, name string, log dispatcher.Log, task1 int
 		return
 	}
 	if same, err := server.GetWorkerByName("worker_1"); err != nil || same != worker {
-		t.Errorf("by its name: %v, %v", same, err)
+		t.Errorf("GetWorkerByName returned the wrong worker or an error: %v, %v", same, err)
 	}
 	select {
 	case <-stop:
 	case <-connectionBroken:
-		t.Error("the connection is broken")
+		t.Error("the connection broke")
 	}
 	worker.Close()
 	server.Close()
@@ -142,7 +144,7 @@ func TestCompatProgramsOfTheAncestorRun(t *testing.T) {
 	}
 }
 
-// fourteen are its argument types, as it sent them.
+// fourteen has an argument of each type that gofort/dispatcher knows, as it sent them.
 var fourteen = []dispatcher.TaskArgument{
 	{Type: "bool", Value: true},
 	{Type: "string", Value: "ßtring <&>"},
@@ -181,7 +183,7 @@ func TestCompatAllFourteenTypesArrive(t *testing.T) {
 	}
 }
 
-// What its workers read, byte for byte, in what its queues hold.
+// The library's messages have the bytes that gofort/dispatcher's workers read, in the queues that it declares.
 func TestCompatWireBytes(t *testing.T) {
 	t.Parallel()
 	r := newPlace(t)
@@ -214,7 +216,7 @@ func TestCompatWireBytes(t *testing.T) {
 		if d.Exchange != r.name || d.RoutingKey != r.name {
 			t.Errorf("exchange %q, key %q", d.Exchange, d.RoutingKey)
 		}
-		// Its messages have none of these; its workers look at none.
+		// gofort/dispatcher's messages have none of these properties, and its workers do not read them.
 		if d.MessageId != task.UUID || d.Type != task.Name || d.Timestamp.IsZero() {
 			t.Errorf("message id %q, type %q, timestamp %v", d.MessageId, d.Type, d.Timestamp)
 		}
@@ -224,7 +226,7 @@ func TestCompatWireBytes(t *testing.T) {
 	}
 }
 
-// What its senders write: no message id, no type, no timestamp.
+// A message as gofort/dispatcher's senders write it runs. It has no message id, type or timestamp.
 func TestCompatItsMessagesRun(t *testing.T) {
 	t.Parallel()
 	r := newRabbit(t)
@@ -243,14 +245,15 @@ func TestCompatItsMessagesRun(t *testing.T) {
 		{`{"uuid":"u-2","name":"none","args":null}`, []any{}},
 		{`{"uuid":"u-3","name":"none","args":[]}`, []any{}},
 		{`{"uuid":"u-4","name":"id","args":null}`, []any{"u-4"}},
-		{`{"uuid":"u-4","name":"id","args":null}`, []any{"u-4"}}, // the same again: two messages are two tasks
+		{`{"uuid":"u-4","name":"id","args":null}`, []any{"u-4"}}, // the same body again is another task
 	} {
 		r.sendBody(c.body)
 		if got := wait(t, got, "call"); !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%s: got %v, want %v", c.body, got, c.want)
 		}
 	}
-	// With what other libraries put beside it, header types that we never write included.
+	// A message with the properties and headers of other libraries runs too. Some of its header types are never written
+	// by this library.
 	r.send(amqp.Publishing{
 		ContentType: "application/json", DeliveryMode: 2, Priority: 3, CorrelationId: "c", AppId: "app", Type: "not the name",
 		Headers: amqp.Table{"d": amqp.Decimal{Scale: 2, Value: 314}, "i8": int8(1), "f": float32(1), "t": amqp.Table{"l": []interface{}{int16(2), nil}}, "b": []byte{0xff},
@@ -260,7 +263,7 @@ func TestCompatItsMessagesRun(t *testing.T) {
 	if got := wait(t, got, "call"); !reflect.DeepEqual(got, []any{"u-5"}) {
 		t.Errorf("got %v", got)
 	}
-	// And a dead letter keeps them.
+	// A dead letter keeps these headers.
 	r.send(amqp.Publishing{Headers: amqp.Table{"d": amqp.Decimal{Scale: 2, Value: 314}, "i8": int8(1), "CC": []interface{}{r.name}}, Body: []byte("{")})
 	d := r.dead("malformed")
 	if d.Headers["d"] != (amqp.Decimal{Scale: 2, Value: 314}) || d.Headers["i8"] != int8(1) || string(d.Body) != "{" {
@@ -268,13 +271,13 @@ func TestCompatItsMessagesRun(t *testing.T) {
 	}
 	r.sendBody(`{"uuid":"u-6","name":"id","args":null}`)
 	wait(t, got, "call")
-	if s := r.server.Stats(); s.Received != 8 { // a copied CC would have brought the dead letter back
+	if s := r.server.Stats(); s.Received != 8 { // a copied CC header would have routed the dead letter back
 		t.Errorf("stats %+v", s)
 	}
 }
 
-// Exchange, queue and binding are its own, so that both can be running at the same time: declared by either, then by the
-// other.
+// Exchange, queue and binding are the same as gofort/dispatcher's, so both libraries can run at the same time. Either
+// may declare them first.
 func TestCompatTopologyIsItsOwn(t *testing.T) {
 	t.Parallel()
 	amqpURL(t)
@@ -296,12 +299,13 @@ func TestCompatTopologyIsItsOwn(t *testing.T) {
 		r.serve(r.ownQueue)
 		r.newWorker(nil)
 		if err := r.declare(r.raw()); err != nil {
-			t.Errorf("refused to it: %v", err)
+			t.Errorf("gofort/dispatcher's declarations failed: %v", err)
 		}
 	})
 }
 
-// Its worker has no task of a type that only we know; the README warns. What Args infers for plain values, it knows.
+// gofort/dispatcher's workers cannot run a task with an argument type that only this library knows. The README warns
+// about that. They know every type that Args infers for plain values.
 func TestCompatPlainValuesUseTheFourteen(t *testing.T) {
 	t.Parallel()
 	known := map[string]bool{}
@@ -310,15 +314,15 @@ func TestCompatPlainValuesUseTheFourteen(t *testing.T) {
 	}
 	for i, a := range dispatcher.Args(true, "s", 1, int8(1), int16(1), int32(1), int64(1), uint(1), uint8(1), uint16(1), uint32(1), uint64(1), float32(1), 1.0) {
 		if !known[a.Type] {
-			t.Errorf("argument %d: %q", i, a.Type)
+			t.Errorf("argument %d has type %q, which gofort/dispatcher does not know", i, a.Type)
 		}
 	}
 	if len(known) != 14 {
-		t.Errorf("%d types", len(known))
+		t.Errorf("%d types, want 14", len(known))
 	}
 }
 
-// The texts of its errors, which programs compare.
+// Programs compare gofort/dispatcher's error texts, so the texts must be the same.
 func TestCompatErrorTexts(t *testing.T) {
 	t.Parallel()
 	r := newRabbit(t)

@@ -15,7 +15,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// weakly is a broker that knows which of the consumers it has handed out are still referred to.
+// weakly is a broker that knows which of its consumers are still referenced.
 type weakly struct {
 	broker.Broker
 	mu        sync.Mutex
@@ -60,7 +60,7 @@ func (b *weakly) alive() (n, all int) {
 	return n, len(b.consumers)
 }
 
-// A slot that is busy for long must not keep later consumers.
+// A slot that is busy for a long time must not keep later consumers in memory.
 func TestConsumersThatAreOverAreForgotten(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -81,15 +81,15 @@ func TestConsumersThatAreOverAreForgotten(t *testing.T) {
 			t.Fatalf("stats %+v", st)
 		}
 		runtime.GC()
-		if n, all := b.alive(); n > 2 || all != lost+1 { // that of the long call, and the present one
-			t.Errorf("%d of %d consumers are kept", n, all)
+		if n, all := b.alive(); n > 2 || all != lost+1 { // the long call's and the current one
+			t.Errorf("%d of %d consumers are still referenced", n, all)
 		}
 		close(gate)
 		synctest.Wait()
 	})
 }
 
-// Not parallel: it looks at the heap.
+// Not parallel: it measures the heap.
 func TestReconnectsBesideATaskThatNeverEndsLeaveNoMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, func(c *dispatcher.ServerConfig) { c.Logger = quiet })
@@ -106,7 +106,7 @@ func TestReconnectsBesideATaskThatNeverEndsLeaveNoMemory(t *testing.T) {
 		heap := func() int64 {
 			synctest.Wait()
 			runtime.GC()
-			runtime.GC() // what finalizers held
+			runtime.GC() // frees what finalizers held
 			var m runtime.MemStats
 			runtime.ReadMemStats(&m)
 			return int64(m.HeapAlloc)
@@ -115,7 +115,7 @@ func TestReconnectsBesideATaskThatNeverEndsLeaveNoMemory(t *testing.T) {
 		before := heap()
 		reconnect(1000)
 		if grown := heap() - before; grown > 2<<20 {
-			t.Errorf("the heap has grown by %d KiB in 1,000 reconnects", grown>>10)
+			t.Errorf("the heap grew by %d KiB in 1,000 reconnects", grown>>10)
 		}
 		if st := r.server.Stats(); st.Reconnects != 1010 {
 			t.Errorf("stats %+v", st)
@@ -146,11 +146,11 @@ func TestAConsumerThatIsSlowToEndIsNotReleasedTo(t *testing.T) {
 			t.Error(err)
 		}
 		if n := releases.Load(); n > 2 {
-			t.Errorf("%d releases to a consumer that was still there", n)
+			t.Errorf("%d deliveries were released while their consumer was still open", n)
 		}
 		synctest.Wait()
 		if q := r.inspect("jobs"); q.Ready != 8 || q.Unsettled != 0 {
-			t.Errorf("queue %+v, want the eight that did not run", q)
+			t.Errorf("queue %+v, want the eight tasks that did not run", q)
 		}
 	})
 }
@@ -172,12 +172,12 @@ func TestLostDeliveriesAreNotRun(t *testing.T) {
 		close(gate)
 		<-time.After(time.Minute)
 		if n := runs.Load(); n != 1 {
-			t.Errorf("run %d times: deliveries known to be lost were run", n)
+			t.Errorf("ran %d times, want 1: lost deliveries were run", n)
 		}
 	})
 }
 
-// deaf is a broker whose consumers do not stop while the gate is shut.
+// deaf is a broker whose consumers never stop: Stop waits until its context ends.
 type deaf struct{ broker.Broker }
 
 type deafSession struct{ broker.Session }
@@ -205,7 +205,8 @@ func (c deafConsumer) Stop(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// A broker that does not answer the end of a consumer holds up no worker without running tasks, and does not cut those that run.
+// If the broker does not answer when a consumer stops, a worker without running tasks still ends in time, and a
+// worker's running tasks are not cut short.
 func TestAConsumerThatDoesNotStopHoldsUpNobody(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -226,7 +227,7 @@ func TestAConsumerThatDoesNotStopHoldsUpNobody(t *testing.T) {
 		ended := make(chan error, 1)
 		go func() { ended <- w.Shutdown(context.Background()) }()
 		<-time.After(time.Second)
-		r.publish("n") // is still delivered
+		r.publish("n") // it is still delivered
 		<-time.After(20 * time.Second)
 		close(gate)
 		if err := <-ended; err != nil {
@@ -236,10 +237,10 @@ func TestAConsumerThatDoesNotStopHoldsUpNobody(t *testing.T) {
 			t.Errorf("took %v", took)
 		}
 		if st := r.server.Stats(); st.DeadLettered != 1 {
-			t.Errorf("stats %+v: the verdict of the running task is lost", st)
+			t.Errorf("stats %+v: the running task's verdict was lost", st)
 		}
 		if info := r.inspect("jobs"); info.Ready != 2 {
-			t.Errorf("queue %+v, want the held one and the late one", info)
+			t.Errorf("queue %+v, want the held task and the late one", info)
 		}
 	})
 }

@@ -17,8 +17,8 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// Nobody can tell a lost link from a death, so all that a worker held is suspected when its link goes. Fifty times in a row that
-// must not make one innocent task a dead letter.
+// A lost link looks like a crash, so every task that the worker held becomes suspect. Fifty lost links in a row must
+// not turn one innocent task into a dead letter.
 func TestInnocentTasksSurviveFiftyCutLinks(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
@@ -27,7 +27,7 @@ func TestInnocentTasksSurviveFiftyCutLinks(t *testing.T) {
 		cancel()
 		var mu sync.Mutex
 		ran := map[int]bool{}
-		// serve starts what a new process would, until there are no more deliveries than that.
+		// serve starts a server and a worker, as a new process would. f is the task function.
 		serve := func(f any) *dispatcher.Server {
 			s := v.server(func(c *dispatcher.ServerConfig) { c.Logger = &recorder{} })
 			v.worker(s, "w", tasks{"n": fn(f)}, limit(held))
@@ -45,7 +45,7 @@ func TestInnocentTasksSurviveFiftyCutLinks(t *testing.T) {
 					v.t.Fatal(errs[0])
 				}
 			}
-			calls := 1 // alone, once all are suspects
+			calls := 1 // once all tasks are suspects, each runs alone
 			if i < 2 {
 				calls = held
 			}
@@ -56,19 +56,20 @@ func TestInnocentTasksSurviveFiftyCutLinks(t *testing.T) {
 			_ = s.Shutdown(ended)
 		}
 		s := serve(func(n int) { mu.Lock(); ran[n] = true; mu.Unlock() })
-		eventuallyWithin(v.t, 3*patience, "all have run", func() bool { mu.Lock(); defer mu.Unlock(); return len(ran) == held })
+		eventuallyWithin(v.t, 3*patience, "all tasks have run", func() bool { mu.Lock(); defer mu.Unlock(); return len(ran) == held })
 		v.empty(v.name)
 		v.empty(v.name + ".suspects")
 		if st := s.Stats(); st.DeadLettered != 0 || s.Health(v.t.Context()).Workers[0].Dead != 0 {
-			v.t.Errorf("dead letters; stats %+v", st)
+			v.t.Errorf("innocent tasks became dead letters; stats %+v", st)
 		}
 	})
 }
 
-// crashKills is how many times a worker process is ended at a random moment.
+// crashKills is how many times the test kills a worker process at a random moment.
 const crashKills = 50
 
-// Every task runs to its verdict, whatever ends the processes that run it; the one that ends them itself is found and kept.
+// Every task runs to its verdict even if its worker processes are killed. A task that kills its own process is detected
+// and becomes a dead letter.
 func TestTasksOutliveWorkersThatAreKilled(t *testing.T) {
 	if order := os.Getenv(chaosWorkerVar); order != "" {
 		crashWorker(t, order)
@@ -85,7 +86,7 @@ func TestTasksOutliveWorkersThatAreKilled(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), chaosBound)
 	defer cancel()
 
-	const total = 3500 // enough to keep the workers busy until the last kill
+	const total = 3500 // enough tasks to keep the workers busy until the last kill
 	r.newWorker(nil)   // declares the queues
 	killer := r.publish("kills")
 	var batch []*dispatcher.Task
@@ -112,9 +113,9 @@ func TestTasksOutliveWorkersThatAreKilled(t *testing.T) {
 		w := startWorker(t, ctx, order, ran)
 		select {
 		case <-w.ready:
-		case <-w.ended: // by the killer, before it said so
+		case <-w.ended: // the killer task ended it before it was ready
 		case <-ctx.Done():
-			t.Fatal("no worker in time")
+			t.Fatal("the worker did not get ready in time")
 		}
 		moment := time.NewTimer(time.Duration(20+rng.IntN(280)) * time.Millisecond)
 		select {
@@ -126,12 +127,12 @@ func TestTasksOutliveWorkersThatAreKilled(t *testing.T) {
 		_ = w.wait()
 	}
 	killed := time.Since(began)
-	for all := false; !all; { // the killer may have some lives left
+	for all := false; !all; { // the killer task may run a few more times
 		w := startWorker(t, ctx, order, ran)
 		select {
 		case <-w.ended:
 		case <-ctx.Done():
-			t.Fatalf("%d of %d tasks have not run: %v; %s", runs.missing(), total, runs.idle(), r.whereabouts())
+			t.Fatalf("%d of %d tasks did not run: %v; %s", runs.missing(), total, runs.idle(), r.whereabouts())
 		case <-runs.all:
 			if n, _ := r.count(r.name + ".dead"); n == 0 {
 				<-w.ended
@@ -147,24 +148,25 @@ func TestTasksOutliveWorkersThatAreKilled(t *testing.T) {
 	if d.MessageId != killer.UUID {
 		t.Errorf("dead letter %s, want the killer %s", d.MessageId, killer.UUID)
 	}
-	// Its own dead letter may be there twice, if a process was killed between the confirmation and the acknowledgement.
+	// The killer may have two dead letters, if a process was killed between the confirmation and the ack.
 	if n, _ := r.count(r.name + ".dead"); n != 0 {
 		for _, d := range r.take(r.name+".dead", n) {
 			if d.MessageId != killer.UUID {
-				t.Errorf("one more dead letter: %s %s %v", d.MessageId, d.Body, d.Headers)
+				t.Errorf("unexpected dead letter: %s %s %v", d.MessageId, d.Body, d.Headers)
 			}
 		}
 	}
-	// Two losses make it a suspect and three more end it; those that coincide with a kill of ours count as well.
+	// Two losses make the task a suspect, and three more end it. Losses that coincide with one of this test's kills
+	// count too.
 	if n := suicides.Load(); n < 2 || n > 10 {
-		t.Errorf("the task has ended %d processes", n)
+		t.Errorf("the killer task ended %d processes, want 2 to 10", n)
 	}
 	executions, twice := runs.count()
-	t.Logf("%d processes killed in %.1f s, %d ended by the task itself: %d tasks, %d executions, %d run more than once",
+	t.Logf("%d processes killed in %.1f s, %d ended by the task itself: %d tasks, %d executions, %d ran more than once",
 		kills, killed.Seconds(), suicides.Load(), total, executions, twice)
 }
 
-// whereabouts tells what is left where.
+// whereabouts lists how many messages and consumers each queue has, and the dead letters.
 func (r *rabbit) whereabouts() string {
 	text := ""
 	for _, q := range []string{r.name, r.name + ".suspects", r.name + ".dead", dispatcher.Undeliverable} {

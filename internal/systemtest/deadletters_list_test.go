@@ -42,13 +42,14 @@ func TestADeadLetterIsShownWhole(t *testing.T) {
 			t.Errorf("task %+v: %v", task, err)
 		}
 
-		// It is the caller's: the broker hands the same message out again.
+		// The returned letter belongs to the caller. The embedded broker returns the same message again, so changes
+		// must not reach it.
 		got.Body[0], got.Headers["tenant"], got.Headers["list"].([]any)[1].(map[string]any)["x"] = 'x', "red", "z"
 		if again, err := g.dead.Get(t.Context(), "u00001"); err != nil || !reflect.DeepEqual(again, want) {
-			t.Errorf("changed by the caller: %+v: %v", again, err)
+			t.Errorf("the caller's changes reached the broker: %+v: %v", again, err)
 		}
 		if _, err := g.dead.Get(t.Context(), "nobody"); !errors.Is(err, dispatcher.ErrDeadLetterNotFound) || !strings.Contains(err.Error(), `"nobody"`) {
-			t.Errorf("get of nobody: %v", err)
+			t.Errorf("Get of an unknown uuid: %v", err)
 		}
 	})
 }
@@ -61,7 +62,7 @@ func TestATaskFromADeadLetterCanBePublishedCorrected(t *testing.T) {
 	r.publish("n", 300)
 	d := r.server.DeadLetters("jobs")
 	var letters []dispatcher.DeadLetter
-	eventually(t, "a dead letter", func() (ok bool) {
+	eventually(t, "there is a dead letter", func() (ok bool) {
 		letters, _ = d.List(t.Context(), filter{Reason: dispatcher.ReasonBadArguments}, dispatcher.Page{})
 		return len(letters) == 1
 	})
@@ -83,10 +84,10 @@ func TestListRemovesNothingAndKeepsTheOrder(t *testing.T) {
 		const n = 30
 		g.bury(n)
 		all := numbers(n, func(int) bool { return true })
-		for range 5 { // one right after the other: what the first gave back, the next one finds
+		for range 5 { // without a pause: the next call finds the letters that the last one returned
 			same(t, "list", g.list(filter{}, dispatcher.Page{}), all)
 			same(t, "Bs", g.list(filter{Name: "b"}, dispatcher.Page{Skip: 2, Limit: 3}), []int{6, 9, 12})
-			eventually(t, "all are counted", func() bool { got, err := g.dead.Count(t.Context()); return got == n && err == nil })
+			eventually(t, "Count reports all letters", func() bool { got, err := g.dead.Count(t.Context()); return got == n && err == nil })
 		}
 		var paged []int
 		for {
@@ -101,7 +102,7 @@ func TestListRemovesNothingAndKeepsTheOrder(t *testing.T) {
 		same(t, "pages", paged, all)
 		for i, m := range g.take(g.queue + ".dead") {
 			if number(t, m.ID) != i {
-				t.Errorf("%q is at place %d", m.ID, i)
+				t.Errorf("%q is at position %d", m.ID, i)
 			}
 		}
 	})
@@ -117,7 +118,7 @@ func TestPagesHaveBounds(t *testing.T) {
 	} {
 		letters, err := g.dead.List(t.Context(), filter{}, page)
 		if want < 0 != (err != nil) || len(letters) != max(want, 0) {
-			t.Errorf("%+v: %d letters, want %d: %v", page, len(letters), want, err)
+			t.Errorf("page %+v: %d letters, want %d: %v", page, len(letters), want, err)
 		}
 		if err != nil && !strings.Contains(err.Error(), "Page.") {
 			t.Errorf("%+v: %v does not name the field", page, err)
@@ -138,7 +139,7 @@ func TestWhatIsHeldAtOnceIsBounded(t *testing.T) {
 	}
 	tooMany := func(method string, n int, err error) {
 		if n != 0 || err == nil || errors.Is(err, dispatcher.ErrDeadLetterNotFound) || !strings.Contains(err.Error(), "10000") || strings.Contains(err.Error(), "\n") {
-			t.Errorf("%s among 10,010 letters: %d, %v", method, n, err)
+			t.Errorf("%s among 10,010 letters returned %d, %v", method, n, err)
 		}
 	}
 	_, err := g.dead.Get(t.Context(), "nobody")
@@ -148,7 +149,7 @@ func TestWhatIsHeldAtOnceIsBounded(t *testing.T) {
 	n, err = g.dead.Replay(t.Context(), filter{UUID: "nobody"})
 	tooMany("Replay", n, err)
 	if n, err := g.dead.Count(t.Context()); n != 10_010 || err != nil {
-		t.Errorf("%d are left: %v", n, err)
+		t.Errorf("Count: %d, %v", n, err)
 	}
 }
 
@@ -158,7 +159,7 @@ func TestTheBodiesOfAPageAreBounded(t *testing.T) {
 	body := make([]byte, 40<<20)
 	g.put("jobs.dead", broker.Message{ID: "u00000", Body: body}, broker.Message{ID: "u00001", Body: body})
 	if _, err := g.dead.List(t.Context(), filter{}, dispatcher.Page{}); err == nil || !strings.Contains(err.Error(), "ask for fewer") {
-		t.Errorf("80 MiB: %v", err)
+		t.Errorf("List of 80 MiB: %v", err)
 	}
 	same(t, "one at a time", g.list(filter{}, dispatcher.Page{Skip: 1, Limit: 1}), []int{1})
 }
@@ -184,18 +185,18 @@ func TestEachFieldOfAFilterChooses(t *testing.T) {
 		} {
 			same(t, fmt.Sprintf("%+v", c.filter), g.list(c.filter, dispatcher.Page{}), numbers(n, c.fits))
 		}
-		// What fits is deleted, and nothing else.
+		// Delete removes the letters that match the filter, and no others.
 		if deleted, err := g.dead.Delete(t.Context(), filter{Name: "b"}); deleted != 8 || err != nil {
 			t.Errorf("%d deleted: %v", deleted, err)
 		}
 		same(t, "the rest", g.list(filter{}, dispatcher.Page{}), append(numbers(n, func(i int) bool { return i%3 != 0 }), 99))
 		if _, err := g.dead.Delete(t.Context(), filter{}); err == nil || !strings.Contains(err.Error(), "Purge") {
-			t.Errorf("delete of everything: %v", err)
+			t.Errorf("Delete with an empty filter: %v", err)
 		}
 		if purged, err := g.dead.Purge(t.Context()); purged != 17 || err != nil {
 			t.Errorf("%d purged: %v", purged, err)
 		}
-		eventually(t, "none are counted", func() bool { got, err := g.dead.Count(t.Context()); return got == 0 && err == nil })
+		eventually(t, "Count reports no letters", func() bool { got, err := g.dead.Count(t.Context()); return got == 0 && err == nil })
 	})
 }
 
@@ -232,16 +233,16 @@ func TestDeadLettersAreChosenByWhereTheyCameFromAndByHeaders(t *testing.T) {
 			same(t, name, g.list(c.filter, dispatcher.Page{}), c.want)
 		}
 		if n, err := g.dead.Delete(t.Context(), filter{Headers: map[string]string{"number": "3"}}); n != 1 || err != nil {
-			t.Errorf("delete: %d, %v", n, err)
+			t.Errorf("Delete: %d, %v", n, err)
 		}
 		if n, err := g.dead.Replay(t.Context(), filter{RoutingKey: "key.1"}); n != 2 || err != nil {
-			t.Errorf("replay: %d, %v", n, err)
+			t.Errorf("Replay: %d, %v", n, err)
 		}
 		same(t, "the rest", g.list(filter{}, dispatcher.Page{}), []int{0, 2, 5})
 	})
 }
 
-// Whoever may publish may put anything there.
+// Anyone who may publish can put any message into a dead letter queue.
 func TestHostileDeadLettersAreShownAsFarAsTheyGo(t *testing.T) {
 	onBothBrokers(t, func(t *testing.T, g *graveyard) {
 		odd := []any{nil, true, int64(-1), int64(1) << 40, 1.5, "", "x", strings.Repeat("[{},", 4000), []byte("failed"), time.Unix(1, 0), []any{"x"},
@@ -269,10 +270,10 @@ func TestHostileDeadLettersAreShownAsFarAsTheyGo(t *testing.T) {
 		}
 		for i, l := range letters {
 			if l.UUID != fmt.Sprint("odd", i) || l.Attempts < 0 || l.Attempts > 1<<31 || len(l.Log) > 16 || len(l.Headers) != 1 || len(l.Body) != i*1000 {
-				t.Errorf("%d: %+v", i, l)
+				t.Errorf("letter %d: %+v", i, l)
 			}
 			if _, err := l.Task(); !errors.Is(err, dispatcher.ErrMalformed) {
-				t.Errorf("%d: task: %v", i, err)
+				t.Errorf("Task of letter %d: %v", i, err)
 			}
 		}
 		for _, f := range []filter{{Reason: "failed"}, {Since: time.Now().Add(-time.Hour), Until: time.Now()}, {Name: "x"}} {
@@ -285,7 +286,7 @@ func TestHostileDeadLettersAreShownAsFarAsTheyGo(t *testing.T) {
 		}
 		for i, m := range g.take(g.queue) {
 			if _, mine := m.Headers["mine"]; m.ID != fmt.Sprint("odd", i) || !mine || len(m.Headers) > 2 {
-				t.Errorf("%d: id %q, %d headers", i, m.ID, len(m.Headers))
+				t.Errorf("message %d has id %q and %d headers", i, m.ID, len(m.Headers))
 			}
 		}
 	})

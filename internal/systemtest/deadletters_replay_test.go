@@ -24,7 +24,7 @@ func TestAReplayedTaskHasNoPast(t *testing.T) {
 			t.Fatalf("%d replayed: %v", n, err)
 		}
 		if n := g.server.Stats().Replayed; n != 1 {
-			t.Errorf("counted %d", n)
+			t.Errorf("Stats.Replayed is %d, want 1", n)
 		}
 		got, want := g.take(g.queue), g.letter(1)
 		if len(got) != 1 {
@@ -41,7 +41,7 @@ func TestAReplayedTaskHasNoPast(t *testing.T) {
 	})
 }
 
-// A queue that is bound to the same key has had the task, and done it.
+// A replay goes only to the task's queue. Another queue bound to the same key has already had the task and run it.
 func TestAReplayGoesToItsQueueAlone(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -60,7 +60,7 @@ func TestAReplayGoesToItsQueueAlone(t *testing.T) {
 	task := r.publish("x")
 	wait(t, ran, "the first run")
 	d := r.server.DeadLetters("jobs")
-	eventually(t, "a dead letter", func() bool { n, err := d.Count(t.Context()); return n == 1 && err == nil })
+	eventually(t, "there is a dead letter", func() bool { n, err := d.Count(t.Context()); return n == 1 && err == nil })
 	fail.Store(false)
 	if n, err := d.ReplayAll(t.Context()); n != 1 || err != nil {
 		t.Errorf("%d replayed: %v", n, err)
@@ -68,13 +68,13 @@ func TestAReplayGoesToItsQueueAlone(t *testing.T) {
 	if uuid := wait(t, ran, "the second run"); uuid != task.UUID {
 		t.Errorf("uuid %q, was %q", uuid, task.UUID)
 	}
-	eventually(t, "all is settled", func() bool { return r.outstanding("jobs")+r.outstanding("other")+r.outstanding("jobs.dead") == 0 })
+	eventually(t, "all tasks are settled", func() bool { return r.outstanding("jobs")+r.outstanding("other")+r.outstanding("jobs.dead") == 0 })
 	if n := other.Load(); n != 1 {
 		t.Errorf("the other queue's worker ran it %d times", n)
 	}
 }
 
-// What is replayed and dies again is a dead letter once more, and the replay is over.
+// A replayed task that fails again becomes a dead letter again. The replay still ends.
 func TestAReplayOfTasksThatDieAgainEnds(t *testing.T) {
 	onBothBrokers(t, func(t *testing.T, g *graveyard) {
 		const n = 500
@@ -87,9 +87,9 @@ func TestAReplayOfTasksThatDieAgainEnds(t *testing.T) {
 		}
 		g.settledReady(g.queue+".dead", n)
 		if got := runs.Load(); got != n {
-			t.Errorf("%d runs", got)
+			t.Errorf("%d runs, want one for each task", got)
 		}
-		// Two at once meet letters that the other one has replayed and that died again.
+		// Two concurrent replays see letters that the other one has replayed and that died again.
 		var total atomic.Int32
 		var both sync.WaitGroup
 		for range 2 {
@@ -104,7 +104,7 @@ func TestAReplayOfTasksThatDieAgainEnds(t *testing.T) {
 		both.Wait()
 		g.settledReady(g.queue+".dead", n)
 		if got := total.Load(); got < n || got > 2*n {
-			t.Errorf("%d replayed by two", got)
+			t.Errorf("two concurrent replays replayed %d", got)
 		}
 	})
 }
@@ -126,7 +126,7 @@ func TestReplaysSideBySideNeitherLoseNorDouble(t *testing.T) {
 		}
 		all.Go(func() { _, _ = g.dead.List(t.Context(), filter{Name: "b"}, dispatcher.Page{Skip: 100}) })
 		all.Wait()
-		rest, err := g.dead.ReplayAll(t.Context()) // what the list held at the end of the others
+		rest, err := g.dead.ReplayAll(t.Context()) // letters that List had borrowed when the replays ended
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -181,7 +181,8 @@ func TestAReplayToADeletedQueueKeepsTheLetters(t *testing.T) {
 	})
 }
 
-// nothingLost checks that every letter is in its queue or a dead letter, and returns how many are in both.
+// nothingLost checks that every letter is in its queue, among the dead letters, or in both. It returns how many are in
+// both.
 func (g *graveyard) nothingLost(n int) (twice int) {
 	g.t.Helper()
 	seen := make([]int, n)
@@ -219,7 +220,7 @@ func TestAReplayThatIsInterruptedLosesNothing(t *testing.T) {
 				var failed, certain int
 				for range rounds {
 					ctx, cancel := context.WithCancel(t.Context())
-					eventually(t, "a connection", func() bool { _, err := g.dead.Count(t.Context()); return err == nil })
+					eventually(t, "the server is connected", func() bool { _, err := g.dead.Count(t.Context()); return err == nil })
 					at := time.Duration(rng.Int64N(int64(g.span)))
 					interrupted := make(chan struct{})
 					timer := time.AfterFunc(at, func() { interrupt(g, cancel); close(interrupted) })
@@ -234,20 +235,20 @@ func TestAReplayThatIsInterruptedLosesNothing(t *testing.T) {
 						t.Logf("after %v: %v", at, err)
 					}
 				}
-				// What the dead sessions held comes back when the broker has seen that they are dead.
-				eventually(t, "a replay to the end", func() bool {
+				// The letters that dead sessions held return when the broker notices that the sessions are dead.
+				eventually(t, "a replay runs to its end", func() bool {
 					replayed, err := g.dead.ReplayAll(t.Context())
 					certain += replayed
 					return err == nil && replayed == 0 && g.ready(g.queue)+g.ready(g.queue+".dead") >= n
 				})
 				twice := g.nothingLost(n)
-				t.Logf("%d of %d replays were interrupted; %d letters, %d replayed for certain, %d twice", failed, rounds, n, certain, twice)
+				t.Logf("%d of %d replays were interrupted; %d letters, %d certainly replayed, %d both replayed and kept", failed, rounds, n, certain, twice)
 			})
 		})
 	}
 }
 
-// The moment between the confirmation and the acknowledgement, and the one before, held still.
+// The replay is interrupted after the broker has the copies and before their confirmations arrive.
 func TestAReplayWithoutAnswerSaysThatItMayBeTwice(t *testing.T) {
 	t.Parallel()
 	for what, interrupt := range map[string]func(*rig, context.CancelFunc){
@@ -280,7 +281,7 @@ func TestAReplayWithoutAnswerSaysThatItMayBeTwice(t *testing.T) {
 				r.chaos.HoldConfirms(false)
 				<-time.After(time.Minute)
 				if tasks, letters := r.inspect("jobs").Ready, r.inspect("jobs.dead").Ready; tasks != 3 || letters != 3 {
-					t.Errorf("%d tasks, %d letters: want both, since nobody knew", tasks, letters)
+					t.Errorf("%d tasks, %d letters: want 3 and 3, since no confirm arrived in time", tasks, letters)
 				}
 			})
 		})
@@ -299,7 +300,7 @@ func TestAReplayWhileTheBrokerBlocksEndsInTime(t *testing.T) {
 		r.chaos.Block(true)
 		d := r.server.DeadLetters("jobs")
 		if letters, err := d.List(t.Context(), filter{}, dispatcher.Page{}); len(letters) != 10 || err != nil {
-			t.Errorf("a list publishes nothing: %d, %v", len(letters), err)
+			t.Errorf("List must work while the broker blocks: %d, %v", len(letters), err)
 		}
 		began := time.Now()
 		n, err := d.ReplayAll(t.Context())
@@ -321,7 +322,7 @@ func TestALetterThatDiedSinceTheReplayBeganIsLeft(t *testing.T) {
 		r.worker("w", tasks{}).Close()
 		for i := range 10 {
 			m := broker.Message{ID: fmt.Sprintf("u%05d", i), Body: []byte("x"), Headers: map[string]any{}}
-			if i == 8 { // while the first ones are on their way
+			if i == 8 { // it dies while the first ones are in flight
 				m.Headers["x-dispatcher-died-at"] = time.Now().Add(time.Second).Format(time.RFC3339Nano)
 			}
 			r.publishRaw("jobs.dead", m)
@@ -341,7 +342,7 @@ func TestALetterThatDiedSinceTheReplayBeganIsLeft(t *testing.T) {
 	})
 }
 
-// A worker whose clock is fast must not make its dead letters ones that no replay takes.
+// If a worker's clock is fast, its dead letters must still be replayed.
 func TestALetterThatDiedInTheFutureIsReplayed(t *testing.T) {
 	t.Parallel()
 	g := onMemory(t)
@@ -366,12 +367,12 @@ func TestManyDeadLettersAreReplayedInSeconds(t *testing.T) {
 		}
 		t.Logf("%d letters in %v", n, time.Since(began))
 		if got := g.ready(g.queue); got != n {
-			t.Errorf("%d in their queue", got)
+			t.Errorf("%d tasks in their queue", got)
 		}
 	})
 }
 
-// A quorum queue forgets acks in other ways than a classic one, and orders what is given back in other ways.
+// A quorum queue handles acks and requeued messages differently from a classic queue.
 func TestQuorumQueuesKeepTheirDeadLettersInOrder(t *testing.T) {
 	t.Parallel()
 	g := onRabbitMQ(t, func(c *dispatcher.ServerConfig) { c.QueueType = "quorum" })

@@ -12,7 +12,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
-// dying is a broker on which a task dies after every look at a queue.
+// dying is a broker on which a task dies after every TryGet and Inspect.
 type dying struct {
 	broker.Broker
 	die func()
@@ -41,7 +41,8 @@ func (s *dyingSession) Inspect(ctx context.Context, queue string) (broker.QueueI
 	return s.Session.Inspect(ctx, queue)
 }
 
-// A scan counts once, right after its first look, so at most the letter that came between the two is seen although it is new.
+// A scan counts the letters once, right after its first TryGet. At most one new letter, which arrived between the two,
+// is seen.
 func TestAScanEndsWhileTasksGoOnDying(t *testing.T) {
 	t.Run("memory", func(t *testing.T) {
 		t.Parallel()
@@ -60,7 +61,7 @@ func TestAScanEndsWhileTasksGoOnDying(t *testing.T) {
 }
 
 func testScansBesideDeaths(t *testing.T, g *graveyard, cfg dispatcher.ServerConfig) {
-	next, enough := 0, 0 // letters there were, and when no more die, so that a scan without an end has one
+	next, enough := 0, 0 // the number of letters so far, and the number at which tasks stop dying, so that an endless scan ends
 	b := &dying{g.broker, func() {
 		if next < enough {
 			g.put(g.queue+".dead", g.letter(next))
@@ -83,7 +84,7 @@ func testScansBesideDeaths(t *testing.T, g *graveyard, cfg dispatcher.ServerConf
 			letters, err := g.dead.List(t.Context(), all, dispatcher.Page{Limit: 1000})
 			for i, l := range letters {
 				if number(t, l.UUID) != i {
-					t.Errorf("%q is at place %d", l.UUID, i)
+					t.Errorf("%q is at position %d", l.UUID, i)
 				}
 			}
 			return len(letters), err
@@ -103,12 +104,12 @@ func testScansBesideDeaths(t *testing.T, g *graveyard, cfg dispatcher.ServerConf
 			g.bury(before)
 			n, err := call()
 			if method != "Get" && n != before && (n != before+1 || before < 4) || err != nil {
-				t.Errorf("%s: %d, %v", what, n, err)
+				t.Errorf("%s returned %d, %v", what, n, err)
 			}
 			if next == enough {
-				t.Errorf("%s ended only when nothing died any more", what)
+				t.Errorf("%s ended only when tasks stopped dying", what)
 			}
-			first := 0 // of those that stay
+			first := 0 // the first letter that stays
 			if method == "Delete" || method == "Replay" {
 				first = n
 			}
@@ -116,11 +117,11 @@ func testScansBesideDeaths(t *testing.T, g *graveyard, cfg dispatcher.ServerConf
 			g.settledReady(g.queue+".dead", next-first)
 			for i, m := range g.take(g.queue + ".dead") {
 				if number(t, m.ID) != first+i {
-					t.Errorf("%s: %q is at place %d after it", what, m.ID, i)
+					t.Errorf("%s: %q is at position %d afterwards", what, m.ID, i)
 				}
 			}
 			if replayed := len(g.take(g.queue)); method == "Replay" && replayed != n {
-				t.Errorf("%s: %d tasks", what, replayed)
+				t.Errorf("%s: %d tasks in the queue", what, replayed)
 			}
 		}
 	}

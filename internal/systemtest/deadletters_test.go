@@ -11,7 +11,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// each calls every method.
+// each calls every method of d.
 func each(ctx context.Context, d *dispatcher.DeadLetters, check func(method string, n int, err error)) {
 	letters, err := d.List(ctx, filter{}, dispatcher.Page{})
 	check("List", len(letters), err)
@@ -39,7 +39,7 @@ func TestNoDeadLetters(t *testing.T) {
 			}
 		}
 		each(t.Context(), g.dead, none)
-		if !strings.HasPrefix(t.Name(), "TestNoDeadLetters/rabbitmq") { // other tests may have made that queue there
+		if !strings.HasPrefix(t.Name(), "TestNoDeadLetters/rabbitmq") { // other tests may have made that queue on RabbitMQ
 			each(t.Context(), g.server.DeadLetters(dispatcher.Undeliverable), none)
 		}
 	})
@@ -53,7 +53,7 @@ func TestAQueueWithoutDeadLettersIsNamed(t *testing.T) {
 			}
 		})
 		if err := g.server.Publish(dispatcher.NewTask("x")); !errors.Is(err, dispatcher.ErrUnroutable) {
-			t.Errorf("the connection has suffered: %v", err)
+			t.Errorf("the connection no longer works: %v", err)
 		}
 	})
 }
@@ -88,10 +88,10 @@ func TestDeadLettersWaitForAConnectionAsLongAsTheirContext(t *testing.T) {
 	r := newRig(t)
 	r.worker("w", tasks{"x": fn(func() error { return errors.New("no") })})
 	r.publish("x")
-	eventually(t, "a dead letter", func() bool { return r.inspect("jobs.dead").Ready == 1 })
+	eventually(t, "there is a dead letter", func() bool { return r.inspect("jobs.dead").Ready == 1 })
 	r.chaos.FailOpen(errors.New("down"))
 	r.chaos.Kill()
-	eventually(t, "the loss is noticed", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnecting })
+	eventually(t, "the server notices the loss", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnecting })
 	d := r.server.DeadLetters("jobs")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
@@ -109,7 +109,7 @@ func TestDeadLettersWaitForAConnectionAsLongAsTheirContext(t *testing.T) {
 func TestUndeliverableTasksAreListedAndReplayed(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	soon := time.Now().Add(500 * time.Millisecond) // or what is published slowly would be due at once
+	soon := time.Now().Add(500 * time.Millisecond) // late enough that a slow publish is not due at once
 	late := func(id, exchange, key string) broker.Message {
 		return broker.Message{ID: id, Type: "n", Exchange: exchange, RoutingKey: key, NotBefore: soon,
 			Headers: map[string]any{"x-dispatcher-attempt": int64(2)}, Body: []byte(`{"uuid":"` + id + `","name":"n"}`)}
@@ -131,7 +131,7 @@ func TestUndeliverableTasksAreListedAndReplayed(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := r.server.DeadLetters(dispatcher.Undeliverable)
-	eventually(t, "three that are undeliverable", func() bool { n, err := d.Count(t.Context()); return n == 3 && err == nil })
+	eventually(t, "three letters are undeliverable", func() bool { n, err := d.Count(t.Context()); return n == 3 && err == nil })
 	letters, err := d.List(t.Context(), filter{Reason: dispatcher.ReasonUndeliverable}, dispatcher.Page{})
 	if err != nil || len(letters) != 3 {
 		t.Fatalf("%d letters: %v", len(letters), err)
@@ -145,7 +145,7 @@ func TestUndeliverableTasksAreListedAndReplayed(t *testing.T) {
 	}
 	n, err := d.ReplayAll(t.Context())
 	if n != 0 || !errors.Is(err, dispatcher.ErrRejected) || !strings.Contains(err.Error(), "3 refused and kept") {
-		t.Errorf("%d replayed while none has a queue: %v", n, err)
+		t.Errorf("%d replayed although no task has a queue: %v", n, err)
 	}
 	got := make(chan string, 3)
 	r.worker("w", tasks{"n": {TaskUUIDAsFirstArg: true, Function: func(uuid string) { got <- uuid }}})
@@ -161,7 +161,7 @@ func TestUndeliverableTasksAreListedAndReplayed(t *testing.T) {
 	}
 }
 
-// A handler that does not get its parameter must not run everything.
+// An HTTP handler that gets no parameter must not replay or delete everything.
 func TestAnEmptyFilterReplaysAndDeletesNothing(t *testing.T) {
 	t.Parallel()
 	g := onMemory(t)
@@ -169,7 +169,7 @@ func TestAnEmptyFilterReplaysAndDeletesNothing(t *testing.T) {
 	for method, call := range map[string]func(context.Context, filter) (int, error){"Replay": g.dead.Replay, "Delete": g.dead.Delete} {
 		for _, empty := range []filter{{}, {Headers: map[string]string{}}} {
 			if n, err := call(t.Context(), empty); n != 0 || err == nil || !strings.Contains(err.Error(), "filter is empty") {
-				t.Errorf("%s: %d, %v", method, n, err)
+				t.Errorf("%s with an empty filter: %d, %v", method, n, err)
 			}
 		}
 	}

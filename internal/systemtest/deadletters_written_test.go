@@ -66,10 +66,10 @@ func TestADeadLetterThatCannotBeWrittenKeepsItsTaskOpen(t *testing.T) {
 		<-time.After(10 * time.Minute)
 		h := r.server.Health(t.Context())
 		if h.OK() || h.Workers[0].Stuck != 1 || h.Workers[0].LastError == nil {
-			t.Errorf("health %+v, want it to say so", h)
+			t.Errorf("health %+v, want the worker reported as stuck", h)
 		}
 		if q := r.inspect("jobs"); q.Ready != 0 || q.Unsettled != 1 || ran.Load() != 1 {
-			t.Errorf("queue %+v, run %d times: want it open and run once", q, ran.Load())
+			t.Errorf("queue %+v, ran %d times; want the task unsettled, and one run", q, ran.Load())
 		}
 		r.chaos.FailDeadLetter(nil)
 		<-time.After(time.Minute) // the longest pause is 45 s
@@ -91,10 +91,10 @@ func TestAnUnwritableDeadLetterIsGivenBackAtShutdown(t *testing.T) {
 		began := time.Now()
 		w.Close()
 		if took := time.Since(began); took < 30*time.Second || took > 32*time.Second {
-			t.Errorf("Close took %v, want half a minute", took)
+			t.Errorf("Close took %v, want about 30 s", took)
 		}
 		if q := r.inspect("jobs"); q.Ready != 1 || q.Unsettled != 0 {
-			t.Errorf("queue %+v, want the task back", q)
+			t.Errorf("queue %+v, want the task released", q)
 		}
 	})
 }
@@ -125,10 +125,10 @@ func TestALostDeliveryEndsTheTriesToWriteItsDeadLetter(t *testing.T) {
 		r.chaos.Kill()
 		<-time.After(time.Hour)
 		if n := strings.Count(r.log.String(), "verdict not written"); n > 3 {
-			t.Errorf("%d tries for a delivery that was lost", n)
+			t.Errorf("%d tries to write a verdict of a lost delivery", n)
 		}
 		if w := r.server.Health(t.Context()).Workers[0]; w.Stuck != 0 {
-			t.Errorf("health %+v: nothing is stuck any more", w)
+			t.Errorf("health %+v: want nothing stuck", w)
 		}
 	})
 }

@@ -24,14 +24,14 @@ func TestDecodeTaskReadsABody(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	clear(body) // the task has copies
+	clear(body) // the task must have its own copies
 	var to string
 	var n int64
 	if err := task.DecodeArgs(&to, &n); err != nil || task.UUID != "u-1" || task.Name != "send" || to != "ann" || n != math.MaxInt64 {
 		t.Errorf("%+v, %q %d, %v", task, to, n, err)
 	}
 	if task, err := dispatcher.DecodeTask([]byte(`{"name":"old"}`)); err != nil || task.UUID != "" || task.Args != nil || task.DecodeArgs() != nil {
-		t.Errorf("of an old sender: %+v, %v", task, err)
+		t.Errorf("body of an old sender: %+v, %v", task, err)
 	}
 	for _, bad := range []string{"", "{}", `{"name":""}`, `{"name":"n","args":[1]}`, `[]`} {
 		if task, err := dispatcher.DecodeTask([]byte(bad)); !errors.Is(err, dispatcher.ErrMalformed) || task != nil {
@@ -95,13 +95,13 @@ func TestDecodeArgsRefusesWhatDoesNotFit(t *testing.T) {
 		}
 	}
 	if one != 1 || two != 2 {
-		t.Errorf("changed to %d, %d", one, two)
+		t.Errorf("the targets changed to %d, %d", one, two)
 	}
 }
 
-// Arguments whose types decode themselves run the user's code before the function does.
+// Argument types may decode themselves. Then user code runs before the task function is called.
 
-// hung is an argument whose decoding runs a function, which it finds by its name.
+// hung is an argument whose decoding calls a function, which it finds by its name.
 type hung struct{ Name string }
 
 var decoding sync.Map // of func(), by hung.Name
@@ -117,7 +117,7 @@ func (h *hung) UnmarshalJSON(raw []byte) error {
 	return nil
 }
 
-// onDecode returns an argument that runs f while it is decoded.
+// onDecode returns an argument that calls f while it is decoded.
 func onDecode(t *testing.T, f func()) hung {
 	t.Helper()
 	decoding.Store(t.Name(), f)
@@ -140,19 +140,19 @@ func TestDecodingThatHangsIsTimedOutAndTheFunctionIsNeverCalled(t *testing.T) {
 		v.publish(s, "n", h)
 		wait(v.t, entered, "decoding")
 		if w := s.Health(v.t.Context()).Workers[0]; w.Running != 1 {
-			v.t.Errorf("health while it hangs: %+v", w)
+			v.t.Errorf("health while decoding hangs: %+v", w)
 		}
 		d := v.dead("timeout")
 		if d.Headers["x-dispatcher-attempt"] != int64(0) || d.Headers["x-dispatcher-error"] != "task timeout of 20ms: its arguments are still being decoded" {
 			v.t.Errorf("headers %v", d.Headers)
 		}
 		v.publish(s, "other")
-		wait(v.t, ran, "task beside it")
+		wait(v.t, ran, "task that runs meanwhile")
 		if w := s.Health(v.t.Context()).Workers[0]; w.Abandoned != 1 {
-			v.t.Errorf("health while it is abandoned: %+v", w)
+			v.t.Errorf("health while the call is abandoned: %+v", w)
 		}
 		close(gate)
-		eventually(v.t, "its end", func() bool {
+		eventually(v.t, "the call has ended", func() bool {
 			w := s.Health(v.t.Context()).Workers[0]
 			return w.Running == 0 && w.Abandoned == 0
 		})
@@ -185,12 +185,12 @@ func TestDecodingThatHangsIsSeenAndLeftBehind(t *testing.T) {
 		close(gate)
 		synctest.Wait()
 		if info := r.inspect("jobs"); info.Ready != 1 {
-			t.Errorf("queue %+v: the task is lost", info)
+			t.Errorf("queue %+v: want the task released", info)
 		}
 	})
 }
 
-// The arguments become values during a drain whose time is up: the function is not begun, and the task is not charged.
+// If decoding ends after the drain's time is up, the function is not called and the attempt is not counted.
 func TestDecodingThatEndsAfterTheDrainGivesTheTaskBack(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
@@ -211,17 +211,17 @@ func TestDecodingThatEndsAfterTheDrainGivesTheTaskBack(t *testing.T) {
 		v.publish(s, "n", h)
 		wait(v.t, entered, "decoding")
 		v.publish(s, "beside")
-		wait(v.t, beside, "task beside it")
+		wait(v.t, beside, "task that runs meanwhile")
 		ended, cancel := context.WithCancel(context.Background())
 		cancel()
 		if err := w.Shutdown(ended); err != nil || !cancelled.Load() {
 			v.t.Errorf("Shutdown: %v", err)
 		}
-		if st := s.Stats(); st.Released < 1 || st.Lost != 0 { // its copy may come once more before the consumer ends
+		if st := s.Stats(); st.Released < 1 || st.Lost != 0 { // the released task may be delivered again before the consumer ends
 			v.t.Errorf("stats %+v", st)
 		}
 		if d := v.take(v.name, 1)[0]; d.Losses != 0 || d.Type != "n" {
-			v.t.Errorf("given back: %+v", d)
+			v.t.Errorf("released message: %+v", d)
 		}
 	})
 }
@@ -243,7 +243,7 @@ func TestDecodingThatPanicsOrExitsIsABadArgument(t *testing.T) {
 				t.Errorf("headers %v", d.Headers)
 			}
 			r.publish("other")
-			wait(t, ran, "task after it: the slot is lost")
+			wait(t, ran, "task after it; its slot is lost")
 			if w := r.server.Health(t.Context()).Workers[0]; w.Abandoned != 0 {
 				t.Errorf("health %+v", w)
 			}

@@ -18,15 +18,15 @@ const (
 	delayedTasks = 3000
 	shortDelay   = 50 * time.Millisecond
 	longDelay    = 30 * time.Second
-	strayTasks   = 100 // whose queue is deleted before they are due
-	// killAfter is when the node is killed; the stray tasks are due by then.
+	strayTasks   = 100 // their queue is deleted before they are due
+	// killAfter is when the node is killed. The stray tasks are due by then.
 	killAfter = 8 * time.Second
-	// bootHold: what is so late after a boot was held up by it.
+	// bootHold is the lateness that is attributed to the node's boot.
 	bootHold = 5 * time.Second
 )
 
-// 3,000 tasks wait for 50 ms to 30 s in a node that is killed after 8 s; 100 more have lost their queue when they are due. None is lost
-// or early, nobody is held up by those that lead nowhere, and 32 queues are all it takes.
+// 3,000 tasks are delayed by 50 ms to 30 s on a node that is killed after 8 s. The queue of 100 more tasks is deleted
+// before they are due. No task is lost or early, and the strays delay no other task. All this takes 32 queues.
 func TestDelaysOutliveAKilledBroker(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -46,7 +46,7 @@ func TestDelaysOutliveAKilledBroker(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	other.Close() // or it would make the queue again
+	other.Close() // an open server would declare the queue again
 	r.serve()
 	runs := &arrivals{due: make([]time.Time, delayedTasks), at: make([]time.Time, delayedTasks), come: make(chan struct{}, 1)}
 	r.worker(tasks{"due": fn(runs.arrive)}, limit(20))
@@ -60,7 +60,7 @@ func TestDelaysOutliveAKilledBroker(t *testing.T) {
 	const size = 200
 	for from := 0; from < delayedTasks; from += size {
 		var batch []*dispatcher.Task
-		runs.mu.Lock() // they may come before PublishBatch returns
+		runs.mu.Lock() // they may arrive before PublishBatch returns
 		for i := from; i < from+size; i++ {
 			task := dispatcher.NewTask("due", i)
 			task.Delay = shortDelay + time.Duration(rng.Int64N(int64(longDelay-shortDelay)))
@@ -77,7 +77,7 @@ func TestDelaysOutliveAKilledBroker(t *testing.T) {
 	defer moment.Stop()
 	<-moment.C
 	mid := time.Now().Add(-time.Second)
-	runs.wait(t, mid) // the strays have held up nobody
+	runs.wait(t, mid) // the strays have not delayed the others
 	eventually(t, "the strays are undeliverable", func() bool {
 		count, err := r.server.DeadLetters(dispatcher.Undeliverable).Count(t.Context())
 		return err == nil && count == strayTasks
@@ -93,20 +93,20 @@ func TestDelaysOutliveAKilledBroker(t *testing.T) {
 		case <-runs.come:
 		case <-time.After(bootHold):
 			if late := runs.overdue(time.Now().Add(-bootHold)); late > 0 {
-				t.Logf("%d are held up by the boot", late)
+				t.Logf("the boot delays %d tasks", late)
 				n.hurry()
 			}
 		case <-t.Context().Done():
 			return
 		}
 		if time.Since(began) > chaosBound {
-			t.Fatalf("%d of %d tasks have not come", runs.left(), delayedTasks)
+			t.Fatalf("%d of %d tasks did not arrive", runs.left(), delayedTasks)
 		}
 	}
 	all := time.Since(began)
 
 	levels := 0
-	eventually(t, "nothing waits any more", func() bool {
+	eventually(t, "no message is waiting", func() bool {
 		levels = 0
 		waiting := 0
 		for name, messages := range n.queues() {
@@ -123,7 +123,7 @@ func TestDelaysOutliveAKilledBroker(t *testing.T) {
 		t.Errorf("%d queues for delays, want at most 48", levels)
 	}
 	checkStrays(t, r, gone, strays)
-	t.Logf("%d tasks published in %.1f s, all here after %.1f s, %d of them twice; %d queues; the node was away for %.1f s, the worker for %.1f s", delayedTasks,
+	t.Logf("%d tasks published in %.1f s, all arrived after %.1f s, %d of them twice; %d queues; the node was away for %.1f s, the worker for %.1f s", delayedTasks,
 		published.Seconds(), all.Seconds(), runs.twice, levels, booted.Sub(killed).Seconds(), back.Sub(killed).Seconds())
 	runs.report(t, "due before the kill", time.Time{}, mid)
 	runs.report(t, "due around the kill and while the worker was away", mid, back)
@@ -147,7 +147,7 @@ func publishStrays(r *rabbit, key string, rng *rand.Rand) map[string]bool {
 	return ids
 }
 
-// checkStrays looks for them among the undeliverable, and brings them back when their queue is there again.
+// checkStrays checks that exactly the strays are undeliverable, and replays them once their queue exists again.
 func checkStrays(t *testing.T, r *rabbit, queue string, want map[string]bool) {
 	t.Helper()
 	dead := r.server.DeadLetters(dispatcher.Undeliverable)
@@ -159,7 +159,7 @@ func checkStrays(t *testing.T, r *rabbit, queue string, want map[string]bool) {
 		ids := map[string]bool{}
 		for _, l := range letters {
 			if l.Reason != dispatcher.ReasonUndeliverable || l.Name != "stray" || l.Exchange != r.name || l.RoutingKey != queue || ids[l.UUID] {
-				t.Errorf("listed: %+v", l)
+				t.Errorf("unexpected letter: %+v", l)
 			}
 			ids[l.UUID] = true
 		}
@@ -169,10 +169,10 @@ func checkStrays(t *testing.T, r *rabbit, queue string, want map[string]bool) {
 		t.Errorf("%d undeliverable tasks are listed, want exactly the %d whose queue was deleted", len(got), len(want))
 	}
 	if n, err := dead.ReplayAll(t.Context()); n != 0 || !errors.Is(err, dispatcher.ErrUnroutable) {
-		t.Errorf("replay without a queue: %d, %v", n, err)
+		t.Errorf("Replay without a queue: %d, %v", n, err)
 	}
 	if got := listed(); !maps.Equal(got, want) {
-		t.Errorf("%d are left after a replay that was refused, want %d", len(got), len(want))
+		t.Errorf("%d are left after a refused replay, want %d", len(got), len(want))
 	}
 	ran := make(chan string, 2*strayTasks)
 	r.sweep(queue+".dead", queue+".suspects")
@@ -180,7 +180,7 @@ func checkStrays(t *testing.T, r *rabbit, queue string, want map[string]bool) {
 		c.Name, c.Queue, c.BindingKeys = "strays", queue, []string{queue}
 	})
 	if n, err := dead.ReplayAll(t.Context()); n != strayTasks || err != nil {
-		t.Errorf("replay: %d, %v", n, err)
+		t.Errorf("Replay: %d, %v", n, err)
 	}
 	got := map[string]bool{}
 	for range strayTasks {
@@ -190,17 +190,17 @@ func checkStrays(t *testing.T, r *rabbit, queue string, want map[string]bool) {
 		t.Errorf("%d different tasks ran after the replay, want %d", len(got), len(want))
 	}
 	if count, err := dead.Count(t.Context()); count != 0 || err != nil {
-		t.Errorf("%d are undeliverable still, %v", count, err)
+		t.Errorf("%d are still undeliverable, %v", count, err)
 	}
 }
 
-// arrivals notes when delayed tasks come.
+// arrivals records when delayed tasks arrive.
 type arrivals struct {
-	come chan struct{} // holds one when something has come
+	come chan struct{} // signals that something has arrived
 
 	mu    sync.Mutex
 	due   []time.Time // by task
-	at    []time.Time // the first time it came; zero = not yet
+	at    []time.Time // its first arrival; zero = not yet
 	early []time.Duration
 	count int
 	twice int
@@ -231,7 +231,7 @@ func (a *arrivals) left() int {
 	return len(a.at) - a.count
 }
 
-// overdue counts what was due before that and has not come.
+// overdue counts the tasks that were due before by and have not arrived.
 func (a *arrivals) overdue(by time.Time) (n int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -243,13 +243,13 @@ func (a *arrivals) overdue(by time.Time) (n int) {
 	return n
 }
 
-// wait until all have come that were due by then.
+// wait waits until all tasks that were due by then have arrived.
 func (a *arrivals) wait(t *testing.T, due time.Time) {
 	t.Helper()
-	eventually(t, "all have come that were due by then", func() bool { return a.overdue(due) == 0 })
+	eventually(t, "all tasks that are due have arrived", func() bool { return a.overdue(due) == 0 })
 }
 
-// report logs how late those came that were due in a span of time, and fails the test if one was early.
+// report logs how late the tasks due in a span of time arrived. It fails the test if any task was early.
 func (a *arrivals) report(t *testing.T, what string, from, to time.Time) {
 	t.Helper()
 	a.mu.Lock()
@@ -261,7 +261,7 @@ func (a *arrivals) report(t *testing.T, what string, from, to time.Time) {
 		}
 	}
 	if len(a.early) > 0 {
-		t.Errorf("%d came early, by up to %v", len(a.early), slices.Max(a.early))
+		t.Errorf("%d tasks arrived early, by up to %v", len(a.early), slices.Max(a.early))
 	}
 	if len(late) == 0 {
 		return

@@ -13,7 +13,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// Delayed tasks are never early. Then come the shortest and the longest delay, and odd cases.
+// Delayed tasks are never early. Tests of the shortest and the longest delay and of odd cases follow.
 
 func TestDelayedTasksAreNeverEarlyAndExpireInTime(t *testing.T) {
 	t.Parallel()
@@ -47,14 +47,14 @@ func TestDelayedTasksAreNeverEarlyAndExpireInTime(t *testing.T) {
 		gone := dispatcher.NewTask("n", "expired")
 		gone.ExpiresAt = time.Now().Add(100 * time.Millisecond)
 		v.publishTask(s, gone)
-		<-time.After(time.Until(gone.ExpiresAt)) // nobody has taken it by then
+		<-time.After(time.Until(gone.ExpiresAt)) // it expires before a worker starts
 		if err := w.Start(s); err != nil {
 			v.t.Fatal(err)
 		}
 		for range 4 {
 			r := wait(v.t, runs, "task")
 			if early := due[r.name].Sub(r.at); early > 0 {
-				v.t.Errorf("%q came %v early", r.name, early)
+				v.t.Errorf("%q arrived %v early", r.name, early)
 			}
 			if r.info.RoutingKey != v.name || r.info.Attempt != 1 {
 				v.t.Errorf("%q: %+v", r.name, r.info)
@@ -62,10 +62,10 @@ func TestDelayedTasksAreNeverEarlyAndExpireInTime(t *testing.T) {
 			delete(due, r.name)
 		}
 		if d := v.dead("expired"); d.ID != gone.UUID {
-			v.t.Errorf("dead letter %s, want %s", d.ID, gone.UUID)
+			v.t.Errorf("dead letter %s, want the expired task %s", d.ID, gone.UUID)
 		}
 		if len(due) != 0 {
-			v.t.Errorf("did not come: %v", due)
+			v.t.Errorf("these tasks did not arrive: %v", due)
 		}
 	})
 }
@@ -116,7 +116,7 @@ func TestTheShortestAndTheLongestDelay(t *testing.T) {
 		for range due {
 			r := wait(v.t, runs, "task")
 			if early := due[r.n].Sub(r.at); early > 0 {
-				v.t.Errorf("task %d came %v early", r.n, early)
+				v.t.Errorf("task %d arrived %v early", r.n, early)
 			}
 		}
 		for what, task := range map[string]*dispatcher.Task{
@@ -130,7 +130,7 @@ func TestTheShortestAndTheLongestDelay(t *testing.T) {
 	})
 }
 
-// On the embedded broker only: elsewhere the task would stay for a year.
+// Only on the embedded broker: on RabbitMQ the task would stay for a year.
 func TestTheLongestDelayIsTaken(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -142,14 +142,14 @@ func TestTheLongestDelayIsTaken(t *testing.T) {
 	}
 }
 
-// A task that expires as soon as it is due never runs, since nothing is that fast, and is kept.
+// A task that expires the moment it is due never runs in time. It becomes a dead letter.
 func TestATaskThatExpiresWhenItIsDueIsKept(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
 		s := v.server()
 		var early atomic.Bool
 		task := dispatcher.NewTask("n")
-		task.NotBefore = time.Now().Add(2 * time.Second) // the levels may have to be made first
+		task.NotBefore = time.Now().Add(2 * time.Second) // the queues of the delay levels may have to be declared first
 		task.ExpiresAt = task.NotBefore.Add(1)
 		v.worker(s, "w", tasks{"n": fn(func() { early.Store(time.Now().Before(task.NotBefore)) })})
 		v.publishTask(s, task)
@@ -181,16 +181,17 @@ func TestADelayedTaskIsNotSentToABrokerThatBlocks(t *testing.T) {
 	}
 }
 
-// A sender may delay tasks that no worker has ever asked for. When one is due it is found where all such tasks are, and stays
-// there until there is a queue for it.
+// A sender may delay a task that no worker serves. When it is due, it becomes undeliverable, and stays so until a queue
+// for it exists.
 func TestADelayedTaskWithoutAnyWorkerIsUndeliverable(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
 		s := v.server()
 		task := dispatcher.NewTask("n", 7)
 		task.Delay = 20 * time.Millisecond
-		// The first delay of a connection may take longer than itself: then the task is due already, and goes nowhere at once.
-		eventually(v.t, "it is confirmed", func() bool {
+		// The first delay on a connection may take longer than the delay itself. Then the task is due at once, and
+		// unroutable.
+		eventually(v.t, "the task is confirmed", func() bool {
 			err := s.Publish(task)
 			if err != nil {
 				outcome(v.t, "publish", err, dispatcher.ErrUnroutable)
@@ -198,7 +199,7 @@ func TestADelayedTaskWithoutAnyWorkerIsUndeliverable(t *testing.T) {
 			return err == nil
 		})
 		dead := s.DeadLetters(dispatcher.Undeliverable)
-		own := dispatcher.DeadLetterFilter{UUID: task.UUID} // those of others are there too
+		own := dispatcher.DeadLetterFilter{UUID: task.UUID} // other tests' letters are there too
 		listed := func() bool {
 			letters, err := dead.List(v.t.Context(), own, dispatcher.Page{})
 			if err != nil {
@@ -206,15 +207,15 @@ func TestADelayedTaskWithoutAnyWorkerIsUndeliverable(t *testing.T) {
 			}
 			return len(letters) == 1 && letters[0].Name == "n" && letters[0].RoutingKey == v.name && letters[0].Exchange == v.name
 		}
-		eventually(v.t, "it is undeliverable", listed)
+		eventually(v.t, "the task is undeliverable", listed)
 		eventually(v.t, "a replay is refused", func() bool {
 			n, err := dead.Replay(v.t.Context(), own)
 			return n == 0 && errors.Is(err, dispatcher.ErrUnroutable)
 		})
-		eventually(v.t, "it is there still", listed)
+		eventually(v.t, "the task is still undeliverable", listed)
 		ran := make(chan int, 1)
 		v.worker(s, "w", tasks{"n": fn(func(n int) { ran <- n })})
-		eventually(v.t, "a replay brings it", func() bool {
+		eventually(v.t, "a replay publishes it", func() bool {
 			n, err := dead.Replay(v.t.Context(), own)
 			if err != nil {
 				v.t.Fatal(err)
@@ -225,13 +226,13 @@ func TestADelayedTaskWithoutAnyWorkerIsUndeliverable(t *testing.T) {
 	})
 }
 
-// So does a retry whose queue was gone, with what the task was published with.
+// A retry whose queue is gone becomes undeliverable too. It keeps the headers of its task.
 func TestARetryWhoseQueueIsGoneIsUndeliverableAndReplayed(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
 		s := v.server()
 		failed := make(chan struct{}, 1)
-		pause := 3 * time.Second // for what has to happen before it is due
+		pause := 3 * time.Second // long enough for the steps before the retry is due
 		first := v.worker(s, "first", tasks{"n": fn(func(int) error {
 			failed <- struct{}{}
 			return dispatcher.RetryAfter(pause, errors.New("later"))
@@ -247,7 +248,7 @@ func TestARetryWhoseQueueIsGoneIsUndeliverableAndReplayed(t *testing.T) {
 		if err := v.session().Delete(v.t.Context(), v.name); err != nil {
 			v.t.Fatal(err)
 		}
-		eventually(v.t, "it is undeliverable", func() bool {
+		eventually(v.t, "the retry is undeliverable", func() bool {
 			letters, err := dead.List(v.t.Context(), own, dispatcher.Page{})
 			if err != nil {
 				v.t.Fatal(err)
@@ -260,7 +261,7 @@ func TestARetryWhoseQueueIsGoneIsUndeliverableAndReplayed(t *testing.T) {
 				ran <- info
 			}
 		})})
-		eventually(v.t, "a replay brings it", func() bool {
+		eventually(v.t, "a replay publishes it", func() bool {
 			n, err := dead.Replay(v.t.Context(), own)
 			if err != nil {
 				v.t.Fatal(err)
@@ -273,7 +274,7 @@ func TestARetryWhoseQueueIsGoneIsUndeliverableAndReplayed(t *testing.T) {
 	})
 }
 
-// The same key in two exchanges is two ways, also for what was delayed or is tried again.
+// The same key in two exchanges is two routes, for delayed and for retried tasks too.
 func TestEqualKeysOfTwoExchangesDoNotMeet(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
@@ -302,14 +303,14 @@ func TestEqualKeysOfTwoExchangesDoNotMeet(t *testing.T) {
 		for i, name := range []string{v.name, other.name} {
 			for range count {
 				if from := wait(v.t, sides[i], "task"); from != name {
-					v.t.Errorf("a task of %q came to %q", from, name)
+					v.t.Errorf("a task of %q arrived at %q", from, name)
 				}
 			}
 		}
 	})
 }
 
-// Whatever a queue and a key may be called, what is delayed and what is tried again finds its way.
+// Delays and retries work for any name of a queue and a routing key.
 func TestDelaysWithOddNames(t *testing.T) {
 	t.Parallel()
 	for what, name := range map[string]string{"dots": ".a..*.#.", "unicode": "Aufträge 日本 \u00a0🐇", "long": strings.Repeat("q", 150)} {
@@ -346,7 +347,7 @@ func TestDelaysWithOddNames(t *testing.T) {
 	}
 }
 
-// A function that asks for the next attempt at once, a thousand times over, gets it, and the message does not grow with each.
+// A function that asks for an immediate retry a thousand times gets it, and the message does not grow with each retry.
 func TestAThousandRetriesAtOnce(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
@@ -364,6 +365,6 @@ func TestAThousandRetriesAtOnce(t *testing.T) {
 			v.t.Errorf("after attempt %v the log has %d bytes", d.Headers["x-dispatcher-attempt"], len(log))
 		}
 		// The last retries may be counted after the attempts that follow them.
-		eventually(v.t, "all is counted", func() bool { st := s.Stats(); return st.Retried == attempts-1 && st.Received == attempts })
+		eventually(v.t, "all attempts are counted", func() bool { st := s.Stats(); return st.Retried == attempts-1 && st.Received == attempts })
 	})
 }

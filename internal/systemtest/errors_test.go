@@ -14,7 +14,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// Each text names a thing once, and says what to do if that is known.
+// Each error text names a thing once. If the remedy is known, the text says it.
 func TestTextsOfPublishErrors(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -53,7 +53,7 @@ func TestTextsOfPublishErrors(t *testing.T) {
 		defer cancel()
 		text(where+`Service is disconnected: context deadline exceeded`,
 			r.server.PublishContext(ctx, &dispatcher.Task{Name: "n", UUID: "u"}))
-		// Whose deadline was it?
+		// The error says whose deadline ended the publish.
 		text(where+`Service is disconnected: context deadline exceeded (PublishTimeout of 1.4s)`,
 			r.server.PublishContext(t.Context(), &dispatcher.Task{Name: "n", UUID: "u"}))
 		<-r.givenUp
@@ -108,7 +108,7 @@ func TestErrorsThatMisbehaveHarmNobody(t *testing.T) {
 		r.publish("typed")
 		<-time.After(2 * time.Hour)
 		if fine.Load() != 4 {
-			t.Errorf("%d of 4 ran: a slot is lost", fine.Load())
+			t.Errorf("%d of 4 ran: a slot was lost", fine.Load())
 		}
 		if s := r.server.Stats(); s.DeadLettered != 4 || s.Succeeded != 5 {
 			t.Errorf("stats %+v", s)
@@ -131,17 +131,17 @@ func TestAnErrorThatCannotBeNilIsRefusedAtRegistration(t *testing.T) {
 	r := newRig(t)
 	_, err := r.server.NewWorker(&dispatcher.WorkerConfig{Name: "w", Queue: "q"}, tasks{"n": fn(func() exitingError { return exitingError{} })})
 	if err == nil {
-		t.Error("accepted: every call would be a failure")
+		t.Error("NewWorker accepted it, so every call would fail")
 	}
 }
 
-// brokenError is what becomes of a nil pointer to an error type that is returned as an error.
+// brokenError panics in its methods when it is a nil pointer that was returned as an error.
 type brokenError struct{ inner error }
 
 func (e *brokenError) Error() string { return e.inner.Error() }
 func (e *brokenError) Unwrap() error { return e.inner }
 
-// The log, the hooks and the verdict look into what a function returned; each must bear what that does.
+// The log, the hooks and the verdict inspect a task's error. None of them may fail if its methods panic.
 func TestAnErrorWhoseMethodsPanicIsAnError(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(c *dispatcher.ServerConfig) { c.Retry = fast(2) })
@@ -162,10 +162,10 @@ func TestAnErrorWhoseMethodsPanicIsAnError(t *testing.T) {
 		}
 	}
 	r.publish("discard")
-	eventually(t, "all is counted", func() bool { st := r.server.Stats(); return st.Discarded == 1 && st.Retried == 2 })
+	eventually(t, "all verdicts are counted", func() bool { st := r.server.Stats(); return st.Discarded == 1 && st.Retried == 2 })
 }
 
-// What it wraps is broken, what it says is not.
+// A RetryAfter around a broken error is still obeyed.
 func TestAWishAroundABrokenErrorCounts(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -177,10 +177,11 @@ func TestAWishAroundABrokenErrorCounts(t *testing.T) {
 		return nil
 	})})
 	r.publish("again")
-	eventually(t, "second attempt", func() bool { return r.server.Stats().Succeeded == 1 })
+	eventually(t, "the second attempt succeeded", func() bool { return r.server.Stats().Succeeded == 1 })
 }
 
-// D2: a panic in a task with a timeout ended gofort/dispatcher's process; one without was acknowledged, which lost the task.
+// D2: in gofort/dispatcher, a panic in a task with a timeout ended the process. A panic in a task without one lost the
+// task, because it was acked.
 func TestD2APanicIsAFailedAttempt(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -208,7 +209,7 @@ func TestD2APanicIsAFailedAttempt(t *testing.T) {
 		}
 	}
 	r.publish("fine")
-	wait(t, ran, "task after the panics: the slot is lost")
+	wait(t, ran, "task after the panics; the slot is lost")
 }
 
 type evilError struct{}

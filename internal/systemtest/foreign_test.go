@@ -14,7 +14,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// D1 is among these: an unknown argument type ended gofort/dispatcher's process, again and again.
+// D1 is among these cases: an unknown argument type made gofort/dispatcher's process crash, again and again.
 func TestHostileBodiesBecomeDeadLetters(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(c *dispatcher.ServerConfig) { c.MaxBodyBytes = 100_000 })
@@ -62,15 +62,15 @@ func TestHostileBodiesBecomeDeadLetters(t *testing.T) {
 		r.publishRaw("jobs", broker.Message{ID: name, Body: []byte(c.body), Headers: map[string]any{"odd": struct{}{}}})
 		d := r.dead(1)[0]
 		if d.Headers["x-dispatcher-reason"] != c.reason || d.ID != name || string(d.Body) != c.body {
-			t.Errorf("%s: id %q, reason %v: %v, body changed: %v", name, d.ID, d.Headers["x-dispatcher-reason"],
+			t.Errorf("%s: the dead letter has id %q, reason %v: %v; body changed: %v", name, d.ID, d.Headers["x-dispatcher-reason"],
 				d.Headers["x-dispatcher-error"], string(d.Body) != c.body)
 		}
 		if text, _ := d.Headers["x-dispatcher-error"].(string); text == "" || len(text) > 1100 {
-			t.Errorf("%s: error of %d bytes", name, len(text))
+			t.Errorf("%s: the error has %d bytes", name, len(text))
 		}
 	}
 	if n := calls.Load(); n != 0 {
-		t.Errorf("%d calls were made", n)
+		t.Errorf("%d calls, want none", n)
 	}
 }
 
@@ -85,7 +85,7 @@ func TestForeignMessagesWithoutIdentityRun(t *testing.T) {
 	}
 }
 
-// D5: an unknown task went round and round in gofort/dispatcher, thousands of times a second.
+// D5: gofort/dispatcher requeued an unknown task immediately, thousands of times a second.
 func TestD5AnUnknownTaskIsPutOffWithGrowingPausesAndThenKept(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -96,7 +96,7 @@ func TestD5AnUnknownTaskIsPutOffWithGrowingPausesAndThenKept(t *testing.T) {
 		<-time.After(59 * time.Minute)
 		synctest.Wait()
 		if n := r.server.Stats().Received; n < 110 || n > 130 {
-			t.Errorf("taken %d times in an hour, want about 125", n)
+			t.Errorf("received %d times in an hour, want about 125", n)
 		}
 		c, err := r.session().Consume(t.Context(), broker.ConsumeOptions{Queue: "jobs.dead", Prefetch: 1})
 		if err != nil {
@@ -104,7 +104,7 @@ func TestD5AnUnknownTaskIsPutOffWithGrowingPausesAndThenKept(t *testing.T) {
 		}
 		d := <-c.Deliveries()
 		if after := time.Since(began); after < time.Hour || after > time.Hour+time.Minute {
-			t.Errorf("a dead letter after %v, want an hour", after)
+			t.Errorf("dead-lettered after %v, want an hour", after)
 		}
 		if d.Headers["x-dispatcher-reason"] != "unknown_task" || !strings.Contains(d.Headers["x-dispatcher-error"].(string), `"unknown"`) {
 			t.Errorf("headers %v", d.Headers)
@@ -127,17 +127,17 @@ func TestUnknownTasksWaitForAWorkerThatKnowsThem(t *testing.T) {
 		old := v.worker(s, "old", set)
 		before := s.Stats().Postponed
 		task := v.publish(s, "new")
-		eventually(v.t, "put off", func() bool { return s.Stats().Postponed > before })
+		eventually(v.t, "the task is postponed", func() bool { return s.Stats().Postponed > before })
 		ran := make(chan dispatcher.TaskInfo, 1)
 		v.worker(s, "new", tasks{"new": fn(func(ctx context.Context) { info, _ := dispatcher.TaskFromContext(ctx); ran <- info })})
-		old.Close() // or it would go on missing the task, by chance for longer than this test waits
+		old.Close() // otherwise it might keep getting the task for longer than this test waits
 		if info := wait(v.t, ran, "the new worker's call"); info.UUID != task.UUID || info.Attempt != 1 {
 			v.t.Errorf("got %+v", info)
 		}
 	})
 }
 
-// Each of ten workers is as likely to get the task as another, so some tasks are missed dozens of times.
+// All ten workers are equally likely to get a task, so some tasks are missed dozens of times.
 func TestTenWorkersOfWhichOneKnowsTheTaskLoseNone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -14,11 +14,11 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// Copies that the broker does not take.
+// These tests are about copies that the broker refuses.
 
 var errFull = fmt.Errorf("full: %w", broker.ErrNacked)
 
-// boundQueue sets a policy on the place's queue: at most n ready messages, more are refused.
+// boundQueue sets a policy on the place's queue: it takes at most n ready messages and refuses more.
 func (r *rabbit) boundQueue(n int) {
 	r.t.Helper()
 	ctl, vhost := controller(r.t), strings.TrimPrefix(r.url.Path, "/")
@@ -29,7 +29,7 @@ func (r *rabbit) boundQueue(n int) {
 	r.t.Cleanup(func() { control(r.t, ctl, "clear_policy", "-p", vhost, r.name) })
 }
 
-// fill publishes until the queue refuses, and returns how many it took.
+// fill publishes until the queue refuses. It returns how many tasks the queue took.
 func (r *rabbit) fill(name string) int {
 	r.t.Helper()
 	for n := 0; ; n++ {
@@ -41,12 +41,13 @@ func (r *rabbit) fill(name string) int {
 			r.t.Fatal(err)
 		}
 		if n > 1000 {
-			r.t.Fatal("the queue has no bound")
+			r.t.Fatal("the queue has no limit")
 		}
 	}
 }
 
-// A worker died with tasks in hand, so the queue holds more than it takes: nothing can go to its back until others have run.
+// A worker died while it held tasks, so the queue has more messages than its limit. No task can move to its back until
+// others have run.
 func TestRabbitMQ_AFullQueueDrainsAfterALostWorker(t *testing.T) {
 	t.Parallel()
 	r := newRabbit(t)
@@ -68,16 +69,16 @@ func TestRabbitMQ_AFullQueueDrainsAfterALostWorker(t *testing.T) {
 	conn.Close()
 	r.queueIs(r.name, all)
 	if all < 28 {
-		t.Fatalf("%d tasks: the queue is not full", all)
+		t.Fatalf("only %d tasks: the queue is not over its limit", all)
 	}
 	start(t, w, r.server)
-	eventually(t, "all have run", func() bool { return r.server.Stats().Succeeded == int64(all) })
+	eventually(t, "all tasks have run", func() bool { return r.server.Stats().Succeeded == int64(all) })
 	if st := r.server.Stats(); st.Suspected == 0 || st.DeadLettered != 0 {
 		t.Errorf("stats %+v", st)
 	}
 }
 
-// A retry at once needs room in the queue that its task has just left.
+// An immediate retry needs room in the queue that its task has just left.
 func TestRabbitMQ_RetriesAtOnceDoNotStopAFullQueue(t *testing.T) {
 	t.Parallel()
 	r := newRabbit(t)
@@ -97,13 +98,13 @@ func TestRabbitMQ_RetriesAtOnceDoNotStopAFullQueue(t *testing.T) {
 	eventually(t, "both slots are busy", func() bool { return entered.Load() == 2 })
 	all += r.fill("n")
 	close(gate)
-	eventually(t, "all have run", func() bool { return r.server.Stats().Succeeded == int64(all) })
+	eventually(t, "all tasks have run", func() bool { return r.server.Stats().Succeeded == int64(all) })
 	if st := r.server.Stats(); st.Retried != 2 {
 		t.Errorf("stats %+v", st)
 	}
 }
 
-// A task that was lost once is no suspect yet: if no queue takes it, it runs.
+// A task that was lost once is not a suspect yet. If no queue takes it, it runs where it is.
 func TestATaskLostOnceRunsWhereItIsIfNothingTakesIt(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -133,13 +134,14 @@ func TestATaskLostOnceRunsWhereItIsIfNothingTakesIt(t *testing.T) {
 			t.Errorf("ran %+v", info)
 		}
 	}
-	eventually(t, "all are settled", func() bool { return r.server.Stats().Succeeded == 6 })
+	eventually(t, "all tasks are settled", func() bool { return r.server.Stats().Succeeded == 6 })
 	if st := r.server.Stats(); st.Suspected != 0 || st.DeadLettered != 0 {
 		t.Errorf("stats %+v", st)
 	}
 }
 
-// The prefetch does not bound suspects: each that waits would take a slot from the queue, until none is left.
+// The prefetch does not limit suspects. Each suspect that waits for its dead letter would take a slot from the queue,
+// until none is left.
 func TestSuspectsWhoseDeadLettersAreRefusedDoNotStopTheQueue(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -166,17 +168,17 @@ func TestSuspectsWhoseDeadLettersAreRefusedDoNotStopTheQueue(t *testing.T) {
 		}
 		<-time.After(time.Second)
 		if n := ran.Load(); n < 10 { // the third suspect may have run before the second was stuck
-			t.Errorf("%d of 10 tasks have run beside the stuck ones", n)
+			t.Errorf("%d of 10 tasks ran beside the stuck ones", n)
 		}
 		r.chaos.FailDeadLetter(nil)
 		<-time.After(time.Hour)
 		if w := r.server.Health(t.Context()).Workers[0]; w.Stuck != 0 || w.Dead != 2 || ran.Load() != 11 {
-			t.Errorf("health %+v; %d have run", w, ran.Load())
+			t.Errorf("health %+v; %d tasks ran", w, ran.Load())
 		}
 	})
 }
 
-// The pauses and the tries end with the time for settling, whatever a publish may take.
+// The pauses and tries of writing a verdict end with the time for settling, even if PublishTimeout is longer.
 func TestAVerdictThatIsBlockedEndsWithTheWorker(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ drain, most time.Duration }{"without a bound": {0, 45 * time.Second}, "with one": {time.Second, 10 * time.Second}} {
@@ -208,7 +210,7 @@ func TestAVerdictThatIsBlockedEndsWithTheWorker(t *testing.T) {
 	}
 }
 
-// Only headers that are too large are made smaller.
+// Only a verdict whose headers are too large is written with smaller headers.
 func TestAVerdictThatIsRefusedKeepsItsLog(t *testing.T) {
 	t.Parallel()
 	for name, err := range map[string]error{"nack": errFull, "rejected": fmt.Errorf("full: %w", broker.ErrRejected)} {

@@ -16,7 +16,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// A message with every property of AMQP goes through a retry with a delay, a dead letter, a replay and a second dead letter.
+// A message with every AMQP property goes through a delayed retry, a dead letter, a replay and a second dead letter.
 func TestRabbitMQ_EveryCopyKeepsTheProperties(t *testing.T) {
 	t.Parallel()
 	r := newRabbit(t, func(c *dispatcher.ServerConfig) {
@@ -40,16 +40,16 @@ func TestRabbitMQ_EveryCopyKeepsTheProperties(t *testing.T) {
 	for range 4 {
 		wait(t, calls, "attempt")
 	}
-	eventually(t, "two dead letters", func() bool { n, err := dead.Count(t.Context()); return err == nil && n == 2 })
+	eventually(t, "there are two dead letters", func() bool { n, err := dead.Count(t.Context()); return err == nil && n == 2 })
 	l, err := dead.Get(t.Context(), "id")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if l.Headers[dispatcher.UserIDHeader] != user || l.Headers[dispatcher.ExpirationHeader] != "30000" || l.Headers["own"] != "header" || len(l.Headers) != 3 {
-		t.Errorf("headers for a person: %v", l.Headers)
+		t.Errorf("headers of the dead letter: %v", l.Headers)
 	}
 	if task, err := l.Task(); err != nil || len(task.Headers) != 1 {
-		t.Errorf("as a task to publish: %v, %v", task, err)
+		t.Errorf("Task returned %v, %v", task, err)
 	}
 	if n, err := dead.Replay(t.Context(), dispatcher.DeadLetterFilter{Reason: dispatcher.ReasonFailed}); n != 2 || err != nil {
 		t.Fatal(n, err)
@@ -82,7 +82,7 @@ func TestRabbitMQ_EveryCopyKeepsTheProperties(t *testing.T) {
 	}
 }
 
-// AMQP carries the seconds of a time and no zone.
+// AMQP carries a time in whole seconds and without a zone.
 func TestATimeInAHeaderIsTheSameOnEveryBroker(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
@@ -107,8 +107,8 @@ func TestATimeInAHeaderIsTheSameOnEveryBroker(t *testing.T) {
 	})
 }
 
-// What Publish accepts leaves room for all that the library and RabbitMQ add until the end: eleven hops of a delay, retries with
-// their log, a dead letter, a replay.
+// Headers that Publish accepts leave room for everything that the library and RabbitMQ add later: eleven hops of a
+// delay, retries with their log, a dead letter and a replay.
 func TestRabbitMQ_TheLargestHeadersGoTheWholeWay(t *testing.T) {
 	t.Parallel()
 	r := newRabbit(t, func(c *dispatcher.ServerConfig) {
@@ -146,7 +146,7 @@ func TestRabbitMQ_TheLargestHeadersGoTheWholeWay(t *testing.T) {
 			wait(t, failed, "attempt")
 		}
 		var letters []dispatcher.DeadLetter
-		eventually(t, "all are dead letters", func() bool {
+		eventually(t, "all tasks are dead letters", func() bool {
 			var err error
 			if letters, err = dead.List(t.Context(), dispatcher.DeadLetterFilter{}, dispatcher.Page{}); err != nil {
 				t.Fatal(err)

@@ -38,20 +38,20 @@ func TestHealthSaysWhatAWorkerDoes(t *testing.T) {
 	close(gate)
 	w.Close()
 	if wh := r.server.Health(t.Context()).Workers[0]; wh.Started || wh.Consuming || wh.Running != 0 {
-		t.Errorf("after Close %+v", wh)
+		t.Errorf("worker after Close: %+v", wh)
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	if wh := r.server.Health(ended).Workers[0]; wh.Ready != -1 || wh.Dead != -1 {
-		t.Errorf("with an ended context %+v, want not known", wh)
+		t.Errorf("with an ended context: %+v, want unknown counts", wh)
 	}
 	r.server.Close()
 	if h := r.server.Health(t.Context()); h.State != dispatcher.StateClosed || h.OK() {
-		t.Errorf("after Close %+v", h)
+		t.Errorf("health after Close: %+v", h)
 	}
 }
 
-// The names are an interface: dashboards and probes read them.
+// The names are an interface, because dashboards and probes read them.
 func TestHealthAsJSON(t *testing.T) {
 	t.Parallel()
 	at := func(minute int) time.Time { return time.Date(2026, 11, 28, 12, minute, 0, 250e6, time.UTC) }
@@ -69,7 +69,7 @@ func TestHealthAsJSON(t *testing.T) {
 	for _, v := range []any{full, full.Outbox, full.Workers[0], full.Undeclared[0]} {
 		for i, v := 0, reflect.ValueOf(v); i < v.NumField(); i++ {
 			if v.Field(i).IsZero() {
-				t.Errorf("%s.%s is not in this test", v.Type().Name(), v.Type().Field(i).Name)
+				t.Errorf("this test does not set %s.%s", v.Type().Name(), v.Type().Field(i).Name)
 			}
 		}
 	}
@@ -88,7 +88,7 @@ func TestHealthAsJSON(t *testing.T) {
 	}
 }
 
-// panicking is an error whose text panics.
+// panicking is an error whose Error method panics.
 type panicking struct{}
 
 func (panicking) Error() string { panic("in Error") }
@@ -99,7 +99,7 @@ func TestHealthDatesItsErrors(t *testing.T) {
 		r := newRig(t, withQueue)
 		r.worker("w", tasks{"n": fn(func() error { return errors.New("x") })})
 		if h := r.server.Health(t.Context()); !h.LastErrorAt.IsZero() || !h.Workers[0].LastErrorAt.IsZero() {
-			t.Errorf("no error, and a date: %+v", h)
+			t.Errorf("a date without an error: %+v", h)
 		}
 		<-time.After(time.Minute)
 		lost := time.Now()
@@ -123,7 +123,7 @@ func TestHealthDatesItsErrors(t *testing.T) {
 	})
 }
 
-// At the limit of channels, and whenever else suspects cannot be fetched, a server is not well.
+// A server that cannot fetch suspects is not healthy, for example when no channel is free.
 func TestHealthSaysThatSuspectsCannotBeFetched(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -152,7 +152,7 @@ func TestHealthSaysThatSuspectsCannotBeFetched(t *testing.T) {
 	})
 }
 
-// fullBroker is a broker whose TryGet does what get holds first.
+// fullBroker is a broker whose TryGet first calls the function in get, and returns its error.
 type fullBroker struct {
 	broker.Broker
 	get atomic.Value // func(context.Context) error
@@ -190,7 +190,7 @@ func TestStatsAsJSON(t *testing.T) {
 	}
 }
 
-// tardy is a broker that says that its delays are late.
+// tardy is a broker that reports its delays as late.
 type tardy struct{ broker.Broker }
 
 type tardySession struct{ broker.Session }
@@ -213,20 +213,21 @@ func TestHealthSaysThatDelaysAreLate(t *testing.T) {
 	}
 }
 
-// The counts of other queues are known nevertheless, however often they are asked for, and the session has channels left.
+// If one queue does not answer, Health still counts the other queues, even after many calls. The session has channels
+// left.
 func TestHealthWithAQueueThatDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	r := newPlace(t)
 	other := r.name + ".other"
 	r.sweep(other, other+".dead", other+".suspects")
 	r.serve(r.ownQueue)
-	r.worker(tasks{"f": fn(func() {})}) // "w": before the other one
+	r.worker(tasks{"f": fn(func() {})}) // "w" sorts before the other worker's name
 	w, err := r.server.NewWorker(&dispatcher.WorkerConfig{Name: "x", Queue: other}, tasks{"f": fn(func() {})})
 	if err != nil {
 		t.Fatal(err)
 	}
 	suspend(t, r.name)
-	for range 40 { // more than there are calls at a time
+	for range 40 { // more calls than can run at a time
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		r.server.Health(ctx)
 		cancel()
@@ -238,11 +239,12 @@ func TestHealthWithAQueueThatDoesNotAnswer(t *testing.T) {
 		t.Errorf("counted %d and %d, %d and %d, want -1 and 0, 0 and 0", a.Ready, a.Dead, b.Ready, b.Dead)
 	}
 	if err := w.Start(r.server); err != nil {
-		t.Errorf("start a worker of another queue: %v", err)
+		t.Errorf("starting a worker of another queue: %v", err)
 	}
 }
 
-// With three channels none is kept for suspects. Two workers take those that there are, and the server is not well.
+// With three channels, none is reserved for suspects, and two workers use all that are available. Once there is a
+// suspect, the server is not healthy.
 func TestSuspectsWithoutAChannelAreToldByHealth(t *testing.T) {
 	t.Parallel()
 	r := newPlace(t)
@@ -259,11 +261,11 @@ func TestSuspectsWithoutAChannelAreToldByHealth(t *testing.T) {
 	if h := r.server.Health(t.Context()); h.Channels == "" || !h.OK() {
 		t.Errorf("without suspects: OK %t, channels %q", h.OK(), h.Channels)
 	}
-	// One is pulled only if there is one.
+	// The worker fetches a suspect only if there is one.
 	if err := r.raw().PublishWithContext(t.Context(), "", r.name+".suspects", false, false, amqp.Publishing{Body: []byte("x")}); err != nil {
 		t.Fatal(err)
 	}
-	eventuallyWithin(t, 2*patience, "not well", func() bool {
+	eventuallyWithin(t, 2*patience, "the server is not healthy", func() bool {
 		h := r.server.Health(t.Context())
 		return !h.OK() && strings.Contains(h.Workers[0].Suspects+h.Workers[1].Suspects, "the connection has 3 channels")
 	})

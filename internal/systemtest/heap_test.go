@@ -13,17 +13,19 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// `make chaos` runs these in full size: 10,000,000 tasks, 1,000 reconnects to RabbitMQ, and 10,000,000 tasks through one PublishAll.
+// `make chaos` runs these tests in full size: 10,000,000 tasks, 1,000 reconnects to RabbitMQ, and 10,000,000 tasks
+// through one PublishAll.
 var (
 	heapTasks      = flag.Int("heap.tasks", 100_000, "tasks on the embedded broker beside one that never ends, and a fiftieth of them on RabbitMQ")
 	heapPublished  = flag.Int("heap.published", 50_000, "tasks through one PublishAll on the embedded broker, and a tenth of them on RabbitMQ")
 	heapReconnects = flag.Int("heap.reconnects", 8, "reconnects to RabbitMQ beside a task that never ends, about one a second")
 )
 
-// heapGrowth is what the heap may grow by, however much was done: 21 bytes a task when there are 100,000.
+// heapGrowth is how much the heap may grow, however much was done: 21 bytes a task for 100,000 tasks.
 const heapGrowth = 2 << 20
 
-// A settled task leaves nothing, also while an older one is not settled. Not parallel, because all tests share the heap.
+// A settled task leaves nothing on the heap, even while an older task is unsettled. Not parallel, because all tests
+// share the heap.
 func TestTheHeapDoesNotGrowWithTasksBesideOneThatNeverEnds(t *testing.T) {
 	t.Run("memory", func(t *testing.T) { tasksBesideOne(memoryVenue(t), *heapTasks) })
 	t.Run("rabbitmq", func(t *testing.T) {
@@ -60,8 +62,8 @@ func tasksBesideOne(v *venue, many int) {
 	v.heapIs(before, "%d tasks in %.1f s", many, time.Since(began).Seconds())
 }
 
-// A worker that has had a thousand consumers remembers no more of them than one that has had twenty, although a task of the first
-// runs on. Not parallel, likewise.
+// A worker that has had a thousand consumers uses no more memory than one that has had twenty, although a task of its
+// first consumer still runs. Not parallel, because all tests share the heap.
 func TestTheHeapDoesNotGrowWithReconnectsBesideATaskThatNeverEnds(t *testing.T) {
 	const many, warm = 1000, 20
 	t.Run("consumers", func(t *testing.T) {
@@ -95,7 +97,7 @@ func TestTheHeapDoesNotGrowWithReconnectsBesideATaskThatNeverEnds(t *testing.T) 
 			for range n {
 				since := s.Health(t.Context()).Since
 				v.kill()
-				eventually(t, "connected again", func() bool {
+				eventually(t, "the server is connected again", func() bool {
 					h := s.Health(t.Context())
 					return h.Since.After(since) && h.OK()
 				})
@@ -108,10 +110,10 @@ func TestTheHeapDoesNotGrowWithReconnectsBesideATaskThatNeverEnds(t *testing.T) 
 	})
 }
 
-// publishAllHeap is what the heap may grow by during a PublishAll of any length, garbage included.
+// publishAllHeap is how much the heap may grow during a PublishAll of any length, garbage included.
 const publishAllHeap = 32 << 20
 
-// PublishAll needs constant memory. Not parallel, likewise.
+// PublishAll needs constant memory. Not parallel, because all tests share the heap.
 func TestTheHeapStaysSmallDuringPublishAll(t *testing.T) {
 	t.Run("memory", func(t *testing.T) {
 		v := memoryVenue(t)
@@ -137,7 +139,7 @@ func TestTheHeapStaysSmallDuringPublishAll(t *testing.T) {
 	})
 }
 
-// publishAll publishes n tasks, calls after for each, and checks the heap meanwhile.
+// publishAll publishes n tasks and calls after for each. It checks the heap meanwhile.
 func (v *venue) publishAll(s *dispatcher.Server, n int, after func()) {
 	v.t.Helper()
 	tasks := func(yield func(*dispatcher.Task) bool) {
@@ -166,7 +168,7 @@ func (v *venue) publishAll(s *dispatcher.Server, n int, after func()) {
 	}
 }
 
-// besideOne starts a worker with so many slots, of which one is taken until end is called.
+// besideOne starts a worker with the given number of slots. One slot stays busy until end is called.
 func besideOne(v *venue, slots int, set tasks) (s *dispatcher.Server, end func()) {
 	v.t.Helper()
 	s = v.server(func(c *dispatcher.ServerConfig) { c.Logger = quiet })
@@ -187,13 +189,13 @@ func besideOne(v *venue, slots int, set tasks) (s *dispatcher.Server, end func()
 	return s, func() { close(over) }
 }
 
-// settledHeap is what is in use when what was used is collected: a second collection empties the pools.
+// settledHeap returns the heap in use after garbage collection. The second collection empties the pools.
 func settledHeap() int64 {
 	runtime.GC()
 	return heap()
 }
 
-// heapIs checks what has become of the heap.
+// heapIs checks that the heap has not grown by more than heapGrowth.
 func (v *venue) heapIs(before int64, what string, args ...any) {
 	v.t.Helper()
 	growth := settledHeap() - before
@@ -204,7 +206,7 @@ func (v *venue) heapIs(before int64, what string, args ...any) {
 	}
 }
 
-// heap is how much is in use on the heap.
+// heap returns how much of the heap is in use.
 func heap() int64 {
 	runtime.GC()
 	var m runtime.MemStats

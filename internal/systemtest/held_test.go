@@ -9,9 +9,9 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// Tasks that are delivered while a call of the same queue, name and uuid runs.
+// These tests deliver tasks while a call of the same queue, name and uuid runs.
 
-// Many tasks of one uuid, the first of which runs for long, are no reason to take nothing else.
+// Many tasks with one uuid do not keep a worker from taking others, even if the first of them runs for a long time.
 func TestTasksOfOneUUIDDoNotStopTheOthers(t *testing.T) {
 	t.Parallel()
 	for _, same := range []int{4, 40} {
@@ -38,7 +38,7 @@ func TestTasksOfOneUUIDDoNotStopTheOthers(t *testing.T) {
 					task.UUID = "order 7"
 					v.publishTask(s, task)
 				}
-				wait(v.t, entered, "first of them")
+				wait(v.t, entered, "call of the first task")
 				for range 50 {
 					v.publish(s, "other")
 				}
@@ -50,10 +50,10 @@ func TestTasksOfOneUUIDDoNotStopTheOthers(t *testing.T) {
 					return w.Running == 1 && w.Held == 1 && w.Stuck == 0
 				})
 				close(gate)
-				eventually(v.t, "all of them have run", func() bool { return done.Load() == int32(same) })
-				eventually(v.t, "all are settled", func() bool { return s.Stats().Succeeded == int64(same)+50 })
+				eventually(v.t, "all tasks of the uuid have run", func() bool { return done.Load() == int32(same) })
+				eventually(v.t, "all tasks are settled", func() bool { return s.Stats().Succeeded == int64(same)+50 })
 				if most.Load() != 1 {
-					v.t.Errorf("%d of one uuid at once", most.Load())
+					v.t.Errorf("%d tasks of one uuid ran at once", most.Load())
 				}
 				if w := s.Health(v.t.Context()).Workers[0]; w.Held != 0 {
 					v.t.Errorf("health %+v", w)
@@ -63,7 +63,8 @@ func TestTasksOfOneUUIDDoNotStopTheOthers(t *testing.T) {
 	}
 }
 
-// A message that is delivered again while its call runs is held beyond the bound, since it takes that call's verdict. Other slots go on.
+// A message that is delivered again while its call runs is held even beyond the limit, because it takes that call's
+// verdict. Other slots go on.
 func TestRedeliveriesOfRunningTasksHoldNoSlot(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
@@ -81,7 +82,7 @@ func TestRedeliveriesOfRunningTasksHoldNoSlot(t *testing.T) {
 			wait(v.t, entered, "call")
 		}
 		v.kill()
-		eventually(v.t, "all three are held", func() bool {
+		eventually(v.t, "all three redeliveries are held", func() bool {
 			h := s.Health(v.t.Context())
 			return h.Workers[0].Held == 3 && h.Workers[0].Running == 3
 		})
@@ -90,7 +91,7 @@ func TestRedeliveriesOfRunningTasksHoldNoSlot(t *testing.T) {
 			wait(v.t, others, "other task")
 		}
 		close(gate)
-		eventually(v.t, "the verdicts are taken", func() bool { return s.Stats().Succeeded == 13 })
+		eventually(v.t, "the held deliveries have taken the verdicts", func() bool { return s.Stats().Succeeded == 13 })
 		if n := calls.Load(); n != 3 {
 			v.t.Errorf("%d calls of 3 tasks", n)
 		}
@@ -98,7 +99,7 @@ func TestRedeliveriesOfRunningTasksHoldNoSlot(t *testing.T) {
 	})
 }
 
-// A worker that stops gives back what it holds, uncharged.
+// A worker that stops releases the tasks it holds. Their attempts and losses do not increase.
 func TestHeldTasksAreGivenBackWhenTheWorkerStops(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
@@ -111,10 +112,10 @@ func TestHeldTasksAreGivenBackWhenTheWorkerStops(t *testing.T) {
 			v.publishTask(s, task)
 		}
 		wait(v.t, entered, "call")
-		eventually(v.t, "two are held", func() bool { return s.Health(v.t.Context()).Workers[0].Held == 2 })
+		eventually(v.t, "two tasks are held", func() bool { return s.Health(v.t.Context()).Workers[0].Held == 2 })
 		ended := make(chan error, 1)
 		go func() { ended <- w.Shutdown(context.Background()) }()
-		eventually(v.t, "they are given back", func() bool { return s.Stats().Released >= 2 })
+		eventually(v.t, "the held tasks are released", func() bool { return s.Stats().Released >= 2 })
 		close(gate)
 		if err := wait(v.t, ended, "end of Shutdown"); err != nil {
 			v.t.Error(err)
@@ -124,7 +125,7 @@ func TestHeldTasksAreGivenBackWhenTheWorkerStops(t *testing.T) {
 		}
 		for _, d := range v.take(v.name, 2) {
 			if d.Losses != 0 || d.Headers["x-dispatcher-losses"] != nil {
-				v.t.Errorf("given back: %+v", d)
+				v.t.Errorf("released message: %+v", d)
 			}
 		}
 	})

@@ -16,7 +16,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// story notes what the hooks tell.
+// story records the events that the hooks receive.
 type story struct {
 	mu    sync.Mutex
 	lines []string
@@ -87,7 +87,7 @@ func TestHooksTellTheStory(t *testing.T) {
 			"start stuck 1", "finish stuck 1: dead_letter, still running after its timeout; abandoned", "dead letter stuck: timeout",
 			"dead letter n: bad_arguments",
 		}
-		eventually(v.t, "the story", func() bool {
+		eventually(v.t, "the hooks have received all events", func() bool {
 			for _, line := range want {
 				if !st.has(line) {
 					return false
@@ -97,11 +97,11 @@ func TestHooksTellTheStory(t *testing.T) {
 		})
 		close(gate)
 		v.kill()
-		eventually(v.t, "the link's end and new beginning", func() bool {
+		eventually(v.t, "the hooks have received the disconnect and the reconnect", func() bool {
 			return st.has("connecting, with a reason: true") && st.has("connected, with a reason: false")
 		})
 		w.Close()
-		eventually(v.t, "the end", func() bool { return st.has("worker w on " + v.name + " stopped") })
+		eventually(v.t, "the hooks have received the worker's end", func() bool { return st.has("worker w on " + v.name + " stopped") })
 		if text := st.String(); strings.Contains(text, "bad event") || strings.Count(text, "\n") != len(want)+2 {
 			v.t.Errorf("story:\n%s", text)
 		}
@@ -130,22 +130,22 @@ func TestAHookThatPanicsHarmsNobody(t *testing.T) {
 	r.publish("fails")
 	r.dead(1)
 	r.chaos.Kill()
-	eventually(t, "reconnected", func() bool { return st.has("connected, with a reason: false") })
+	eventually(t, "the server has reconnected", func() bool { return st.has("connected, with a reason: false") })
 	w.Close()
 	for _, line := range []string{"worker w on jobs started", "start fails 1", "retry fails 1 in 20ms: no", "dead letter fails: failed", "worker w on jobs stopped"} {
 		if !st.has(line) {
-			t.Errorf("the other hook was not told %q:\n%s", line, st.String())
+			t.Errorf("the other hook did not receive %q:\n%s", line, st.String())
 		}
 	}
 	if !strings.Contains(r.log.String(), "hook panicked") {
-		t.Error("not in the log")
+		t.Error("the log does not mention the hook's panic")
 	}
 }
 
 func TestTeeOfNothingIsNothing(t *testing.T) {
 	t.Parallel()
 	if h := dispatcher.Tee(dispatcher.Hooks{}, dispatcher.Hooks{}); h.Started != nil || h.Published != nil || h.OutboxRefused != nil {
-		t.Error("a hook was made where there is none: it would cost something")
+		t.Error("Tee made a hook where there is none, which would cost time")
 	}
 	var got []int
 	dispatcher.Tee(
@@ -158,7 +158,7 @@ func TestTeeOfNothingIsNothing(t *testing.T) {
 	}
 }
 
-// A hook of a test calls t.Fatal, which ends the goroutine of whoever called it.
+// A test's hook may call t.Fatal, which ends the calling goroutine.
 func TestAHookThatEndsItsGoroutineHarmsNobody(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
@@ -188,7 +188,7 @@ func TestAHookThatEndsItsGoroutineHarmsNobody(t *testing.T) {
 			"stuck":          {Timeout: time.Millisecond, Function: func() { <-gate }},
 		}
 		w := v.newWorker(s, "w", set, limit(1))
-		// Uncalled suspects: each must give the turn to the next.
+		// These suspects are never called. Each must still let the next one run.
 		v.raw(v.name+".suspects", broker.Message{ID: "m1", Body: []byte("malformed")})
 		v.raw(v.name+".suspects", broker.Message{ID: "m2", Body: []byte("malformed")})
 		v.raw(v.name+".suspects", message("fails", "suspect", nil))
@@ -201,7 +201,7 @@ func TestAHookThatEndsItsGoroutineHarmsNobody(t *testing.T) {
 		}
 		v.publish(s, "exits at start")
 		v.dead("failed")
-		// One that was not called is not under way for ever.
+		// A task that was never called must not count as running.
 		task := dispatcher.NewTask("n", 300)
 		task.UUID = "order 7"
 		v.publishTask(s, task)
@@ -215,7 +215,7 @@ func TestAHookThatEndsItsGoroutineHarmsNobody(t *testing.T) {
 		v.publish(s, "stuck")
 		v.dead("timeout")
 		v.kill()
-		eventually(v.t, "the connection stands again", func() bool { return st.has("connected, with a reason: false") })
+		eventually(v.t, "the server is connected again", func() bool { return st.has("connected, with a reason: false") })
 		v.publish(s, "n", 8)
 		if got := wait(v.t, ran, "task after the reconnect"); got != "8" {
 			v.t.Errorf("ran %s", got)
@@ -229,7 +229,7 @@ func TestAHookThatEndsItsGoroutineHarmsNobody(t *testing.T) {
 	})
 }
 
-// Carriers must go on, or what is left in the outbox is never sent.
+// The outbox's carriers must go on. Otherwise the remaining entries are never sent.
 func TestAHookThatEndsItsGoroutineDoesNotStopTheOutbox(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(c *dispatcher.ServerConfig) {
@@ -244,7 +244,7 @@ func TestAHookThatEndsItsGoroutineDoesNotStopTheOutbox(t *testing.T) {
 	})
 	r.chaos.FailOpen(errors.New("away"))
 	r.chaos.Kill()
-	eventually(t, "disconnected", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnecting })
+	eventually(t, "the server is disconnected", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnecting })
 	for _, key := range []string{"jobs", "jobs", "nowhere", "jobs"} {
 		task := dispatcher.NewTask("n")
 		task.RoutingKey = key
@@ -253,7 +253,7 @@ func TestAHookThatEndsItsGoroutineDoesNotStopTheOutbox(t *testing.T) {
 		}
 	}
 	r.chaos.FailOpen(nil)
-	eventually(t, "all are sent or refused", func() bool { st := r.server.Stats(); return st.Published == 3 && st.OutboxDead == 1 })
+	eventually(t, "all entries are sent or refused", func() bool { st := r.server.Stats(); return st.Published == 3 && st.OutboxDead == 1 })
 	within(t, patience, "Close", r.server.Close)
 }
 
@@ -275,7 +275,7 @@ func TestHooksThatExitHarmNobody(t *testing.T) {
 				WorkerStopped: func(dispatcher.WorkerEvent) { exit() },
 				OutboxRefused: func(dispatcher.PublishEvent) { exit() },
 				Published: func(e dispatcher.PublishEvent) {
-					if !errors.Is(e.Err, dispatcher.ErrInOutbox) { // that is on the goroutine of this test
+					if !errors.Is(e.Err, dispatcher.ErrInOutbox) { // this event is on the test's own goroutine
 						exit()
 					}
 				},

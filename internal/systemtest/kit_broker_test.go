@@ -10,14 +10,14 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// hooked is a broker whose consumers and sessions end as a test says. It also has what some adapters have: a goroutine
-// between the broker's channel and the worker's, so that lost deliveries can still be received.
+// hooked is a broker whose consumers and sessions end as a test says. Like some adapters, it has a goroutine between
+// the broker's channel and the worker's. So the worker can still receive deliveries that are lost.
 type hooked struct {
 	broker.Broker
 	stop, closeConsumer, closeSession func(ctx context.Context, next func() error) error
 	released                          func()
 	arrives                           func(*broker.Delivery)
-	lateDone                          time.Duration // by which Session.Done follows the end of its consumers
+	lateDone                          time.Duration // how long Session.Done closes after the end of its consumers
 }
 
 type hookedSession struct {
@@ -101,13 +101,13 @@ func via(hook func(context.Context, func() error) error, ctx context.Context, ne
 	return hook(ctx, func() error { return next(ctx) })
 }
 
-// scripted is a broker whose answers to publishes are made by a test, and which does not say that it blocks.
+// scripted is a broker that answers publishes as a test says. It does not report that it blocks, unless candid is set.
 type scripted struct {
-	candid bool // its sessions say that they are blocked
+	candid bool // its sessions report that they are blocked
 	broker.Broker
 	answer func(broker.Message) error // nil = ask the broker
 
-	unanswered int // what sessions report
+	unanswered int // the number that sessions report
 }
 
 type scriptedSession struct {
@@ -150,19 +150,19 @@ func (s scriptedSession) Status() broker.Status {
 	return broker.Status{Unanswered: s.b.unanswered}
 }
 
-// errSilent, from a script, is no answer at all.
+// errSilent, from a script, means no answer at all.
 var errSilent = errors.New("silent")
 
-// script puts answer in front of the rig's broker.
+// script puts answer between the rig's server and its broker.
 func script(answer func(broker.Message) error) func(*dispatcher.ServerConfig) {
 	return func(c *dispatcher.ServerConfig) { c.Broker = &scripted{Broker: c.Broker, answer: answer} }
 }
 
-// slowGet is a broker whose TryGet takes until the gate opens.
+// slowGet is a broker whose TryGet blocks until the gate opens.
 type slowGet struct {
 	broker.Broker
 	entered, gate chan struct{}
-	broken        atomic.Bool // it did not get so far
+	broken        atomic.Bool // a context ended before the gate opened
 }
 
 func (b *slowGet) Open(ctx context.Context) (broker.Session, error) {
@@ -180,7 +180,7 @@ func (s slowSession) TryGet(ctx context.Context, queue string, n int) ([]broker.
 	select {
 	case <-s.gate:
 	case <-ctx.Done():
-		s.broken.Store(true) // RabbitMQ may have handed it out by now, and counts that as a loss
+		s.broken.Store(true) // RabbitMQ may have delivered a message by now, and would count a loss
 		return nil, ctx.Err()
 	}
 	return s.Session.TryGet(ctx, queue, n)

@@ -9,17 +9,17 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// drainTime is how long what is due may take after a cluster is whole again. It is no measure of speed.
+// drainTime is how long due tasks may take after a cluster is whole again. It is not a speed limit.
 const drainTime = time.Minute
 
-// figures counts what became of the tasks of a load.
+// figures counts the outcomes of a load's tasks.
 type figures struct {
 	tasks, confirmed, boxed, notSent, unavailable, rejected, unconfirmed, nacked int // by the outcome of the publish
 	lost, buried, dead, replayed, early, lies, twice, stalled                    int
 }
 
-// audit stops the load and checks what became of every task: what was confirmed or kept in the outbox has run, what was not sent
-// or refused has not, and nothing was early. It prints the figures on one line.
+// audit stops the load and checks the fate of every task. Confirmed tasks and tasks kept in the outbox have run. Tasks
+// that were not sent or were refused have not. No task was early. audit prints the figures on one line.
 func (l *load) audit() {
 	l.t.Helper()
 	l.stop()
@@ -28,8 +28,8 @@ func (l *load) audit() {
 	l.drain()
 	took := time.Since(began)
 	if n.stalled = l.owed(); n.stalled > 0 {
-		l.t.Errorf("%d tasks that are owed have not run %v after the last publish; these queues are not empty:\n%s", n.stalled, drainTime, l.where())
-		l.drain() // to tell what is late from what is lost
+		l.t.Errorf("%d owed tasks had not run %v after the last publish; these queues are not empty:\n%s", n.stalled, drainTime, l.where())
+		l.drain() // to tell late tasks from lost ones
 	}
 	n.replayed = l.replayed
 	dead := l.letters(l.name)
@@ -38,14 +38,14 @@ func (l *load) audit() {
 	}
 	l.judge(&n, dead)
 	l.t.Logf("FIGURES %s: %d tasks: %d confirmed, %d kept in the outbox, %d not sent (%d since the queue was away), %d rejected, %d unconfirmed (%d nacked). "+
-		"%d lost, %d buried in the outbox, %d dead letters, %d undeliverable and replayed, %d early, %d ran though reported as not sent or rejected, %d ran twice, %d stalled. "+
+		"%d lost, %d buried in the outbox, %d dead letters, %d undeliverable and replayed, %d early, %d ran although reported as not sent or rejected, %d ran twice, %d stalled. "+
 		"Longest publish %.2f s. Latest delay %.2f s, latest retry %.2f s. Drained in %.1f s. Longest silences: %s",
 		l.t.Name(), n.tasks, n.confirmed, n.boxed, n.notSent, n.unavailable, n.rejected, n.unconfirmed, n.nacked,
 		n.lost, n.buried, n.dead, n.replayed, n.early, n.lies, n.twice, n.stalled,
 		l.slow.Seconds(), l.late["later"].Seconds(), l.late["flaky"].Seconds(), took.Seconds(), strings.Join(l.spans, "; "))
 }
 
-// judge counts, and fails the test for each task whose fate breaks a promise.
+// judge fills in n, and fails the test for each task whose fate breaks a promise.
 func (l *load) judge(n *figures, dead map[string]string) {
 	l.t.Helper()
 	buried := l.buried()
@@ -54,7 +54,7 @@ func (l *load) judge(n *figures, dead map[string]string) {
 	complaints := map[string]int{}
 	complain := func(kind, format string, args ...any) {
 		l.t.Helper()
-		if complaints[kind]++; complaints[kind] <= 3 { // of some hundred
+		if complaints[kind]++; complaints[kind] <= 3 { // the first few are enough
 			l.t.Errorf(kind+": "+format, args...)
 		}
 	}
@@ -108,12 +108,12 @@ func (l *load) judge(n *figures, dead map[string]string) {
 		complain("early", "%s", text)
 	}
 	if n.confirmed < 100 {
-		l.t.Errorf("only %d tasks were confirmed: nothing was tried", n.confirmed)
+		l.t.Errorf("only %d tasks were confirmed, too few to test anything", n.confirmed)
 	}
 }
 
-// drain waits until everything that is owed has run, but no longer than drainTime. What is undeliverable meanwhile it replays, as
-// docs/rabbitmq.md has an operator do after a classic queue was away.
+// drain waits at most drainTime until every owed task has run. Meanwhile it replays undeliverable tasks, as
+// docs/rabbitmq.md tells an operator to do after a classic queue was away.
 func (l *load) drain() {
 	l.t.Helper()
 	undeliverable := l.servers[sender].DeadLetters(dispatcher.Undeliverable)
@@ -129,7 +129,7 @@ func (l *load) drain() {
 	}
 }
 
-// owed counts the tasks that have to run and have not.
+// owed counts the tasks that must run and have not.
 func (l *load) owed() (n int) {
 	buried := l.buried()
 	l.mu.Lock()
@@ -142,10 +142,10 @@ func (l *load) owed() (n int) {
 	return n
 }
 
-// id is the uuid of a task.
+// id returns the uuid of a task.
 func (l *load) id(i int) string { return fmt.Sprintf("%s-%d", l.name, i) }
 
-// buried are the reasons of the dead entries in the outbox, by uuid.
+// buried returns the reasons of the outbox's dead entries, by uuid.
 func (l *load) buried() map[string]string {
 	all := map[string]string{}
 	for _, e := range l.outbox.Dead() {
@@ -154,7 +154,7 @@ func (l *load) buried() map[string]string {
 	return all
 }
 
-// letters are the reasons of dead letters of a queue, by uuid.
+// letters returns the reasons of a queue's dead letters, by uuid.
 func (l *load) letters(queue string) map[string]string {
 	l.t.Helper()
 	all := map[string]string{}
@@ -168,7 +168,8 @@ func (l *load) letters(queue string) map[string]string {
 	return all
 }
 
-// where lists the queues that are not empty. The node that leads a queue knows how many messages it has.
+// where lists the queues that are not empty. It asks every node, because the node that leads a queue knows its number
+// of messages.
 func (l *load) where() (all string) {
 	for _, m := range l.c.members {
 		all += m.eval(`[case rabbit_amqqueue:info(Q, [messages]) of

@@ -15,7 +15,7 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// stamped is a recorder that says when, in seconds since the server began.
+// stamped is a recorder that prefixes each line with the seconds since the server began.
 type stamped struct {
 	recorder
 	began time.Time
@@ -32,34 +32,34 @@ func (s *stamped) Warnf(f string, args ...any)  { s.recorder.Warnf("%s"+f, s.at(
 func (s *stamped) Error(args ...any)            { s.recorder.Error(s.at(args)...) }
 func (s *stamped) Errorf(f string, args ...any) { s.recorder.Errorf("%s"+f, s.at(args)...) }
 
-// load is the work that goes on while a cluster is broken and mended: a server that publishes, one that does so with an outbox,
-// and two that run the tasks. Every task is published once and followed to its end.
+// load is the work that runs while a cluster is broken and repaired. One server publishes, another publishes with an
+// outbox, and two run the tasks. Every task is published once and followed to its end.
 type load struct {
 	t      *testing.T
 	c      *cluster
-	name   string // of exchange, key and queue
-	query  string // of the URLs
-	kind   string // of the queues
+	name   string // the name of exchange, key and queue
+	query  string // the query of the URLs
+	kind   string // the type of the queues
 	rng    *rand.Rand
-	logs   map[string]*stamped // by server, as servers
+	logs   map[string]*stamped // by server, like servers
 	outbox *dispatcher.MemoryOutbox
 
-	servers map[string]*dispatcher.Server // all ever started
+	servers map[string]*dispatcher.Server // every server ever started
 	senders sync.WaitGroup
 	quit    chan struct{} // closed to end the senders
 
-	replayed int // undeliverable tasks; audit's own
+	replayed int // undeliverable tasks; only audit uses it
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	fates []*fate
 	beats map[string][]time.Time // by server: confirmed publishes, starts of tasks
-	spans []string               // what watch saw
+	spans []string               // the gaps that watch measured
 	late  map[string]time.Duration
 	early []string
 	slow  time.Duration // the longest publish
 }
 
-// fate is what becomes of one task.
+// fate describes what happened to one task.
 type fate struct {
 	name      string
 	notBefore time.Time
@@ -70,20 +70,21 @@ type fate struct {
 	done      bool
 }
 
-// Names of servers.
+// These are the names of the servers.
 const (
 	sender = "sender"
 	boxed  = "sender with outbox"
 	first  = "worker 1"
 	second = "worker 2"
 
-	delays = ", delayed" // what they publish with a delay
+	delays = ", delayed" // marks the beats of delayed publishes
 )
 
-// flaky is the policy of the servers; tasks of that name fail twice.
+// flaky is the retry policy of the servers. Tasks named "flaky" fail twice.
 var flaky = dispatcher.RetryPolicy{MaxAttempts: 5, InitialInterval: 200 * time.Millisecond, Multiplier: 2, Jitter: -1}
 
-// newLoad connects all servers to m alone, has it lead all queues, and lets them know the others. Then the work begins.
+// newLoad first connects all servers to m alone, so that m leads all queues. Then it allows connections to the other
+// nodes, and starts the work.
 func newLoad(t *testing.T, c *cluster, m *member, sc scenario, seed uint64) *load {
 	t.Helper()
 	if sc.entries == 0 {
@@ -106,7 +107,7 @@ func newLoad(t *testing.T, c *cluster, m *member, sc scenario, seed uint64) *loa
 	l.serve(boxed, func(cfg *dispatcher.ServerConfig) { cfg.Outbox = l.outbox })
 	l.work(first)
 	l.work(second)
-	l.publish(sender, l.task("later")) // so that the levels of delays exist
+	l.publish(sender, l.task("later")) // declares the queues of the delay levels
 	if sc.kind == "quorum" {
 		c.lead(m)
 	}
@@ -116,12 +117,12 @@ func newLoad(t *testing.T, c *cluster, m *member, sc scenario, seed uint64) *loa
 	l.senders.Go(func() { l.send(sender, 40*time.Millisecond, 1, mix...) })
 	l.senders.Go(func() { l.send(sender, 400*time.Millisecond, 20, mix...) })
 	l.senders.Go(func() { l.send(sender, 50*time.Millisecond, 1, "later") })
-	l.senders.Go(func() { l.send(boxed, 30*time.Millisecond, 1, mix...) }) // its entries leave one by one, and have to catch up
+	l.senders.Go(func() { l.send(boxed, 30*time.Millisecond, 1, mix...) }) // its entries are sent one by one, and must catch up
 	l.senders.Go(func() { l.send(boxed, 100*time.Millisecond, 1, "later") })
 	return l
 }
 
-// serve starts a server under that name.
+// serve starts a server named who.
 func (l *load) serve(who string, edit func(*dispatcher.ServerConfig)) *dispatcher.Server {
 	l.t.Helper()
 	l.logs[who] = &stamped{began: time.Now()}
@@ -174,10 +175,11 @@ func (l *load) work(who string) {
 	}
 }
 
-// keys are that of most tasks, and one for those with a delay: in an outbox those of one key wait for each other.
+// keys returns the key of most tasks, and one for delayed tasks. In an outbox, entries with the same key wait for each
+// other.
 func (l *load) keys() []string { return []string{l.name, l.name + ".later"} }
 
-// leave shuts a server down.
+// leave shuts the server down.
 func (l *load) leave(who string) {
 	l.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -193,7 +195,7 @@ func (l *load) beat(who string) {
 	l.beats[who] = append(l.beats[who], time.Now())
 }
 
-// task makes the next task.
+// task returns a new task and records its fate.
 func (l *load) task(name string) *dispatcher.Task {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -208,7 +210,7 @@ func (l *load) task(name string) *dispatcher.Task {
 	return task
 }
 
-// publish publishes tasks once and notes the outcomes.
+// publish publishes tasks once and records the outcomes.
 func (l *load) publish(who string, batch ...*dispatcher.Task) {
 	began := time.Now()
 	var errs []error
@@ -230,7 +232,7 @@ func (l *load) publish(who string, batch ...*dispatcher.Task) {
 	}
 }
 
-// send publishes tasks of these names, as many at a time, until the load is stopped.
+// send publishes batches of size tasks with these names until the load is stopped.
 func (l *load) send(who string, every time.Duration, size int, names ...string) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -249,7 +251,7 @@ func (l *load) send(who string, every time.Duration, size int, names ...string) 
 	}
 }
 
-// run is the function of all tasks.
+// run is the task function of all tasks.
 func (l *load) run(ctx context.Context, i int) error {
 	info, _ := dispatcher.TaskFromContext(ctx)
 	now := time.Now()
@@ -283,8 +285,8 @@ func (l *load) run(ctx context.Context, i int) error {
 	return nil
 }
 
-// watch lets d pass and notes the longest time without a confirmed publish and without a start of a task in each server. With
-// -cluster.full none may be longer than bound; 0 means that there is no bound.
+// watch waits for d and records, for each server, the longest time without a confirmed publish or the start of a task.
+// With -cluster.full, none may be longer than bound. A bound of 0 means no limit.
 func (l *load) watch(what string, d, bound time.Duration) {
 	l.t.Helper()
 	from := time.Now()
@@ -292,7 +294,7 @@ func (l *load) watch(what string, d, bound time.Duration) {
 	l.since(what, from, bound)
 }
 
-// since is watch for what has passed since then.
+// since does the same as watch, for the time since from.
 func (l *load) since(what string, from time.Time, bound time.Duration) {
 	l.t.Helper()
 	to := time.Now()
@@ -312,13 +314,13 @@ func (l *load) since(what string, from time.Time, bound time.Duration) {
 			most += promised
 		}
 		if *clusterFull && bound > 0 && gap > most {
-			l.t.Errorf("%s: %s stood still for %v", what, who, gap)
+			l.t.Errorf("%s: %s made no progress for %v", what, who, gap)
 		}
 	}
 	l.spans = append(l.spans, span[:len(span)-1])
 }
 
-// stop ends the senders when each has its last answer.
+// stop ends the senders. It returns when each has the answer to its last publish.
 func (l *load) stop() {
 	close(l.quit)
 	l.senders.Wait()

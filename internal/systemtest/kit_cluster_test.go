@@ -17,17 +17,18 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/brokertest"
 )
 
-// cluster is three RabbitMQ nodes of the test's own, which form one cluster. Clients reach each node through a proxy.
+// cluster is three RabbitMQ nodes that belong to the test and form one cluster. Clients reach each node through a
+// proxy.
 type cluster struct {
 	t       *testing.T
 	members []*member
-	pauses  bool // pause_minority has an effect: not from RabbitMQ 4.3 on, which keeps its metadata in Khepri
+	pauses  bool // pause_minority works; it does not since RabbitMQ 4.3, which keeps its metadata in Khepri
 }
 
-// member is one node of a cluster. Its methods fail the test when they fail.
+// member is one node of a cluster. A method that fails also fails the test.
 type member struct {
 	t     *testing.T
-	dir   string // of scripts/brokers.sh
+	dir   string // the node's directory for scripts/brokers.sh
 	peer  string // the dir of the first node, "" for the first
 	url   *url.URL
 	state string // where scripts/brokers.sh keeps the node's files
@@ -35,7 +36,7 @@ type member struct {
 	proxy *brokertest.Proxy
 }
 
-// clusterConf is what docs/rabbitmq.md asks of an operator.
+// These are the settings that docs/rabbitmq.md asks an operator to use.
 const (
 	clusterConf = "cluster_partition_handling = pause_minority"
 	clusterErl  = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 10000}]}]."
@@ -79,7 +80,7 @@ func newCluster(t *testing.T) *cluster {
 	return c
 }
 
-// at has the cluster fail t from now on, which is a subtest, and brings all nodes back.
+// at makes the cluster report its failures to the subtest t, and brings all nodes back.
 func (c *cluster) at(t *testing.T) {
 	t.Helper()
 	owner := c.t
@@ -94,7 +95,7 @@ func (c *cluster) at(t *testing.T) {
 	c.whole()
 }
 
-// urls are those of all nodes through their proxies, as ServerConfig.AMQPConnectionString takes them.
+// urls returns the URLs of all nodes through their proxies, as ServerConfig.AMQPConnectionString takes them.
 func (c *cluster) urls(query string) string {
 	var all []string
 	for _, m := range c.members {
@@ -103,14 +104,14 @@ func (c *cluster) urls(query string) string {
 	return strings.Join(all, ",")
 }
 
-// only lets clients make connections to one node; nil: to all.
+// only lets clients connect to m alone. If m is nil, they may connect to all nodes.
 func (c *cluster) only(m *member) {
 	for _, other := range c.members {
 		other.proxy.Refuse(m != nil && other != m)
 	}
 }
 
-// other is a node that is none of these.
+// other returns a node that is none of these.
 func (c *cluster) other(not ...*member) *member {
 	for _, m := range c.members {
 		found := false
@@ -124,7 +125,7 @@ func (c *cluster) other(not ...*member) *member {
 	panic("no other node")
 }
 
-// named is the member with that Erlang name, or nil.
+// named returns the member with that Erlang name, or nil.
 func (c *cluster) named(name string) *member {
 	for _, m := range c.members {
 		if m.name == name {
@@ -134,7 +135,7 @@ func (c *cluster) named(name string) *member {
 	return nil
 }
 
-// leader is the node that leads a quorum queue or hosts a classic one, in the eyes of via.
+// leader returns the node that leads a quorum queue or hosts a classic one, as the node via sees it.
 func (c *cluster) leader(via *member, queue string) *member {
 	c.t.Helper()
 	var m *member
@@ -148,7 +149,7 @@ func (c *cluster) leader(via *member, queue string) *member {
 	return m
 }
 
-// leaders are the Erlang names of the nodes that lead the queues, by the queues' names.
+// leaders returns the Erlang names of the nodes that lead the queues, by queue name.
 func (c *cluster) leaders(via *member) (map[string]string, error) {
 	all := map[string]string{}
 	out, err := via.tryEval(`
@@ -164,7 +165,7 @@ func (c *cluster) leaders(via *member) (map[string]string, error) {
 	return all, err
 }
 
-// lead has m lead all quorum queues.
+// lead makes m the leader of all quorum queues.
 func (c *cluster) lead(m *member) {
 	c.t.Helper()
 	eventually(c.t, m.name+" leads all queues", func() bool {
@@ -179,7 +180,8 @@ func (c *cluster) lead(m *member) {
 	})
 }
 
-// whole brings all nodes back, whatever was done to them, and waits until they are one cluster whose queues have leaders.
+// whole brings all nodes back and undoes whatever was done to them. It returns when they are one cluster and every
+// queue has a leader.
 func (c *cluster) whole() {
 	c.t.Helper()
 	for _, m := range c.members {
@@ -208,7 +210,7 @@ func (c *cluster) whole() {
 	}
 }
 
-// start starts the node, with the data it has, and returns when it accepts clients.
+// start starts the node with its existing data. It returns when the node accepts clients.
 func (m *member) start() {
 	for line := range strings.Lines(m.script("start")) {
 		switch name, value, _ := strings.Cut(strings.TrimSpace(line), "="); name {
@@ -220,7 +222,7 @@ func (m *member) start() {
 	}
 	files, _ := filepath.Glob(m.state + "/node/data/*.pid")
 	if len(files) != 1 {
-		m.t.Errorf("%s has %d files of process ids", m.state, len(files))
+		m.t.Errorf("%s has %d pid files, want 1", m.state, len(files))
 		return
 	}
 	m.name = strings.TrimSuffix(filepath.Base(files[0]), ".pid")
@@ -239,14 +241,15 @@ func (m *member) script(verb string) string {
 	return string(out)
 }
 
-// through is the URL of the node through its proxy.
+// through returns the URL of the node through its proxy.
 func (m *member) through(query string) string {
 	u := *m.url
 	u.Host, u.RawQuery = m.proxy.Addr(), query
 	return u.String()
 }
 
-// pid is the process of the node, 0 if it does not run. The tag in its environment proves that it is ours.
+// pid returns the node's process id, or 0 if it does not run. The tag in its environment proves that the process
+// belongs to this test.
 func (m *member) pid() int {
 	text, err := os.ReadFile(m.state + "/node/data/" + m.name + ".pid")
 	if err != nil {
@@ -269,35 +272,35 @@ func (m *member) signal(s syscall.Signal) {
 	m.t.Helper()
 	pid := m.pid()
 	if pid == 0 {
-		m.t.Fatalf("%s does not run", m.name)
+		m.t.Fatalf("%s is not running", m.name)
 	}
 	if err := syscall.Kill(pid, s); err != nil {
 		m.t.Fatal(err)
 	}
 }
 
-// kill ends the node as a power failure does.
+// kill ends the node without warning, as a power failure does.
 func (m *member) kill() { m.t.Helper(); m.signal(syscall.SIGKILL) }
 
-// stop ends the node as systemd does, and returns when it has ended.
+// stop ends the node gracefully, as systemd does. It returns when the process has ended.
 func (m *member) stop() {
 	m.t.Helper()
-	pid := m.pid() // the node removes the file first
+	pid := m.pid() // read it now, because the node removes the file before it ends
 	m.signal(syscall.SIGTERM)
 	eventually(m.t, m.name+" has stopped", func() bool { return syscall.Kill(pid, 0) != nil })
 }
 
-// freeze stops the node's process in the midst of whatever it does, until thaw.
+// freeze suspends the node's process until thaw.
 func (m *member) freeze() { m.t.Helper(); m.signal(syscall.SIGSTOP) }
 func (m *member) thaw()   { m.t.Helper(); m.signal(syscall.SIGCONT) }
 
-// split takes the node's links to the other nodes away, until heal. Clients reach it still.
+// split cuts the node's links to the other nodes until heal. Clients still reach it.
 func (m *member) split() {
 	m.t.Helper()
 	m.eval(`[begin erlang:set_cookie(N, wrong), erlang:disconnect_node(N) end || N <- rabbit_nodes:all(), N =/= node()].`)
 }
 
-// giveUpAfter has the nodes count one that does not answer as down after d, instead of net_ticktime's minute.
+// giveUpAfter makes the nodes treat a silent node as down after d, instead of net_ticktime's minute.
 func (c *cluster) giveUpAfter(d time.Duration) {
 	c.t.Helper()
 	for _, m := range c.members {
@@ -310,12 +313,12 @@ func (m *member) heal() {
 	m.eval(`[erlang:set_cookie(N, erlang:get_cookie()) || N <- rabbit_nodes:all(), N =/= node()].`)
 }
 
-// eval runs Erlang on the node and returns what it prints.
+// eval runs Erlang code on the node and returns its output.
 func (m *member) eval(code string) string {
 	m.t.Helper()
 	var out string
 	var err error
-	eventually(m.t, m.name+" can be asked", func() bool { // on a busy machine it sometimes cannot
+	eventually(m.t, m.name+" can run Erlang code", func() bool { // on a busy machine it sometimes fails to connect
 		out, err = m.tryEval(code)
 		return !strings.Contains(out, "erl_call: failed to connect")
 	})
@@ -327,9 +330,9 @@ func (m *member) eval(code string) string {
 
 func (m *member) tryEval(code string) (string, error) {
 	cmd := exec.Command(m.state+"/as-node", "erl_call", "-r", "-n", m.name, "-timeout", "30", "-fetch_stdout", "-e")
-	cmd.Stdin = strings.NewReader(code + "\n") // without the line's end it is an incomplete form
+	cmd.Stdin = strings.NewReader(code + "\n") // without the newline, the Erlang form is incomplete
 	text, err := cmd.CombinedOutput()
-	printed, _, ok := strings.Cut(string(text), "{ok, ") // the result
+	printed, _, ok := strings.Cut(string(text), "{ok, ") // the result follows the output
 	if err == nil && !ok {
 		err = errors.New("no result")
 	}

@@ -14,15 +14,15 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
-// graveyard is a queue with dead letters on a broker, a server that looks after them, and a way past that server.
+// graveyard is a queue with dead letters on a broker, with a server that manages them and direct access to the broker.
 type graveyard struct {
 	t      *testing.T
 	server *dispatcher.Server
 	dead   *dispatcher.DeadLetters
 	queue  string
-	broker broker.Broker // past the server and its link
-	span   time.Duration // in which a replay of a thousand letters can be interrupted
-	cut    func()        // ends the server's connections; they come back by themselves
+	broker broker.Broker // direct, not through the server and its link
+	span   time.Duration // a replay of a thousand letters is interrupted within this time
+	cut    func()        // ends the server's connections, which recover by themselves
 	worker func(set tasks, edit ...func(*dispatcher.WorkerConfig)) *dispatcher.Worker
 }
 
@@ -74,7 +74,7 @@ func (g *graveyard) open(edit ...func(*dispatcher.ServerConfig)) *graveyard {
 	return g
 }
 
-// with opens a session past the server.
+// with opens a session that does not go through the server.
 func (g *graveyard) with(f func(broker.Session) error) {
 	g.t.Helper()
 	s, err := g.broker.Open(g.t.Context())
@@ -87,7 +87,7 @@ func (g *graveyard) with(f func(broker.Session) error) {
 	}
 }
 
-// put publishes messages to a queue, in their order.
+// put publishes messages to a queue, in order.
 func (g *graveyard) put(queue string, msgs ...broker.Message) {
 	g.t.Helper()
 	g.with(func(s broker.Session) error {
@@ -113,7 +113,7 @@ func (g *graveyard) put(queue string, msgs ...broker.Message) {
 	})
 }
 
-// take removes all messages of a queue.
+// take removes all messages from a queue and returns them.
 func (g *graveyard) take(queue string) []broker.Message {
 	g.t.Helper()
 	var out []broker.Message
@@ -144,16 +144,18 @@ func (g *graveyard) ready(queue string) (n int) {
 	return n
 }
 
-// settledReady waits until so many messages of a queue are ready: what a dead session held comes back in its own time.
+// settledReady waits until want messages of a queue are ready. Messages that a dead session held take a while to
+// return.
 func (g *graveyard) settledReady(queue string, want int) {
 	g.t.Helper()
 	eventually(g.t, fmt.Sprintf("%d messages in %s", want, queue), func() bool { return g.ready(queue) == want })
 }
 
-// died is when the dead letter of that number died.
+// died returns when dead letter i died.
 func died(i int) time.Time { return time.Date(2026, 1, 2, 3, 0, i, 500, time.UTC) }
 
-// letter is a dead letter as a worker writes it. Every third is of the task "b", every fourth a timeout.
+// letter returns dead letter i as a worker writes it. Every third one is of the task "b", and every fourth is a
+// timeout.
 func (g *graveyard) letter(i int) broker.Message {
 	name, reason := "a", "failed"
 	if i%3 == 0 {
@@ -178,7 +180,7 @@ func (g *graveyard) letter(i int) broker.Message {
 	}
 }
 
-// bury puts n dead letters in the graveyard.
+// bury publishes n dead letters.
 func (g *graveyard) bury(n int) {
 	g.t.Helper()
 	msgs := make([]broker.Message, n)
@@ -188,7 +190,7 @@ func (g *graveyard) bury(n int) {
 	g.put(g.queue+".dead", msgs...)
 }
 
-// list returns the numbers of the letters of a page, as their uuids have them.
+// list returns the numbers of the letters on a page, which it reads from their uuids.
 func (g *graveyard) list(filter dispatcher.DeadLetterFilter, page dispatcher.Page) []int {
 	g.t.Helper()
 	letters, err := g.dead.List(g.t.Context(), filter, page)
@@ -210,7 +212,7 @@ func number(t *testing.T, uuid string) (i int) {
 	return i
 }
 
-// numbers returns those below n that fit.
+// numbers returns the numbers below n that fit.
 func numbers(n int, fits func(int) bool) (out []int) {
 	for i := range n {
 		if fits(i) {

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// node is a RabbitMQ of the test's own, to be configured, alarmed and killed.
+// node is a RabbitMQ node that belongs to the test, which may configure, alarm and kill it.
 type node struct {
 	t       *testing.T
 	url     *url.URL
@@ -19,8 +19,8 @@ type node struct {
 	scripts func(verb string) string // scripts/brokers.sh for this node
 }
 
-// afterKill are the settings of a node that is started again. What is due while it boots, and finds no queue, is tried again after
-// this time, which is three minutes by itself.
+// afterKill holds the settings of a node that is started again. A message that is due while the node boots finds no
+// queue, and is tried again after this time. The default is three minutes.
 const afterKill = "[{rabbit,[{dead_letter_worker_publisher_confirm_timeout,5000}]}]."
 
 // newNode starts a node, or skips the test.
@@ -54,7 +54,7 @@ func newNode(t *testing.T) *node {
 	return n
 }
 
-// run calls rabbitmqctl and returns what it prints.
+// run calls rabbitmqctl and returns its output.
 func (n *node) run(args ...string) string {
 	n.t.Helper()
 	out, err := exec.Command(n.ctl, args...).CombinedOutput()
@@ -64,23 +64,23 @@ func (n *node) run(args ...string) string {
 	return string(out)
 }
 
-// alarm has the node be short of memory, in its own eyes.
+// alarm makes the node believe that it is short of memory, or ends that.
 func (n *node) alarm(on bool) {
 	n.t.Helper()
 	n.run("set_vm_memory_high_watermark", map[bool]string{true: "0.00001", false: "0.4"}[on])
 }
 
-// pid is the node's process.
+// pid returns the node's process id.
 func (n *node) pid() int {
 	n.t.Helper()
 	pid, err := strconv.Atoi(strings.Trim(strings.TrimSpace(n.run("eval", "os:getpid().")), `"`))
 	if err != nil || pid < 2 {
-		n.t.Fatalf("process %d, %v", pid, err)
+		n.t.Fatalf("invalid process id %d: %v", pid, err)
 	}
 	return pid
 }
 
-// kill ends the node as a power failure does.
+// kill ends the node without warning, as a power failure does.
 func (n *node) kill(pid int) {
 	n.t.Helper()
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
@@ -90,7 +90,7 @@ func (n *node) kill(pid int) {
 
 var queueLine = regexp.MustCompile(`(?m)^(\S+)\s+(\d+)$`)
 
-// queues tells how many messages are in each queue, ready or not.
+// queues returns how many messages are in each queue, ready or not.
 func (n *node) queues() map[string]int {
 	n.t.Helper()
 	all := map[string]int{}
@@ -100,8 +100,8 @@ func (n *node) queues() map[string]int {
 	return all
 }
 
-// hurry has the node try again now to deliver what found no way while it booted, since it had not read all bindings yet. By
-// itself it does so after three minutes.
+// hurry makes the node deliver now what found no route while it booted and had not read all bindings yet. Otherwise it
+// tries again after three minutes.
 func (n *node) hurry() {
 	n.t.Helper()
 	n.run("eval", "[gen_server:cast(P, settle_timeout) || {_, P, _, _} <- supervisor:which_children(rabbit_fifo_dlx_sup)].")
@@ -115,22 +115,22 @@ func control(t testing.TB, ctl string, args ...string) {
 	}
 }
 
-// controller returns rabbitmqctl of the node, or skips the test.
+// controller returns the path of the node's rabbitmqctl, or skips the test.
 func controller(t *testing.T) string {
 	t.Helper()
 	ctl := os.Getenv("DISPATCHER_RABBITMQCTL")
 	if os.Getenv("DISPATCHER_TEST_NODES") != "1" || ctl == "" {
-		t.Skip("needs DISPATCHER_TEST_NODES=1 and DISPATCHER_RABBITMQCTL, beside DISPATCHER_AMQP_CON, to make users on that node")
+		t.Skip("needs DISPATCHER_TEST_NODES=1 and DISPATCHER_RABBITMQCTLas well as DISPATCHER_AMQP_CON, to create users on that node")
 	}
 	return ctl
 }
 
-// suspend makes a queue answer nothing until the test ends.
+// suspend makes a queue stop answering until the test ends.
 func suspend(t *testing.T, queue string) {
 	t.Helper()
 	ctl := os.Getenv("DISPATCHER_RABBITMQCTL")
 	if ctl == "" || os.Getenv("DISPATCHER_TEST_NODES") != "1" {
-		t.Skip("needs DISPATCHER_TEST_NODES=1 and DISPATCHER_RABBITMQCTL, beside DISPATCHER_AMQP_CON, to suspend a queue of that node")
+		t.Skip("needs DISPATCHER_TEST_NODES=1 and DISPATCHER_RABBITMQCTLas well as DISPATCHER_AMQP_CON, to suspend a queue of that node")
 	}
 	pid := `{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"` + queue + `">>)), P = amqqueue:get_pid(Q), sys:`
 	control(t, ctl, "eval", pid+`suspend(P).`)

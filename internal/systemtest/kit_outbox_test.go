@@ -12,14 +12,14 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/brokertest"
 )
 
-// withOutbox gives the server an outbox in memory, with the defaults if cfg is zero.
+// withOutbox gives the server an outbox in memory. If cfg is zero, the outbox has its defaults.
 func withOutbox(cfg dispatcher.MemoryOutboxConfig) func(*dispatcher.ServerConfig) {
 	return func(c *dispatcher.ServerConfig) { c.Outbox = dispatcher.NewMemoryOutbox(cfg) }
 }
 
 var plainOutbox = withOutbox(dispatcher.MemoryOutboxConfig{})
 
-// withQueues makes the queues k0 to k<n-1>, each under its own key.
+// withQueues declares the queues k0 to k<n-1>, each bound to a key of its name.
 func withQueues(n int) func(*dispatcher.ServerConfig) {
 	return func(c *dispatcher.ServerConfig) {
 		for i := range n {
@@ -28,7 +28,7 @@ func withQueues(n int) func(*dispatcher.ServerConfig) {
 	}
 }
 
-// kept checks that a publish went to the outbox, and has that one outcome.
+// kept checks that a publish went to the outbox and has no other outcome.
 func kept(t *testing.T, what string, err error) {
 	t.Helper()
 	outcome(t, what, err, dispatcher.ErrInOutbox)
@@ -56,7 +56,7 @@ func offlineRig(t *testing.T, edit ...func(*dispatcher.ServerConfig)) *rig {
 	return newRig(t, append([]func(*dispatcher.ServerConfig){down}, edit...)...)
 }
 
-// outboxOf returns the outbox of a server that kept these entries before it ended.
+// outboxOf returns an outbox with these entries, as an earlier server left it.
 func outboxOf(t *testing.T, entries ...dispatcher.OutboxEntry) *dispatcher.MemoryOutbox {
 	t.Helper()
 	o := dispatcher.NewMemoryOutbox(dispatcher.MemoryOutboxConfig{})
@@ -74,7 +74,7 @@ type failing struct {
 	dispatcher.Outbox
 	fails atomic.Pointer[map[string]error] // by method
 	reads atomic.Int64                     // calls of Oldest
-	gate  chan struct{}                    // if not nil, an Add of the uuid "slow" waits until it is closed
+	gate  chan struct{}                    // if not nil, Add of the uuid "slow" waits until gate is closed
 }
 
 func (o *failing) set(method string, err error) { o.fails.Store(&map[string]error{method: err}) }

@@ -20,7 +20,8 @@ import (
 const (
 	// chaosWorkerVar makes the test binary a worker process. It holds a chaosOrder.
 	chaosWorkerVar = "DISPATCHER_CHAOS_WORKER"
-	// chaosBound is no measure of speed: alone on two cores, with the race detector, the test takes half a minute.
+	// chaosBound limits each of these tests. It is not a speed limit: alone on two cores with the race detector, a test
+	// takes half a minute.
 	chaosBound = 3 * time.Minute
 )
 
@@ -30,7 +31,7 @@ type chaosOrder struct {
 	Limit     int
 }
 
-// workerProcess is a worker process in the eyes of the one that started it.
+// workerProcess is a worker process as its parent sees it.
 type workerProcess struct {
 	t     *testing.T
 	cmd   *exec.Cmd
@@ -38,13 +39,13 @@ type workerProcess struct {
 	log   strings.Builder
 	wait  func() error
 	ready chan struct{}
-	ended chan struct{} // closed when it has closed its standard output
+	ended chan struct{} // closed when the process has closed its standard output
 
-	executions int // this and stats are read after ended
+	executions int // read this and stats after ended
 	stats      dispatcher.Stats
 }
 
-// startWorker starts a worker process, which ends with the test, whatever becomes of that.
+// startWorker starts a worker process. The process always ends with the test, however the test ends.
 func startWorker(t *testing.T, ctx context.Context, order chaosOrder, ran func(int)) *workerProcess {
 	t.Helper()
 	text, err := json.Marshal(order)
@@ -59,7 +60,7 @@ func startWorker(t *testing.T, ctx context.Context, order chaosOrder, ran func(i
 	if err != nil {
 		t.Fatal(err)
 	}
-	if w.stdin, err = w.cmd.StdinPipe(); err != nil { // its end stops the worker, also when this process is killed
+	if w.stdin, err = w.cmd.StdinPipe(); err != nil { // closing it stops the worker, even if this process is killed
 		t.Fatal(err)
 	}
 	if err := w.cmd.Start(); err != nil {
@@ -77,7 +78,7 @@ func startWorker(t *testing.T, ctx context.Context, order chaosOrder, ran func(i
 	return w
 }
 
-// read follows the worker's standard output. The lines of package testing are among it.
+// read follows the worker's standard output, which also contains lines of package testing.
 func (w *workerProcess) read(stdout io.Reader, ran func(int)) {
 	defer close(w.ended)
 	lines := bufio.NewScanner(stdout)
@@ -101,7 +102,7 @@ func (w *workerProcess) read(stdout io.Reader, ran func(int)) {
 	}
 }
 
-// stop ends the process in peace.
+// stop ends the process gracefully.
 func (w *workerProcess) stop() dispatcher.Stats {
 	w.t.Helper()
 	_ = w.stdin.Close()
@@ -115,7 +116,7 @@ func (w *workerProcess) stop() dispatcher.Stats {
 type runCount struct {
 	runs []atomic.Int32
 	left atomic.Int64
-	all  chan struct{} // closed when each has run
+	all  chan struct{} // closed when every task has run
 }
 
 func newRunCount(n int) *runCount {
@@ -132,7 +133,7 @@ func (c *runCount) ran(i int) {
 
 func (c *runCount) missing() int64 { return c.left.Load() }
 
-// idle are the tasks that have not run.
+// idle returns the tasks that have not run.
 func (c *runCount) idle() (idle []int) {
 	for i := range c.runs {
 		if c.runs[i].Load() == 0 {

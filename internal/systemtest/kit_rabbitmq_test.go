@@ -14,10 +14,10 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/brokertest"
 )
 
-// What the tests on a real RabbitMQ share: a server that reaches the node through a proxy, and raw clients that look at the
-// same queues past both.
+// The tests on a real RabbitMQ share a server that reaches the node through a proxy, and raw clients that reach the
+// same queues directly.
 
-// amqpURL is the node to test with; without one the test is skipped.
+// amqpURL returns the URL of the node to test with. Without one, it skips the test.
 func amqpURL(t testing.TB) *url.URL {
 	t.Helper()
 	raw := os.Getenv("DISPATCHER_AMQP_CON")
@@ -26,15 +26,15 @@ func amqpURL(t testing.TB) *url.URL {
 	}
 	u, err := url.Parse(raw)
 	if err != nil {
-		t.Fatal("DISPATCHER_AMQP_CON does not parse")
+		t.Fatal("DISPATCHER_AMQP_CON is not a valid URL")
 	}
 	return u
 }
 
-// rabbit is a place of the test's own on a RabbitMQ. Exchange, default key and queue have its name.
+// rabbit is the test's own place on a RabbitMQ. Its exchange, default key and queue have its name.
 type rabbit struct {
 	t       *testing.T
-	url     *url.URL // of the node itself
+	url     *url.URL // the node's own, without the proxy
 	proxy   *brokertest.Proxy
 	name    string
 	log     *recorder
@@ -68,7 +68,7 @@ func newRabbit(t *testing.T, edit ...func(*dispatcher.ServerConfig)) *rabbit {
 	return r
 }
 
-// config is for a server that reaches the node through the proxy.
+// config returns the configuration of a server that reaches the node through the proxy.
 func (r *rabbit) config(edit ...func(*dispatcher.ServerConfig)) *dispatcher.ServerConfig {
 	cfg := &dispatcher.ServerConfig{
 		AMQPConnectionString: r.through(r.proxy.Addr()), Exchange: r.name, DefaultRoutingKey: r.name,
@@ -80,14 +80,14 @@ func (r *rabbit) config(edit ...func(*dispatcher.ServerConfig)) *dispatcher.Serv
 	return cfg
 }
 
-// through is the node's URL with another host and port.
+// through returns the node's URL with another host and port.
 func (r *rabbit) through(host string) string {
 	u := *r.url
 	u.Host = host
 	return u.String()
 }
 
-// as is the URL through the proxy for another user.
+// as returns the URL through the proxy for another user.
 func (r *rabbit) as(user, password string) string {
 	u := *r.url
 	u.Host, u.User = r.proxy.Addr(), url.UserPassword(user, password)
@@ -108,7 +108,7 @@ func (r *rabbit) serve(edit ...func(*dispatcher.ServerConfig)) {
 	r.t.Cleanup(r.server.Close)
 }
 
-// ownQueue is an edit that has the server declare and bind the place's queue.
+// ownQueue makes the server declare and bind the place's queue.
 func (r *rabbit) ownQueue(c *dispatcher.ServerConfig) {
 	c.InitQueues = []dispatcher.Queue{{Name: r.name, BindingKeys: []string{r.name}}}
 }
@@ -145,7 +145,7 @@ func (r *rabbit) publish(name string, args ...any) *dispatcher.Task {
 	return task
 }
 
-// dial opens a raw connection past the proxy.
+// dial opens a raw connection without the proxy.
 func (r *rabbit) dial() (*amqp.Connection, *amqp.Channel) {
 	r.t.Helper()
 	conn, err := amqp.Dial(r.url.String())
@@ -181,7 +181,7 @@ func (r *rabbit) sweep(queues ...string) {
 	})
 }
 
-// declare makes exchange and queue of the place as gofort/dispatcher does: direct, durable, no arguments.
+// declare declares the place's exchange and queue as gofort/dispatcher does: direct, durable, no arguments.
 func (r *rabbit) declare(ch *amqp.Channel) error {
 	if err := ch.ExchangeDeclare(r.name, "direct", true, false, false, false, nil); err != nil {
 		return err
@@ -211,7 +211,7 @@ func (r *rabbit) send(p amqp.Publishing) {
 	}
 }
 
-// sendBody is send as gofort/dispatcher does: a content type, delivery mode 2, and nothing else.
+// sendBody publishes a body as gofort/dispatcher does: with a content type, delivery mode 2, and nothing else.
 func (r *rabbit) sendBody(body string) {
 	r.t.Helper()
 	r.send(amqp.Publishing{ContentType: "application/json", DeliveryMode: 2, Body: []byte(body)})
@@ -250,7 +250,7 @@ func (r *rabbit) dead(reason string) amqp.Delivery {
 	return d
 }
 
-// count tells how many messages of a queue are ready, and how many consumers it has.
+// count returns how many messages of a queue are ready, and how many consumers it has.
 func (r *rabbit) count(queue string) (ready, consumers int) {
 	r.t.Helper()
 	conn, ch := r.dial()
@@ -262,7 +262,7 @@ func (r *rabbit) count(queue string) (ready, consumers int) {
 	return q.Messages, q.Consumers
 }
 
-// queueIs waits until so many messages of a queue are ready.
+// queueIs waits until a queue has exactly that many ready messages.
 func (r *rabbit) queueIs(queue string, ready int) {
 	r.t.Helper()
 	conn, ch := r.dial()
@@ -276,17 +276,17 @@ func (r *rabbit) queueIs(queue string, ready int) {
 	})
 }
 
-// cut takes the link away for good, until back, and waits until the server has noticed.
+// cut breaks the link until back is called, and waits until the server has noticed.
 func (r *rabbit) cut() {
 	r.t.Helper()
 	r.proxy.Refuse(true)
 	r.proxy.Cut()
-	eventually(r.t, "the server sees that its link is gone", func() bool {
+	eventually(r.t, "the server notices the lost link", func() bool {
 		return r.server.Health(r.t.Context()).State == dispatcher.StateConnecting
 	})
 }
 
-// back lets the link be made again and waits for it.
+// back allows connections again and waits until the server has recovered.
 func (r *rabbit) back() {
 	r.t.Helper()
 	r.proxy.Refuse(false)
@@ -296,5 +296,5 @@ func (r *rabbit) back() {
 // healed waits until the server is connected and its workers consume.
 func (r *rabbit) healed() {
 	r.t.Helper()
-	eventually(r.t, "connected and consuming", func() bool { return r.server.Health(r.t.Context()).OK() })
+	eventually(r.t, "the server is connected and its workers consume", func() bool { return r.server.Health(r.t.Context()).OK() })
 }

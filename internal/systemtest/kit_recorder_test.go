@@ -9,7 +9,7 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// recorder is a Log that keeps the lines.
+// recorder is a Log that keeps its lines.
 type recorder struct {
 	mu    sync.Mutex
 	lines []string
@@ -35,7 +35,7 @@ func (r *recorder) Warnf(f string, args ...interface{})  { r.add("warn", fmt.Spr
 func (r *recorder) Error(args ...interface{})            { r.add("error", fmt.Sprint(args...)) }
 func (r *recorder) Errorf(f string, args ...interface{}) { r.add("error", fmt.Sprintf(f, args...)) }
 
-// errorsOnly leaves out what happens thousands of times.
+// errorsOnly drops every line but errors, for tests that would log thousands of lines.
 type errorsOnly struct{ *recorder }
 
 func (errorsOnly) Info(...interface{})          {}

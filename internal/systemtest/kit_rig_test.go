@@ -12,7 +12,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/memory"
 )
 
-// rig is a server on an embedded broker of its own, with the means to break it and to look behind it.
+// rig is a server on its own embedded broker. The test can break the broker and inspect it directly.
 type rig struct {
 	t       *testing.T
 	chaos   *brokertest.Chaos
@@ -21,7 +21,7 @@ type rig struct {
 	givenUp chan struct{}
 }
 
-// newRig starts a server with exchange and default key "jobs"; edit changes its configuration first.
+// newRig starts a server with exchange and default key "jobs". edit may change its configuration first.
 func newRig(t *testing.T, edit ...func(*dispatcher.ServerConfig)) *rig {
 	t.Helper()
 	r := &rig{t: t, log: &recorder{}}
@@ -48,7 +48,7 @@ func newRig(t *testing.T, edit ...func(*dispatcher.ServerConfig)) *rig {
 	return r
 }
 
-// balanced checks, of a server that is closed, that every delivery is counted once. A call that never ends has no verdict.
+// balanced checks that a closed server counted every delivery once. A call that never ends has no verdict.
 func balanced(t *testing.T, server *dispatcher.Server) {
 	t.Helper()
 	running := 0
@@ -58,11 +58,11 @@ func balanced(t *testing.T, server *dispatcher.Server) {
 	s := server.Stats()
 	sum := s.Succeeded + s.Discarded + s.Retried + s.Postponed + s.Suspected + s.DeadLettered + s.Released + s.Lost
 	if sum > s.Received || sum+int64(running) < s.Received {
-		t.Errorf("%d verdicts on %d deliveries, and %d calls go on: %+v", sum, s.Received, running, s)
+		t.Errorf("%d verdicts on %d deliveries, with %d calls running: %+v", sum, s.Received, running, s)
 	}
 }
 
-// worker starts a worker of that name on queue "jobs", bound to the key "jobs".
+// worker starts a worker on the queue "jobs", bound to the key "jobs".
 func (r *rig) worker(name string, set tasks, edit ...func(*dispatcher.WorkerConfig)) *dispatcher.Worker {
 	r.t.Helper()
 	cfg := dispatcher.WorkerConfig{Name: name, Queue: "jobs", BindingKeys: []string{"jobs"}}
@@ -88,7 +88,7 @@ func (r *rig) publish(name string, args ...any) *dispatcher.Task {
 	return task
 }
 
-// session opens one beside the server's.
+// session opens a session in addition to the server's.
 func (r *rig) session() broker.Session {
 	r.t.Helper()
 	s, err := r.chaos.Open(r.t.Context())
@@ -99,7 +99,7 @@ func (r *rig) session() broker.Session {
 	return s
 }
 
-// publishRaw puts a message of a foreign publisher on queue.
+// publishRaw puts a foreign publisher's message into a queue.
 func (r *rig) publishRaw(queue string, m broker.Message) {
 	r.t.Helper()
 	m.RoutingKey = queue
@@ -110,7 +110,7 @@ func (r *rig) publishRaw(queue string, m broker.Message) {
 	}
 }
 
-// dead waits for n dead letters of the queue "jobs", settles them, and returns them.
+// dead waits for n dead letters of the queue "jobs", acks them, and returns them.
 func (r *rig) dead(n int) []broker.Delivery {
 	r.t.Helper()
 	c, err := r.session().Consume(r.t.Context(), broker.ConsumeOptions{Queue: "jobs.dead", Prefetch: max(n, 1)})
@@ -131,7 +131,7 @@ func (r *rig) dead(n int) []broker.Delivery {
 	return out
 }
 
-// inspect counts the messages of a queue.
+// inspect returns how many messages a queue has.
 func (r *rig) inspect(queue string) broker.QueueInfo {
 	r.t.Helper()
 	info, err := r.session().Inspect(r.t.Context(), queue)
@@ -141,12 +141,13 @@ func (r *rig) inspect(queue string) broker.QueueInfo {
 	return info
 }
 
-// withQueue makes queue "jobs" exist without a worker.
+// withQueue makes the server declare the queue "jobs", without a worker.
 func withQueue(c *dispatcher.ServerConfig) {
 	c.InitQueues = []dispatcher.Queue{{Name: "jobs", BindingKeys: []string{"jobs"}}}
 }
 
-// outstanding is the number of messages in a queue, handed out or not; 1 if the broker cannot be asked just now.
+// outstanding returns the number of messages in a queue, ready or unsettled. It returns 1 if the broker cannot be asked
+// now.
 func (r *rig) outstanding(queue string) int {
 	s, err := r.chaos.Open(r.t.Context())
 	if err != nil {
@@ -160,7 +161,7 @@ func (r *rig) outstanding(queue string) int {
 	return info.Ready + info.Unsettled
 }
 
-// down takes the connection away, or lets it come back.
+// down takes the connection away, or restores it and waits for a healthy server.
 func down(r *rig, on bool) {
 	if !on {
 		r.chaos.FailOpen(nil)
@@ -172,10 +173,10 @@ func down(r *rig, on bool) {
 	synctest.Wait()
 }
 
-// up lets the connection come back.
+// up lets the server reconnect.
 func up(r *rig) { r.chaos.FailOpen(nil) }
 
-// ids takes all messages of a queue, in their order, and returns their IDs.
+// ids takes all messages of a queue and returns their IDs, in order.
 func (r *rig) ids(queue string) []string {
 	r.t.Helper()
 	ds, err := r.session().TryGet(r.t.Context(), queue, 1_000_000)
@@ -195,7 +196,7 @@ func (r *rig) ids(queue string) []string {
 // eventuallyOK waits for a healthy server, in fake or real time.
 func eventuallyOK(t *testing.T, r *rig) {
 	t.Helper()
-	eventually(t, "healthy server", func() bool { return r.server.Health(t.Context()).OK() })
+	eventually(t, "the server is healthy", func() bool { return r.server.Health(t.Context()).OK() })
 }
 
 func eventuallyConnected(t *testing.T, r *rig) {

@@ -14,7 +14,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience bounds every wait for something that must happen. It is no measure of speed.
+// patience limits every wait for an event that must happen. It is not a speed limit.
 const patience = 30 * time.Second
 
 // tasks shortens the tables of the tests.
@@ -38,7 +38,7 @@ func wait[T any](t *testing.T, ch <-chan T, what string) T {
 	}
 }
 
-// eventually polls for a state that nothing signals.
+// eventually polls for a state that sends no signal.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	eventuallyWithin(t, patience, what, ok)
@@ -77,13 +77,13 @@ func within(t *testing.T, d time.Duration, what string, f func()) {
 	select {
 	case <-done:
 	case <-time.After(d):
-		t.Errorf("%s: not back after %v", what, d)
+		t.Errorf("%s: not returned after %v", what, d)
 		wait(t, done, "return of "+what)
-		t.Logf("%s: back after %v", what, time.Since(began))
+		t.Logf("%s: returned after %v", what, time.Since(began))
 	}
 }
 
-// outcome checks that err Is want, and exactly one of the four outcomes.
+// outcome checks that err is one of want, and exactly one of the four outcomes.
 func outcome(t *testing.T, what string, err error, want ...error) {
 	t.Helper()
 	n := 0
@@ -93,7 +93,7 @@ func outcome(t *testing.T, what string, err error, want ...error) {
 		}
 	}
 	if n != 1 {
-		t.Errorf("%s: %v is %d outcomes", what, err, n)
+		t.Errorf("%s: %v is %d outcomes, want 1", what, err, n)
 	}
 	for _, w := range want {
 		if errors.Is(err, w) {
@@ -103,7 +103,7 @@ func outcome(t *testing.T, what string, err error, want ...error) {
 	t.Errorf("%s: %v, want %v", what, err, want)
 }
 
-// says checks that a text has all the words and not the password "hush".
+// says checks that the text of err contains all words, and not the password "hush".
 func says(t *testing.T, what string, err error, words ...string) {
 	t.Helper()
 	if err == nil {
@@ -112,7 +112,7 @@ func says(t *testing.T, what string, err error, words ...string) {
 	}
 	for _, w := range words {
 		if !strings.Contains(err.Error(), w) {
-			t.Errorf("%s: %v\ndoes not say %q", what, err, w)
+			t.Errorf("%s: %v\ndoes not contain %q", what, err, w)
 		}
 	}
 	noSecret(t, what, err)

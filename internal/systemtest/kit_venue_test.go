@@ -14,18 +14,18 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
-// venue is a place of a test's own on some broker. Exchange, default key and queue have its name.
+// venue is the test's own place on some broker. Its exchange, default key and queue have its name.
 type venue struct {
 	t      *testing.T
 	name   string
 	log    *recorder
-	config dispatcher.ServerConfig // of a server there
-	broker broker.Broker           // past whatever the servers go through
+	config dispatcher.ServerConfig // the configuration of its servers
+	broker broker.Broker           // direct, without what the servers go through
 	kill   func()                  // cuts the links of all servers
-	sweep  func(name string)       // deletes the exchange and the family of queues of that name when the test ends
+	sweep  func(name string)       // deletes the exchange of that name, its queue, and the queue's .dead and .suspects queues when the test ends
 }
 
-// everywhere runs a test on the embedded broker and on RabbitMQ. Without DISPATCHER_AMQP_CON the latter is skipped.
+// everywhere runs a test on the embedded broker and on RabbitMQ. Without DISPATCHER_AMQP_CON, it skips the latter.
 func everywhere(t *testing.T, f func(v *venue)) {
 	t.Run("memory", func(t *testing.T) {
 		t.Parallel()
@@ -37,7 +37,7 @@ func everywhere(t *testing.T, f func(v *venue)) {
 	})
 }
 
-// memoryVenue is on the embedded broker itself, which counts losses exactly.
+// memoryVenue returns a venue on the embedded broker itself, which counts losses exactly.
 func memoryVenue(t *testing.T) *venue {
 	mem := memory.New()
 	v := &venue{t: t, name: "jobs", log: &recorder{}, broker: mem, kill: func() { mem.KillSessions() }, sweep: func(string) {}}
@@ -87,7 +87,7 @@ func (v *venue) ready() *venue {
 	return v
 }
 
-// server starts one more server; it is closed when the test ends.
+// server starts another server and closes it when the test ends.
 func (v *venue) server(edit ...func(*dispatcher.ServerConfig)) *dispatcher.Server {
 	v.t.Helper()
 	cfg := v.config
@@ -138,7 +138,7 @@ func (v *venue) publishTask(s *dispatcher.Server, task *dispatcher.Task) *dispat
 	return task
 }
 
-// session opens a raw one, which no kill reaches on RabbitMQ.
+// session opens a session directly on the broker. On RabbitMQ, kill does not reach it.
 func (v *venue) session() broker.Session {
 	v.t.Helper()
 	s, err := v.broker.Open(v.t.Context())
@@ -155,7 +155,7 @@ func (v *venue) close(s broker.Session) {
 	_ = s.Close(ctx)
 }
 
-// raw puts a message of a foreign publisher into a queue.
+// raw puts a foreign publisher's message into a queue.
 func (v *venue) raw(queue string, m broker.Message) {
 	v.t.Helper()
 	m.RoutingKey = queue
@@ -195,7 +195,7 @@ func (v *venue) dead(reason string) broker.Delivery {
 	return d
 }
 
-// lose takes one message from a queue and dies with it, as a worker's process would.
+// lose takes one message from a queue and ends its session without settling it, as a crashed worker would.
 func (v *venue) lose(queue string) {
 	v.t.Helper()
 	s := v.session()
@@ -207,7 +207,7 @@ func (v *venue) lose(queue string) {
 	v.close(s)
 }
 
-// empty waits until nothing is left in a queue.
+// empty waits until a queue has no ready message.
 func (v *venue) empty(queue string) {
 	v.t.Helper()
 	s := v.session()

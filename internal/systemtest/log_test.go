@@ -20,7 +20,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/testdata/userprogram"
 )
 
-// life is what a server logs over everything that can happen to it in a life.
+// life holds the lines that a server logs during everything that can happen to it.
 var life = []string{
 	`info: connected`,
 	`info: worker takes tasks queue=jobs worker=w`,
@@ -49,7 +49,7 @@ var life = []string{
 	`info: shutdown ended took=3s`,
 }
 
-// live has all of that happen. Each event ends before the next begins.
+// live makes all of that happen. Each event ends before the next begins.
 func live(t *testing.T, log dispatcher.Log) {
 	gate := make(chan struct{})
 	r := newRig(t, func(c *dispatcher.ServerConfig) {
@@ -103,12 +103,12 @@ func live(t *testing.T, log dispatcher.Log) {
 	synctest.Wait()
 	time.AfterFunc(3*time.Second, func() { close(gate) })
 	r.server.Close()
-	r.server.Close() // says nothing
+	r.server.Close() // logs nothing
 }
 
 var (
 	duration = regexp.MustCompile(`(retry_in|outage)=(\S+)`)
-	// The functions of the panicking task: its own and its middleware, and nothing of ours.
+	// These are the functions of the panicking task and its middleware, and none of the library's.
 	userFrames = regexp.MustCompile(`^\S+/userprogram\.PanicsHere\n\t\S+\.go:\d+\n\S+/userprogram\.Through\.func\d+\n\t\S+$`)
 )
 
@@ -117,7 +117,7 @@ func normal(t *testing.T, line string) string {
 	text, stack, _ := strings.Cut(line, "\n")
 	if stack != "" {
 		if !userFrames.MatchString(stack) {
-			t.Errorf("the stack is not the user's alone:\n%s", stack)
+			t.Errorf("the stack has other frames than the user's:\n%s", stack)
 		}
 		text += "\nSTACK"
 	}
@@ -142,7 +142,7 @@ func TestTheLogOfAWholeLife(t *testing.T) {
 	})
 }
 
-// The same life with slog: the same levels and messages, and the values as attributes of their own.
+// With slog, the same events give the same levels and messages, and the values are attributes.
 func TestSlogGetsTheLogOfAWholeLifeAsAttributes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -156,7 +156,8 @@ func TestSlogGetsTheLogOfAWholeLifeAsAttributes(t *testing.T) {
 	})
 }
 
-// plain writes a line of slog's JSON as a Log without attributes gets it. A duration is a number there.
+// plain turns a line of slog's JSON into the line that a Log without attributes receives. A duration is a number in
+// JSON.
 func plain(t *testing.T, text string) string {
 	d := json.NewDecoder(strings.NewReader(text))
 	d.UseNumber()
@@ -171,7 +172,7 @@ func plain(t *testing.T, text string) string {
 		}
 		token, err := d.Token()
 		if err != nil {
-			t.Fatalf("%v: not a plain value: %s", err, text)
+			t.Fatalf("the line has an attribute that is not a plain value: %v: %s", err, text)
 		}
 		value := fmt.Sprint(token)
 		switch key {
@@ -216,7 +217,8 @@ func sameLines(t *testing.T, got []string) {
 	}
 }
 
-// A panic whose verdict is lost with the connection, and taken by the delivery that comes again: two lines, one stack.
+// A task panics, but its verdict is lost with the connection. The redelivery takes the verdict. The log has two lines
+// and one stack.
 func TestAStackIsLoggedOnceAnAttempt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -231,7 +233,7 @@ func TestAStackIsLoggedOnceAnAttempt(t *testing.T) {
 		<-time.After(time.Minute)
 		text := r.log.String()
 		if n := strings.Count(text, "userprogram.PanicsHere\n"); n != 1 {
-			t.Errorf("%d stacks", n)
+			t.Errorf("%d stacks, want 1", n)
 		}
 		for _, want := range []string{
 			`warn: delivery lost before it was settled; the broker delivers the task again queue=jobs worker=w task=panics`,
@@ -239,7 +241,7 @@ func TestAStackIsLoggedOnceAnAttempt(t *testing.T) {
 			`error: task is a dead letter queue=jobs worker=w task=panics`,
 		} {
 			if strings.Count(text, want) != 1 {
-				t.Errorf("not once in the log: %s", want)
+				t.Errorf("the log does not have this exactly once: %s", want)
 			}
 		}
 	})
@@ -255,7 +257,7 @@ func TestTheLogHasNoArgumentValuesAndNoForgedLines(t *testing.T) {
 	})
 	r.publish("login", "hunter2")
 	if text := r.dead(1)[0].Headers["x-dispatcher-error"].(string); !strings.Contains(text, "hunter2") {
-		t.Errorf("header %q: a person needs the value", text)
+		t.Errorf("header %q: a person needs the argument's value", text)
 	}
 	task := dispatcher.NewTask("forges")
 	task.UUID = "u\nerror: forged by the uuid"
@@ -320,7 +322,7 @@ func TestALogThatPanicsHarmsNobody(t *testing.T) {
 		}
 		within(t, patience, "Close", r.server.Close)
 		if log.calls.Load() < 8 {
-			t.Errorf("the log was called %d times", log.calls.Load())
+			t.Errorf("the log was called %d times, want at least 8", log.calls.Load())
 		}
 	})
 }

@@ -15,9 +15,9 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
-// What becomes of tasks whose worker or link was lost, and of those that are delivered while they run.
+// These tests are about tasks whose worker or link is lost, and about tasks that are delivered again while they run.
 
-// A task whose link is lost while it runs comes again at once, to the process that still runs it.
+// If the link is lost while a task runs, the broker delivers the task again at once, to the process that still runs it.
 func TestATaskThatRunsIsNotRunAgainWhenItsLinkIsLost(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
@@ -31,14 +31,14 @@ func TestATaskThatRunsIsNotRunAgainWhenItsLinkIsLost(t *testing.T) {
 		v.publish(s, "n")
 		wait(v.t, entered, "call")
 		v.kill()
-		// Not Stats.Received, which counts a delivery a moment before it finds the running call.
-		eventually(v.t, "delivered again, and held", func() bool { return s.Health(v.t.Context()).Workers[0].Held == 1 })
-		gate <- errors.New("no") // its verdict, a retry, is taken by the delivery that is held
+		// Not Stats.Received: it counts a delivery a moment before the delivery finds the running call.
+		eventually(v.t, "the task is delivered again and held", func() bool { return s.Health(v.t.Context()).Workers[0].Held == 1 })
+		gate <- errors.New("no") // the held delivery takes the verdict, a retry
 		if n := wait(v.t, entered, "second attempt"); n != 2 {
 			v.t.Errorf("attempt %d, want 2", n)
 		}
 		gate <- nil
-		eventually(v.t, "done", func() bool { st := s.Stats(); return st.Succeeded == 1 && st.Retried == 1 })
+		eventually(v.t, "the second attempt succeeded", func() bool { st := s.Stats(); return st.Succeeded == 1 && st.Retried == 1 })
 		if st := s.Stats(); len(entered) != 0 {
 			v.t.Errorf("stats %+v", st)
 		}
@@ -46,7 +46,8 @@ func TestATaskThatRunsIsNotRunAgainWhenItsLinkIsLost(t *testing.T) {
 	})
 }
 
-// Whoever publishes two tasks under one uuid gets two calls, one after the other; different names have nothing to do with each other.
+// Two tasks published under one uuid get two calls, one after the other. Tasks with different names do not affect each
+// other.
 func TestTasksThatShareAUUIDAreNotTakenForOne(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
@@ -69,15 +70,15 @@ func TestTasksThatShareAUUIDAreNotTakenForOne(t *testing.T) {
 			task.UUID = "order 7"
 			v.publishTask(s, task)
 		}
-		eventually(v.t, "all three are taken", func() bool { return s.Stats().Received == 3 })
+		eventually(v.t, "all three tasks are received", func() bool { return s.Stats().Received == 3 })
 		task := dispatcher.NewTask("other")
 		task.UUID = "order 7"
 		v.publishTask(s, task)
-		wait(v.t, other, "task of another name") // while the others wait
+		wait(v.t, other, "task of another name") // it runs while the others wait
 		close(gate)
-		eventually(v.t, "three calls", func() bool { return calls.Load() == 3 && s.Stats().Succeeded == 4 })
+		eventually(v.t, "there are three calls", func() bool { return calls.Load() == 3 && s.Stats().Succeeded == 4 })
 		if most.Load() != 1 {
-			v.t.Errorf("%d of one uuid at once", most.Load())
+			v.t.Errorf("%d tasks of one uuid ran at once", most.Load())
 		}
 	})
 }
@@ -89,7 +90,7 @@ func TestLossesAreCounted(t *testing.T) {
 		ran := make(chan dispatcher.TaskInfo, 10)
 		w := v.newWorker(s, "w", tasks{"n": fn(func(ctx context.Context) { info, _ := dispatcher.TaskFromContext(ctx); ran <- info })}, limit(1))
 
-		// The first: to the back of the queue.
+		// After its first loss, a task goes to the back of the queue.
 		v.raw(v.name, message("n", "lost once", nil))
 		v.lose(v.name)
 		v.raw(v.name, message("n", "innocent", nil))
@@ -102,7 +103,7 @@ func TestLossesAreCounted(t *testing.T) {
 			v.t.Errorf("after one loss: %+v", st)
 		}
 
-		// The second: it runs alone.
+		// After its second loss, a task runs alone.
 		v.raw(v.name, message("n", "lost twice", map[string]any{"x-dispatcher-losses": int64(1)}))
 		v.lose(v.name)
 		start(v.t, w, s)
@@ -114,7 +115,7 @@ func TestLossesAreCounted(t *testing.T) {
 			v.t.Errorf("after two losses: %+v", st)
 		}
 
-		// Two more there are borne, the third is not.
+		// A suspect may be lost twice more. The third loss makes it a dead letter.
 		v.raw(v.name+".suspects", message("n", "unlucky", map[string]any{"x-dispatcher-losses": int64(3)}))
 		v.lose(v.name + ".suspects")
 		start(v.t, w, s)
@@ -133,7 +134,7 @@ func TestLossesAreCounted(t *testing.T) {
 	})
 }
 
-// What a worker gives back when it stops is not charged, however often that happens.
+// A worker that stops releases its tasks. However often that happens, their attempts and losses do not increase.
 func TestAGracefulReleaseIsNeverCharged(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
@@ -179,7 +180,8 @@ func TestAGracefulReleaseIsNeverCharged(t *testing.T) {
 	})
 }
 
-// A replay, or a second publish with the same uuid, while an abandoned call of the task still runs.
+// While an abandoned call of a task still runs, its replay does not run. The same is true of another task with its
+// uuid.
 func TestATaskIsNotRunAgainWhileItsAbandonedCallRuns(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
@@ -191,19 +193,19 @@ func TestATaskIsNotRunAgainWhileItsAbandonedCallRuns(t *testing.T) {
 		v.dead("timeout")
 		again := message("n", task.UUID, map[string]any{"x-dispatcher-attempt": int64(7)})
 		v.raw(v.name, again)
-		eventually(v.t, "put off", func() bool { return s.Stats().Postponed == 1 })
+		eventually(v.t, "the task is postponed", func() bool { return s.Stats().Postponed == 1 })
 		if calls.Load() != 1 {
-			v.t.Errorf("%d calls", calls.Load())
+			v.t.Errorf("%d calls while the abandoned call runs, want 1", calls.Load())
 		}
 		close(gate)
-		eventually(v.t, "run in the end", func() bool { return s.Stats().Succeeded == 1 })
+		eventually(v.t, "the task has run", func() bool { return s.Stats().Succeeded == 1 })
 		if calls.Load() != 2 {
-			v.t.Errorf("%d calls", calls.Load())
+			v.t.Errorf("%d calls in all, want 2", calls.Load())
 		}
 	})
 }
 
-// A program that publishes one Task again and again gives all of them its uuid.
+// A program that publishes one Task repeatedly gives all its messages the same uuid.
 func TestATaskWithTheUUIDOfOneThatRanIsNotTakenForItsRedelivery(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
@@ -216,18 +218,18 @@ func TestATaskWithTheUUIDOfOneThatRanIsNotTakenForItsRedelivery(t *testing.T) {
 			v.publishTask(s, task)
 		}
 		wait(v.t, entered, "call")
-		eventually(v.t, "the others are held", func() bool { return s.Stats().Received == 3 })
+		eventually(v.t, "the others are received", func() bool { return s.Stats().Received == 3 })
 		v.kill()
-		eventually(v.t, "two are delivered again", func() bool { return s.Stats().Received >= 5 })
+		eventually(v.t, "two tasks are delivered again", func() bool { return s.Stats().Received >= 5 })
 		close(gate)
-		eventually(v.t, "all are done", func() bool { return s.Stats().Succeeded == 3 })
+		eventually(v.t, "all tasks have succeeded", func() bool { return s.Stats().Succeeded == 3 })
 		if calls.Load() < 3 {
 			v.t.Errorf("%d calls of 3 tasks", calls.Load())
 		}
 	})
 }
 
-// The same with a link that stays: another worker's loss marks a task that has nothing to do with the call.
+// Here the link stays. Another worker's loss marks a task that has nothing to do with the running call.
 func TestOnlyALostCallGivesItsVerdictAway(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
@@ -241,17 +243,17 @@ func TestOnlyALostCallGivesItsVerdictAway(t *testing.T) {
 		wait(v.t, entered, "call")
 		m := message("ping", task.UUID, map[string]any{"x-dispatcher-losses": int64(1)})
 		v.raw(v.name, m)
-		eventually(v.t, "held", func() bool { return s.Health(v.t.Context()).Workers[0].Held == 1 })
+		eventually(v.t, "the task is held", func() bool { return s.Health(v.t.Context()).Workers[0].Held == 1 })
 		close(gate)
-		eventually(v.t, "both are done", func() bool { return s.Stats().Succeeded == 2 })
+		eventually(v.t, "both tasks have succeeded", func() bool { return s.Stats().Succeeded == 2 })
 		if calls.Load() != 2 {
 			v.t.Errorf("%d calls of 2 tasks", calls.Load())
 		}
 	})
 }
 
-// When a node is killed, RabbitMQ marks all that its classic queues hold as redelivered, what nobody ever had included. That must
-// not move a whole backlog, nor make suspects of tasks that were lost once before.
+// When a node is killed, RabbitMQ marks every message in its classic queues as redelivered, even those never delivered.
+// That must not move a whole backlog, nor make suspects of tasks that were lost once before.
 func TestABacklogIsNotSuspectedWhenItsNodeWasKilled(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -288,7 +290,7 @@ func TestABacklogIsNotSuspectedWhenItsNodeWasKilled(t *testing.T) {
 	}
 	fill(r.name, "new", nil)
 	fill(r.name, "lost once", int64(1))
-	fill(r.name+".suspects", "suspect", int64(4)) // one more loss and each would be a dead letter
+	fill(r.name+".suspects", "suspect", int64(4)) // one more loss would make each a dead letter
 	w.Close()
 
 	n.kill(n.pid())
@@ -308,12 +310,12 @@ func TestABacklogIsNotSuspectedWhenItsNodeWasKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	start(t, again, r.server)
-	eventually(t, "all have run", func() bool { mu.Lock(); defer mu.Unlock(); return len(ran) == 3*each })
+	eventually(t, "all tasks have run", func() bool { mu.Lock(); defer mu.Unlock(); return len(ran) == 3*each })
 	moved := strings.Count(r.log.String(), "moved to the back of the queue")
 	s := r.server.Stats()
-	t.Logf("%d moved to the back of the queue, %d made suspects", moved, s.Suspected)
+	t.Logf("%d tasks moved to the back of the queue, %d became suspects", moved, s.Suspected)
 	if moved == 0 || moved > credible || s.Suspected > credible || s.DeadLettered != 0 {
-		t.Errorf("%d moved, stats %+v; want at most %d, and no dead letter", moved, s, credible)
+		t.Errorf("%d tasks moved, stats %+v; want at most %d moved or suspected, and no dead letter", moved, s, credible)
 	}
 	r.queueIs(r.name, 0)
 	r.queueIs(r.name+".suspects", 0)

@@ -85,7 +85,7 @@ func TestNilMiddlewareIsRefused(t *testing.T) {
 
 type hedged struct{}
 
-// A hedge calls the function twice at once.
+// A hedging middleware calls the function twice at once.
 func TestMiddlewareMayCallNextTwiceAtOnce(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -105,8 +105,8 @@ func TestMiddlewareMayCallNextTwiceAtOnce(t *testing.T) {
 		return nil
 	}}})
 	r.publish("n", 7)
-	eventually(t, "done", func() bool { return r.server.Stats().Succeeded == 1 })
+	eventually(t, "the task has succeeded", func() bool { return r.server.Stats().Succeeded == 1 })
 	if calls.Load() != 3 {
-		t.Errorf("sum %d", calls.Load())
+		t.Errorf("the calls add up to %d, want 3", calls.Load())
 	}
 }

@@ -40,7 +40,7 @@ func TestABlockedBrokerSendsTasksToTheOutbox(t *testing.T) {
 func TestABrokerThatBlocksDuringAPublishSendsItToTheOutbox(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, withQueue, plainOutbox, script(nil)) // it does not say that it blocks
+		r := newRig(t, withQueue, plainOutbox, script(nil)) // it does not report that it blocks
 		r.chaos.Block(true)
 		began := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -70,7 +70,7 @@ func TestABrokerThatBlocksDuringAPublishSendsItToTheOutbox(t *testing.T) {
 	})
 }
 
-// A nack says that a queue is full or its node is away. Entries wait, and are sent in their order when that is over.
+// A nack means that a queue is full or its node is away. The entries wait, and are sent in order when that is over.
 func TestEntriesThatAreNackedAreKeptAndSentAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -98,7 +98,7 @@ func TestEntriesThatAreNackedAreKeptAndSentAgain(t *testing.T) {
 			t.Errorf("health %+v", h)
 		}
 		if got := r.ids("k1"); len(got) != 1 {
-			t.Errorf("the other key has %q", got)
+			t.Errorf("the queue of the other key has %q", got)
 		}
 		if n := tries.Load(); n < 100 || n > 300 {
 			t.Errorf("%d tries in an hour, want pauses up to half a minute", n)
@@ -114,7 +114,7 @@ func TestEntriesThatAreNackedAreKeptAndSentAgain(t *testing.T) {
 	})
 }
 
-// A direct publish that was nacked may have reached a queue, so it is neither kept nor called refused.
+// A nacked direct publish may have reached a queue. It is therefore neither kept in the outbox nor reported as refused.
 func TestAPublishThatIsNackedIsUnconfirmed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -142,7 +142,7 @@ func TestHealthShowsUnansweredPublishesAndStaysOK(t *testing.T) {
 	})
 }
 
-// A carrier waits for its answer as long as the session lives. Queues that do not answer must not have all of them.
+// A carrier waits for its answer as long as the session lives. Queues that do not answer must not occupy all carriers.
 func TestKeysWhoseQueueDoesNotAnswerHoldUpNoOtherKey(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -164,7 +164,7 @@ func TestKeysWhoseQueueDoesNotAnswerHoldUpNoOtherKey(t *testing.T) {
 		eventuallyWithin(t, time.Hour, "the healthy key is served", func() bool { return r.server.Health(t.Context()).Outbox.Entries == silent })
 		<-time.After(time.Hour)
 		if n := sent.Load(); n != silent {
-			t.Errorf("%d messages to %d silent keys: what may be there must not be sent again", n, silent)
+			t.Errorf("%d messages to %d silent keys: an entry that may have arrived must not be sent again", n, silent)
 		}
 	})
 }

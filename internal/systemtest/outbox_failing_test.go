@@ -48,7 +48,7 @@ func TestAnOutboxThatFailsIsAskedAgain(t *testing.T) {
 				eventuallyWithin(t, time.Hour, "the outbox is empty", func() bool { return r.server.Health(t.Context()).Outbox.Entries == 0 })
 				synctest.Wait()
 				if n := sent.Load(); n != 1 {
-					t.Errorf("sent %d times: what is confirmed or refused is known, whatever the outbox does", n)
+					t.Errorf("sent %d times, want 1: a known outcome must survive a failing outbox", n)
 				}
 				if h := r.server.Health(t.Context()); !h.OK() || !errors.Is(h.Outbox.LastError, broken) {
 					t.Errorf("health %+v", h)
@@ -79,17 +79,17 @@ func TestTheOutcomeOfAPublishThatTheOutboxDoesNotTake(t *testing.T) {
 			err := r.server.Publish(named(name, "jobs"))
 			outcome(t, name, err, c.want)
 			if !errors.Is(err, broken) {
-				t.Errorf("%s: %v does not say why", name, err)
+				t.Errorf("%s: %v does not wrap the outbox's error", name, err)
 			}
 		}
 		outbox.set("", nil)
 		up(r)
-		drained(t, r) // what may be there is looked for
+		drained(t, r) // the carrier checks for entries that may be stored
 		if got := strings.Join(r.ids("jobs"), ";"); got != "unknown, and so" {
 			t.Errorf("got %s", got)
 		}
 		if err := r.server.Publish(named("direct", "jobs")); err != nil {
-			t.Errorf("nothing is left, and still: %v", err)
+			t.Errorf("the outbox is empty, but a direct publish failed: %v", err)
 		}
 		outbox.set("Counts", broken)
 		if h := r.server.Health(t.Context()); h.Outbox.Entries != -1 || h.Outbox.Dead != -1 || !errors.Is(h.Outbox.LastError, broken) {
@@ -118,7 +118,7 @@ func TestAKeyIsHeldWhileAnEntryIsBeingAdded(t *testing.T) {
 		drained(t, r)
 		synctest.Wait()
 		if err := r.server.Publish(named("direct", "jobs")); err != nil {
-			t.Errorf("the key is free: %v", err)
+			t.Errorf("the key has no entries, but a direct publish failed: %v", err)
 		}
 		if got := strings.Join(r.ids("jobs"), " "); got != "first meanwhile slow direct" {
 			t.Errorf("got %s", got)
@@ -138,7 +138,7 @@ func TestNewServerFailsIfTheOutboxCannotBeRead(t *testing.T) {
 	}
 }
 
-// rude is an outbox whose methods behave badly so many times before they do what they should.
+// rude is an outbox. Each of its methods first misbehaves a given number of times, and then works.
 type rude struct {
 	dispatcher.Outbox
 	behave func()
@@ -190,7 +190,7 @@ func (o *rude) Counts(ctx context.Context) (dispatcher.OutboxCounts, error) {
 	return o.Outbox.Counts(ctx)
 }
 
-// worse is a value, and an error, whose own methods panic.
+// worse is a value and an error whose own methods panic.
 type worse struct{}
 
 func (worse) Error() string  { panic(worse{}) }
@@ -236,7 +236,7 @@ func TestAnOutboxThatPanicsOrExitsCountsAsFailed(t *testing.T) {
 	})
 }
 
-// returning is an outbox with an error whose methods panic.
+// returning is an outbox whose Add returns an error whose methods panic.
 type returning struct{ dispatcher.Outbox }
 
 func (returning) Add(context.Context, dispatcher.OutboxEntry) error { return worse{} }

@@ -36,14 +36,14 @@ func TestAServerWithAnOutboxStartsWithoutAConnection(t *testing.T) {
 		kept(t, "publish", r.server.Publish(named("1", "jobs")))
 		kept(t, "publish", r.server.PublishContext(t.Context(), named("2", "jobs")))
 		if _, err := r.server.NewWorker(&dispatcher.WorkerConfig{Name: "w", Queue: "jobs"}, nil); !errors.Is(err, dispatcher.ErrDisconnected) {
-			t.Errorf("new worker: %v", err)
+			t.Errorf("NewWorker: %v", err)
 		}
 		<-time.After(time.Hour)
 		if n := r.server.Stats().Reconnects; n != 0 {
 			t.Errorf("%d reconnects before the first connection", n)
 		}
-		if ago := time.Since(r.server.Health(t.Context()).LastErrorAt); ago > 2*time.Second { // it tries every second, ± 20 %
-			t.Errorf("the last failed try is dated %v ago", ago)
+		if ago := time.Since(r.server.Health(t.Context()).LastErrorAt); ago > 2*time.Second { // it tries every second, ±20 %
+			t.Errorf("LastErrorAt is %v ago, want the last failed connect", ago)
 		}
 		up(r)
 		drained(t, r)
@@ -54,12 +54,12 @@ func TestAServerWithAnOutboxStartsWithoutAConnection(t *testing.T) {
 			t.Errorf("got %s", got)
 		}
 		if log := r.log.String(); !strings.Contains(log, "info: connected outage=1h0m") || strings.Contains(log, "again outage") {
-			t.Error("the log does not tell the first connection from later ones")
+			t.Error("the log does not distinguish the first connection from later ones")
 		}
 		r.worker("w", tasks{"n": fn(func() {})})
 		select {
 		case <-r.givenUp:
-			t.Error("the channel is closed")
+			t.Error("the server reported the connection as given up")
 		default:
 		}
 	})
@@ -90,7 +90,7 @@ func TestWhatCannotPassIsAnErrorAlsoWithAnOutbox(t *testing.T) {
 	}
 }
 
-// silentBroker does not answer Open.
+// silentBroker never answers Open.
 type silentBroker struct{ broker.Broker }
 
 func (silentBroker) Open(ctx context.Context) (broker.Session, error) {
@@ -137,20 +137,20 @@ func TestTheFirstOutageHasItsRetriesAndIsGivenUp(t *testing.T) {
 			t.Errorf("dialled %d times, want 1 + 3", n)
 		}
 		if h := r.server.Health(t.Context()); h.State != dispatcher.StateGivenUp {
-			t.Errorf("health %+v", h)
+			t.Errorf("health %+v, want the connection given up", h)
 		}
-		outcome(t, "after that", r.server.Publish(named("2", "jobs")), dispatcher.ErrServerClosed)
+		outcome(t, "after the connection was given up", r.server.Publish(named("2", "jobs")), dispatcher.ErrServerClosed)
 		if err := r.server.Shutdown(t.Context()); !errors.Is(err, dispatcher.ErrOutboxNotEmpty) {
-			t.Errorf("shutdown: %v", err)
+			t.Errorf("Shutdown: %v", err)
 		}
 	})
-	// A start that failed once is no reason to give a later outage fewer retries.
+	// A failed start must not give a later outage fewer retries.
 	synctest.Test(t, func(t *testing.T) {
 		r := offlineRig(t, withQueue, plainOutbox, func(c *dispatcher.ServerConfig) {
 			c.ReconnectionRetriesForever, c.ReconnectionRetries = false, 3
 		})
 		up(r)
-		eventuallyWithin(t, time.Minute, "connected", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnected })
+		eventuallyWithin(t, time.Minute, "the server is connected", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnected })
 		before := r.chaos.Opens()
 		down(r, true)
 		<-r.givenUp
@@ -160,14 +160,14 @@ func TestTheFirstOutageHasItsRetriesAndIsGivenUp(t *testing.T) {
 	})
 }
 
-// After the first connect a refused declaration stops nobody: the server was promised, and its tasks wait in the outbox.
+// After the first connect, a refused declaration does not stop the server: its tasks wait in the outbox.
 func TestARefusedDeclarationAfterAnOfflineStartIsShown(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := offlineRig(t, withQueue, plainOutbox)
 		r.chaos.FailQueue("jobs", broker.ErrRejected)
 		up(r)
-		eventuallyWithin(t, time.Minute, "connected", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnected })
+		eventuallyWithin(t, time.Minute, "the server is connected", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnected })
 		if h := r.server.Health(t.Context()); len(h.Undeclared) != 1 || h.Undeclared[0].Name != "jobs" {
 			t.Errorf("undeclared %+v", h.Undeclared)
 		}

@@ -16,7 +16,7 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// keys makes n queues of the place's own, each under a key of its own name.
+// keys returns the names of n queues that belong to the place. Each is bound to a key of its own name.
 func (r *rabbit) keys(n int) []string {
 	r.t.Helper()
 	var names []string
@@ -35,8 +35,8 @@ func withKeys(names []string) func(*dispatcher.ServerConfig) {
 	}
 }
 
-// 1,000 tasks over ten keys, while the link is down, comes back, is cut again and torn in the middle of frames: each key
-// arrives in its order, perhaps some twice, and none is lost.
+// 1,000 tasks are published to ten keys while the link is down, comes back, is cut again and is torn in the middle of
+// frames. The tasks of each key arrive in order. Some may arrive twice, and none is lost.
 func TestRabbitMQ_OutboxOverALinkThatIsDownAndFlaps(t *testing.T) {
 	t.Parallel()
 	seed := *chaosSeed
@@ -86,7 +86,7 @@ func TestRabbitMQ_OutboxOverALinkThatIsDownAndFlaps(t *testing.T) {
 		})
 	}
 	for range keys {
-		wait(t, half, "first half, without a link")
+		wait(t, half, "first half published without a link")
 	}
 	r.proxy.Refuse(false)
 	network.Go(func() {
@@ -128,7 +128,7 @@ func TestRabbitMQ_OutboxOverALinkThatIsDownAndFlaps(t *testing.T) {
 	t.Logf("%d through the outbox, %d direct, %d published again by the caller, %d arrived twice, %d reconnects",
 		outboxed.Load(), direct.Load(), again.Load(), twice, s.Reconnects)
 	if outboxed.Load() < keys*each/2 || s.Reconnects < 2 {
-		t.Error("nothing was tried")
+		t.Error("too few outboxed tasks or reconnects to test anything")
 	}
 }
 
@@ -148,16 +148,16 @@ func TestRabbitMQ_ARefusedEntryDoesNotBlockItsKey(t *testing.T) {
 			t.Errorf("got %v", e.Err)
 		}
 	}
-	eventually(t, "the key is free", func() bool { return r.server.Health(t.Context()).Outbox == dispatcher.OutboxHealth{Dead: 3} })
+	eventually(t, "the outbox has only dead entries", func() bool { return r.server.Health(t.Context()).Outbox == dispatcher.OutboxHealth{Dead: 3} })
 	got := make(chan int, 1)
 	r.worker(tasks{"n": fn(func(n int) { got <- n })})
-	eventually(t, "a direct publish", func() bool { return r.server.Publish(dispatcher.NewTask("n", 7)) == nil })
+	eventually(t, "a direct publish succeeds", func() bool { return r.server.Publish(dispatcher.NewTask("n", 7)) == nil })
 	if n := wait(t, got, "task"); n != 7 {
 		t.Errorf("got %d", n)
 	}
 }
 
-// A full queue nacks. The entries wait for room, in their order, and none becomes dead.
+// A full queue nacks. The entries wait for room and are sent in order, and none becomes dead.
 func TestRabbitMQ_EntriesForAFullQueueWaitForRoom(t *testing.T) {
 	t.Parallel()
 	const n = 5
@@ -175,11 +175,11 @@ func TestRabbitMQ_EntriesForAFullQueueWaitForRoom(t *testing.T) {
 		kept(t, "publish", r.server.Publish(&dispatcher.Task{UUID: fmt.Sprint(i), Name: "n"}))
 	}
 	r.back()
-	for i := range n { // one at a time gets in
+	for i := range n { // one at a time fits into the queue
 		r.queueIs(r.name, 1)
-		outcome(t, "beside them", r.server.Publish(dispatcher.NewTask("n")), dispatcher.ErrInOutbox)
+		outcome(t, "publish to a key with entries", r.server.Publish(dispatcher.NewTask("n")), dispatcher.ErrInOutbox)
 		if d := r.take(r.name, 1)[0]; d.MessageId != fmt.Sprint(i) {
-			t.Errorf("task %s is in place %d", d.MessageId, i)
+			t.Errorf("task %s is at position %d", d.MessageId, i)
 		}
 	}
 	if h := r.server.Health(t.Context()).Outbox; h.Dead != 0 {
@@ -188,7 +188,8 @@ func TestRabbitMQ_EntriesForAFullQueueWaitForRoom(t *testing.T) {
 	r.server.Close()
 }
 
-// The broker refuses one entry for its size, by closing a channel. It is buried at once, and nothing beside it notices.
+// The broker refuses one entry because of its size, by closing a channel. The entry is buried at once, and no other
+// entry is affected.
 func TestRabbitMQ_AnEntryTooLargeForTheBrokerIsBuried(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -200,7 +201,7 @@ func TestRabbitMQ_AnEntryTooLargeForTheBrokerIsBuried(t *testing.T) {
 		c.Hooks.OutboxRefused = func(e dispatcher.PublishEvent) { refused <- e }
 	})
 	r.cut()
-	for round := range 2 { // the limit is known at the second
+	for round := range 2 { // the server knows the limit in the second round
 		for i, name := range names {
 			task := &dispatcher.Task{UUID: fmt.Sprint(round, ".", i), Name: "n", RoutingKey: name}
 			if i == 0 {
@@ -213,7 +214,7 @@ func TestRabbitMQ_AnEntryTooLargeForTheBrokerIsBuried(t *testing.T) {
 			t.Errorf("refused %+v", e)
 		}
 		for _, name := range names[1:] {
-			eventually(t, "the others arrived", func() bool { ready, _ := r.count(name); return ready >= round+1 })
+			eventually(t, "the other entries have arrived", func() bool { ready, _ := r.count(name); return ready >= round+1 })
 		}
 		eventually(t, "the outbox is empty", func() bool {
 			return r.server.Health(t.Context()).Outbox == dispatcher.OutboxHealth{Dead: round + 1}
@@ -224,6 +225,6 @@ func TestRabbitMQ_AnEntryTooLargeForTheBrokerIsBuried(t *testing.T) {
 	err := r.server.Publish(dispatcher.NewTask("n", strings.Repeat("x", 300_000)))
 	outcome(t, "direct", err, dispatcher.ErrTooLarge)
 	if s := r.server.Stats(); s.Reconnects != 3 {
-		t.Errorf("%d reconnects, want the three that were made here", s.Reconnects)
+		t.Errorf("%d reconnects, want this test's three", s.Reconnects)
 	}
 }

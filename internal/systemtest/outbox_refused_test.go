@@ -59,22 +59,22 @@ func TestARefusedEntryIsKeptAsDeadAndBlocksNobody(t *testing.T) {
 		mu.Lock()
 		for _, e := range told {
 			if reasons[e.UUID] == "" || e.Err == nil {
-				t.Errorf("told of %+v", e)
+				t.Errorf("unexpected OutboxRefused event %+v", e)
 			}
 		}
 		if len(told) != 3 {
-			t.Errorf("told of %d", len(told))
+			t.Errorf("%d OutboxRefused events, want 3", len(told))
 		}
 		mu.Unlock()
 
-		// They take room until somebody takes them.
+		// Dead entries take room until someone takes them out.
 		down(r, true)
 		for i := range 3 {
 			kept(t, "room is left", r.server.Publish(named(fmt.Sprint("room", i), "k0")))
 		}
 		outcome(t, "no room is left", r.server.Publish(named("x", "k0")), dispatcher.ErrOutboxFull)
 		if n := len(outbox.Dead()); n != 3 {
-			t.Errorf("%d dead", n)
+			t.Errorf("%d dead entries, want 3", n)
 		}
 		for _, e := range outbox.TakeDead() {
 			if !strings.Contains(e.Refused, reasons[e.UUID]) || e.RefusedAt.IsZero() || e.Name != "n" || len(e.Body) == 0 {
@@ -82,13 +82,13 @@ func TestARefusedEntryIsKeptAsDeadAndBlocksNobody(t *testing.T) {
 			}
 		}
 		if n := len(outbox.Dead()) + len(outbox.TakeDead()); n != 0 {
-			t.Errorf("%d dead after they were taken", n)
+			t.Errorf("%d dead entries after they were taken", n)
 		}
 		kept(t, "room again", r.server.Publish(named("x", "k0")))
 		up(r)
 		drained(t, r)
 		if log := r.log.String(); strings.Count(log, "kept among the dead entries") != 3 {
-			t.Errorf("the log does not tell of each: %s", log)
+			t.Errorf("the log does not report each dead entry once: %s", log)
 		}
 	})
 }
@@ -113,12 +113,12 @@ func TestAnEntryThatALivingConnectionDidNotTakeIsSentThroughItLater(t *testing.T
 		up(r)
 		drained(t, r)
 		if s := r.server.Stats(); s.Published != 1 || s.Reconnects != 1 || refusals.Load() != 4 {
-			t.Errorf("stats %+v, %d sendings", s, refusals.Load())
+			t.Errorf("stats %+v, sent %d times", s, refusals.Load())
 		}
 	})
 }
 
-// A message that RabbitMQ closes the channel over ends the session of all others.
+// When RabbitMQ closes the channel because of one message, it ends the session of all others.
 func TestAnEntryThatEndsItsConnectionIsPaced(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -138,17 +138,18 @@ func TestAnEntryThatEndsItsConnectionIsPaced(t *testing.T) {
 		up(r)
 		<-time.After(10 * time.Minute)
 		if n := ended.Load(); n < 10 || n > 60 {
-			t.Errorf("%d connections ended in ten minutes", n)
+			t.Errorf("%d connections ended in ten minutes, want 10 to 60", n)
 		}
 		if got := strings.Join(r.ids("k1"), " "); got != "good" {
-			t.Errorf("the other key: %s", got)
+			t.Errorf("messages of the other key: %s", got)
 		}
 	})
 }
 
 var errEnded = fmt.Errorf("%w: %w: %w", broker.ErrUnconfirmed, broker.ErrSessionLost, broker.ErrProtocol)
 
-// The broker ends the link over one entry, each time with others under way beside it: the one is buried, the others arrive.
+// The broker repeatedly ends the link because of one entry, while others are in flight. That entry is buried, and the
+// others arrive.
 func TestAnEntryThatEndsTheLinkIsBuriedAndTheOthersAreNot(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -158,7 +159,7 @@ func TestAnEntryThatEndsTheLinkIsBuriedAndTheOthersAreNot(t *testing.T) {
 		r := newRig(t, withQueues(n), plainOutbox, script(func(m broker.Message) error {
 			if m.ID == "poison" {
 				if poisons.Add(1) == 1 {
-					synctest.Wait() // the others are under way
+					synctest.Wait() // the others are in flight
 					close(ending)
 				}
 				return errEnded
@@ -182,7 +183,7 @@ func TestAnEntryThatEndsTheLinkIsBuriedAndTheOthersAreNot(t *testing.T) {
 		up(r)
 		drained(t, r)
 		if together.Load() == 0 {
-			t.Error("nothing was under way beside it")
+			t.Error("no other entry was in flight with it")
 		}
 		for i := range n {
 			want := fmt.Sprint(i)
@@ -197,7 +198,7 @@ func TestAnEntryThatEndsTheLinkIsBuriedAndTheOthersAreNot(t *testing.T) {
 			t.Errorf("health %+v", h)
 		}
 		if got := poisons.Load(); got != 10 {
-			t.Errorf("two poisons were sent %d times, want 5 each", got)
+			t.Errorf("the two poison entries were sent %d times in all, want 5 each", got)
 		}
 		if text := r.log.String(); !strings.Contains(text, "ended the link 5 times") {
 			t.Errorf("log: %s", text)
@@ -205,14 +206,15 @@ func TestAnEntryThatEndsTheLinkIsBuriedAndTheOthersAreNot(t *testing.T) {
 	})
 }
 
-// The broker ends the link over two entries, again and again, and takes two seconds to confirm any other. All were under way the first
-// time, so all are suspects, and others than the two are confirmed only because suspects go one at a time.
+// The broker repeatedly ends the link because of two entries, and takes two seconds to confirm any other. All were in
+// flight when the link first ended, so all are suspects. The others are confirmed only because suspects are sent one at
+// a time.
 func TestSuspectEntriesGoOneAtATime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const n = 10
 		var mu sync.Mutex
-		link := make(chan struct{}) // closed when it ends
+		link := make(chan struct{}) // closed when the link ends
 		r := newRig(t, withQueues(n), plainOutbox, script(func(m broker.Message) error {
 			mu.Lock()
 			ended := link
@@ -225,7 +227,7 @@ func TestSuspectEntriesGoOneAtATime(t *testing.T) {
 					return nil
 				}
 			}
-			<-time.After(50 * time.Millisecond) // the others are under way
+			<-time.After(50 * time.Millisecond) // the others are in flight
 			mu.Lock()
 			close(link)
 			link = make(chan struct{})
@@ -241,12 +243,12 @@ func TestSuspectEntriesGoOneAtATime(t *testing.T) {
 		up(r)
 		drained(t, r)
 		if h := r.server.Health(t.Context()); h.Outbox.Dead != 2 {
-			t.Errorf("%d entries are buried, want the two that end the link", h.Outbox.Dead)
+			t.Errorf("%d entries were buried, want the two that end the link", h.Outbox.Dead)
 		}
 	})
 }
 
-// A lost link says nothing about what was under way.
+// A lost link is no evidence against the entries in flight.
 func TestLostLinksBuryNoEntry(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -290,14 +292,14 @@ func TestADeadEntryThatIsRetriedIsSentByTheRunningServer(t *testing.T) {
 			t.Fatalf("dead %+v", dead)
 		}
 		if !outbox.RetryDead(dead[1]) || outbox.RetryDead(dead[1]) || !outbox.RemoveDead(dead[0]) || outbox.RemoveDead(dead[0]) {
-			t.Error("each entry is there once")
+			t.Error("RetryDead and RemoveDead must each find their entry exactly once")
 		}
 		drained(t, r)
 		if got := strings.Join(r.ids("jobs"), " "); got != "2" {
 			t.Errorf("got %s", got)
 		}
 		if n := len(outbox.Dead()); n != 0 {
-			t.Errorf("%d dead", n)
+			t.Errorf("%d dead entries", n)
 		}
 	})
 }

@@ -23,7 +23,7 @@ func TestShutdownSendsWhatIsInTheOutbox(t *testing.T) {
 			kept(t, "publish", r.server.Publish(named(fmt.Sprint(i), fmt.Sprint("k", i%100))))
 		}
 		up(r)
-		eventuallyWithin(t, time.Minute, "connected", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnected })
+		eventuallyWithin(t, time.Minute, "the server is connected", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnected })
 		if err := r.server.Shutdown(context.Background()); err != nil {
 			t.Error(err)
 		}
@@ -53,7 +53,7 @@ func TestShutdownSaysWhatIsLeftAndAnotherServerSendsIt(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 		if took := time.Since(began); took != 30*time.Second {
-			t.Errorf("took %v, want PublishTimeout: the context has no deadline and nothing leaves", took)
+			t.Errorf("took %v, want PublishTimeout: the context has no deadline and no entry leaves", took)
 		}
 		r.server.Close()
 		if log := r.log.String(); !strings.Contains(log, "left in the outbox: 5") {
@@ -74,14 +74,15 @@ func TestShutdownSaysWhatIsLeftAndAnotherServerSendsIt(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer server.Close()
-		eventuallyWithin(t, time.Minute, "all is sent", func() bool { return server.Health(t.Context()).Outbox.Entries == 0 })
+		eventuallyWithin(t, time.Minute, "all entries are sent", func() bool { return server.Health(t.Context()).Outbox.Entries == 0 })
 		if got := strings.Join(r.ids("k0"), " ") + "|" + strings.Join(r.ids("k1"), " "); got != "0 2 4|1 3" {
 			t.Errorf("got %s", got)
 		}
 	})
 }
 
-// No bound in the context, and a broker that stands still: what has stopped leaving is not waited for longer than a publish.
+// The context has no deadline and the broker does not progress. Once entries stop leaving, Shutdown waits no longer
+// than one publish may take.
 func TestShutdownIsBoundedWhileTheOutboxStandsStill(t *testing.T) {
 	t.Parallel()
 	for name, hold := range map[string]func(r *rig, on bool){
@@ -96,7 +97,7 @@ func TestShutdownIsBoundedWhileTheOutboxStandsStill(t *testing.T) {
 				kept(t, "publish", r.server.Publish(named("1", "jobs")))
 				hold(r, true)
 				up(r)
-				eventuallyWithin(t, time.Minute, "connected", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnected })
+				eventuallyWithin(t, time.Minute, "the server is connected", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnected })
 				synctest.Wait()
 				began := time.Now()
 				result := make(chan error, 1)
@@ -116,7 +117,7 @@ func TestShutdownIsBoundedWhileTheOutboxStandsStill(t *testing.T) {
 	}
 }
 
-// As long as entries are leaving, a shutdown without a bound sends them.
+// Without a deadline, Shutdown sends the outbox as long as entries are leaving.
 func TestShutdownWaitsForASlowOutboxAndNotLongForALostConnection(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -126,7 +127,7 @@ func TestShutdownWaitsForASlowOutboxAndNotLongForALostConnection(t *testing.T) {
 			kept(t, "publish", r.server.Publish(named(fmt.Sprint(i), "jobs")))
 		}
 		up(r)
-		eventuallyWithin(t, time.Minute, "connected", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnected })
+		eventuallyWithin(t, time.Minute, "the server is connected", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnected })
 		if err := r.server.Shutdown(context.Background()); err != nil {
 			t.Error(err)
 		}
@@ -162,13 +163,13 @@ func TestAnEntryInFlightIsWaitedForWhenTheServerCloses(t *testing.T) {
 		kept(t, "publish", r.server.Publish(named("2", "jobs")))
 		r.chaos.HoldConfirms(true)
 		up(r)
-		eventuallyWithin(t, time.Minute, "it is sent", func() bool { return r.inspect("jobs").Ready == 1 })
+		eventuallyWithin(t, time.Minute, "the first entry is sent", func() bool { return r.inspect("jobs").Ready == 1 })
 		time.AfterFunc(12*time.Second, func() { r.chaos.HoldConfirms(false) })
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		err := r.server.Shutdown(ctx)
 		if !errors.Is(err, dispatcher.ErrOutboxNotEmpty) || !strings.Contains(err.Error(), "outbox: 1,") {
-			t.Errorf("got %v, want one left: the other was confirmed two seconds after the time was up", err)
+			t.Errorf("got %v, want one left: the other entry was confirmed two seconds after the deadline", err)
 		}
 		if got := strings.Join(r.ids("jobs"), " "); got != "1" {
 			t.Errorf("got %s", got)
@@ -195,20 +196,20 @@ func TestAGivenUpConnectionEndsTheOutboxAndSaysWhatIsLeft(t *testing.T) {
 		if log := r.log.String(); !strings.Contains(log, `"tasks are left in the outbox: 1, and 0 dead ones"`) {
 			t.Errorf("log: %s", log)
 		}
-		outcome(t, "after that", r.server.Publish(dispatcher.NewTask("n")), dispatcher.ErrServerClosed)
+		outcome(t, "after the connection was given up", r.server.Publish(dispatcher.NewTask("n")), dispatcher.ErrServerClosed)
 		up(r)
 		if err := r.server.Shutdown(t.Context()); !errors.Is(err, dispatcher.ErrOutboxNotEmpty) {
-			t.Errorf("shutdown: %v", err)
+			t.Errorf("Shutdown: %v", err)
 		}
 	})
 }
 
-// durableOutbox says that it outlives the process.
+// durableOutbox reports that it outlives the process.
 type durableOutbox struct{ dispatcher.Outbox }
 
 func (durableOutbox) Durable() bool { return true }
 
-// What is left in a durable outbox is for the next process: a deploy during an outage neither waits nor fails.
+// The next process sends what remains in a durable outbox. A deploy during an outage therefore neither waits nor fails.
 func TestShutdownLeavesADurableOutboxAsItIs(t *testing.T) {
 	t.Parallel()
 	for name, away := range map[string]func(*rig){
@@ -226,16 +227,16 @@ func TestShutdownLeavesADurableOutboxAsItIs(t *testing.T) {
 				kept(t, "publish", r.server.Publish(named("2", "jobs")))
 				began := time.Now()
 				if err := r.server.Shutdown(t.Context()); err != nil {
-					t.Errorf("shutdown: %v", err)
+					t.Errorf("Shutdown: %v", err)
 				}
 				if took := time.Since(began); took != 0 {
-					t.Errorf("shutdown took %v", took)
+					t.Errorf("Shutdown took %v", took)
 				}
 				says := func(r *rig, want ...string) {
 					t.Helper()
 					for _, line := range want {
 						if strings.Count(r.log.String(), line) != 1 {
-							t.Errorf("%q is not once in the log:\n%s", line, r.log)
+							t.Errorf("the log does not have %q exactly once:\n%s", line, r.log)
 						}
 					}
 				}
@@ -249,7 +250,7 @@ func TestShutdownLeavesADurableOutboxAsItIs(t *testing.T) {
 				synctest.Wait()
 				says(next, "info: tasks are in the outbox since an earlier start entries=2 dead=0", "info: the outbox is empty again entries=2")
 
-				// While the broker takes tasks, it is emptied.
+				// While the broker takes tasks, Shutdown empties a durable outbox.
 				down(next, true)
 				kept(t, "publish", next.server.Publish(named("3", "jobs")))
 				next.chaos.HoldConfirms(true)
@@ -257,17 +258,17 @@ func TestShutdownLeavesADurableOutboxAsItIs(t *testing.T) {
 				time.AfterFunc(5*time.Second, func() { next.chaos.HoldConfirms(false) })
 				began = time.Now()
 				if err := next.server.Shutdown(t.Context()); err != nil || strings.Contains(next.log.String(), "left in the outbox") {
-					t.Errorf("shutdown: %v, and the log is\n%s", err, next.log)
+					t.Errorf("Shutdown: %v, and the log is\n%s", err, next.log)
 				}
 				if took := time.Since(began); took != 5*time.Second {
-					t.Errorf("shutdown took %v", took)
+					t.Errorf("Shutdown took %v", took)
 				}
 			})
 		})
 	}
 }
 
-// A broker that begins to block while a durable outbox is being emptied ends that, too.
+// If the broker begins to block while Shutdown empties a durable outbox, Shutdown stops waiting.
 func TestShutdownLeavesADurableOutboxWhenTheBrokerBeginsToBlock(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -278,15 +279,15 @@ func TestShutdownLeavesADurableOutboxWhenTheBrokerBeginsToBlock(t *testing.T) {
 		down(r, true)
 		kept(t, "publish", r.server.Publish(named("1", "jobs")))
 		down(r, false)
-		<-time.After(10 * time.Minute) // the pauses between its tries are long by now
+		<-time.After(10 * time.Minute) // the pauses between tries are long by now
 		const begins = 2500 * time.Millisecond
 		time.AfterFunc(begins, func() { r.chaos.Block(true) })
 		began := time.Now()
 		if err := r.server.Shutdown(t.Context()); err != nil {
-			t.Errorf("shutdown: %v", err)
+			t.Errorf("Shutdown: %v", err)
 		}
 		if took := time.Since(began); took < begins || took > begins+time.Second {
-			t.Errorf("shutdown took %v", took)
+			t.Errorf("Shutdown took %v", took)
 		}
 	})
 }
@@ -339,7 +340,7 @@ func TestShutdownConnectsToEmptyTheOutbox(t *testing.T) {
 func TestShutdownIsBoundedWhileTheBrokerIsAway(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		ctx     time.Duration // 0 = no deadline; negative: Close, with that ShutdownTimeout
+		ctx     time.Duration // 0 = no deadline; negative = Close with this ShutdownTimeout
 		retries int
 		want    time.Duration // at most
 		least   time.Duration
@@ -396,7 +397,7 @@ func (b dropping) Open(ctx context.Context) (broker.Session, error) {
 	return s, err
 }
 
-// Such a broker must not be dialled without pauses because a shutdown is in a hurry.
+// Even during a shutdown, the server must pause before it dials such a broker again.
 func TestAShutdownThatIsInAHurryKeepsThePauses(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -404,7 +405,7 @@ func TestAShutdownThatIsInAHurryKeepsThePauses(t *testing.T) {
 			c.Broker = dropping{c.Broker, c.Broker.(*brokertest.Chaos).Kill}
 		})
 		kept(t, "publish", r.server.Publish(named("1", "jobs")))
-		r.chaos.Block(true) // or it would be refused, and the outbox be empty
+		r.chaos.Block(true) // otherwise the entry would be refused, and the outbox would be empty
 		up(r)
 		before := r.chaos.Opens()
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)

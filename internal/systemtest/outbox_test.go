@@ -38,7 +38,7 @@ func TestOutboxKeepsWhatIsPublishedWhileDisconnected(t *testing.T) {
 		outcome(t, "batch, task without a name", errs[2], dispatcher.ErrTaskName)
 		kept(t, "batch, task 3", errs[3])
 		if took := time.Since(began); took != 0 {
-			t.Errorf("took %v: nothing has to be waited for", took)
+			t.Errorf("took %v, want no wait", took)
 		}
 		if h := r.server.Health(t.Context()); h.Outbox != (dispatcher.OutboxHealth{Entries: 4}) || h.OK() {
 			t.Errorf("health %+v", h)
@@ -62,7 +62,7 @@ func TestOutboxKeepsWhatIsPublishedWhileDisconnected(t *testing.T) {
 			t.Errorf("stats %+v", s)
 		}
 		if err := r.server.Publish(dispatcher.NewTask("e")); err != nil {
-			t.Errorf("once the outbox is empty: %v", err)
+			t.Errorf("direct publish after the outbox is empty: %v", err)
 		}
 		r.server.Close()
 		close(events)
@@ -81,12 +81,12 @@ func TestOutboxKeepsWhatIsPublishedWhileDisconnected(t *testing.T) {
 			}
 		}
 		if confirmed != 4 || in != 4 || refused != 2 {
-			t.Errorf("%d events of confirmations, %d of what was kept, %d of what was refused", confirmed, in, refused)
+			t.Errorf("events: %d confirmed, %d kept in the outbox, %d refused; want 4, 4 and 2", confirmed, in, refused)
 		}
 	})
 }
 
-// Ten goroutines publish to ten keys each in their order, while connections die with and without answers held back.
+// Ten goroutines publish to ten keys, each key in order. Meanwhile connections die, some while answers are held back.
 func TestOutboxKeepsTheOrderOfEachKeyAndLosesNothing(t *testing.T) {
 	t.Parallel()
 	seed := *chaosSeed
@@ -163,7 +163,7 @@ func TestOutboxKeepsTheOrderOfEachKeyAndLosesNothing(t *testing.T) {
 			}
 		}
 		if outboxed.Load() == 0 {
-			t.Error("nothing went to the outbox: nothing was tried")
+			t.Error("no task went to the outbox")
 		}
 		t.Logf("%d of %d went through the outbox, %d arrived twice", outboxed.Load(), keys*each, twice)
 	})
@@ -186,7 +186,7 @@ func TestOutboxIsUsedOnlyByKeysThatHaveEntries(t *testing.T) {
 			outcome(t, fmt.Sprint("batch, task ", i), errs[i], want)
 		}
 		if n := r.inspect("k0").Ready; n != 1 {
-			t.Errorf("%d in flight, want one a key", n)
+			t.Errorf("%d messages in flight, want one per key", n)
 		}
 		r.chaos.HoldConfirms(false)
 		drained(t, r)
@@ -205,15 +205,15 @@ func TestOutboxSendsAnEntryAgainWhoseOutcomeIsUnknown(t *testing.T) {
 		kept(t, "publish", r.server.Publish(named("next", "jobs")))
 		r.chaos.HoldConfirms(true)
 		up(r)
-		eventuallyWithin(t, time.Minute, "it is sent", func() bool { return r.inspect("jobs").Ready == 1 })
-		<-time.After(time.Hour) // it is asked for no answer twice while the connection stands
+		eventuallyWithin(t, time.Minute, "the entry is sent", func() bool { return r.inspect("jobs").Ready == 1 })
+		<-time.After(time.Hour) // the entry is not sent again while the connection lives
 		if n := r.inspect("jobs").Ready; n != 1 {
-			t.Errorf("%d sent", n)
+			t.Errorf("%d messages, want the entry once", n)
 		}
 		r.chaos.Kill()
-		eventuallyWithin(t, time.Minute, "it is sent again", func() bool { return r.inspect("jobs").Ready == 2 })
+		eventuallyWithin(t, time.Minute, "the entry is sent again", func() bool { return r.inspect("jobs").Ready == 2 })
 		if n := r.server.Health(t.Context()).Outbox.Entries; n != 2 {
-			t.Errorf("%d entries, want 2 before the confirmation", n)
+			t.Errorf("%d entries, want 2 until the confirmation", n)
 		}
 		r.chaos.HoldConfirms(false)
 		drained(t, r)
@@ -276,7 +276,8 @@ func TestTheOutboxTakesNothingFromAContextThatHasEndedNorOfAClosedServer(t *test
 	})
 }
 
-// Publishers, closings and lost connections at once; what is left and what arrived is all there is.
+// Publishers, Close and lost connections run at the same time. Every accepted task has arrived or is left in the
+// outbox.
 func TestEverythingAtOnceWithAnOutbox(t *testing.T) {
 	t.Parallel()
 	for range 20 {
@@ -317,7 +318,7 @@ func TestEverythingAtOnceWithAnOutbox(t *testing.T) {
 			delete(accepted, e.UUID)
 		}
 		if len(accepted) != 0 {
-			t.Errorf("lost: %v", accepted)
+			t.Errorf("lost tasks: %v", accepted)
 		}
 	}
 }
@@ -337,7 +338,7 @@ func TestAnEntryGoesToTheExchangeItWasAcceptedFor(t *testing.T) {
 		outbox := outboxOf(t,
 			dispatcher.OutboxEntry{UUID: "old", RoutingKey: "jobs", Exchange: "old", ContentType: "application/cbor"},
 			dispatcher.OutboxEntry{UUID: "gone", RoutingKey: "jobs", Exchange: "deleted", ContentType: "application/json"},
-			dispatcher.OutboxEntry{UUID: "older", RoutingKey: "jobs"}, // of a program that stored neither
+			dispatcher.OutboxEntry{UUID: "older", RoutingKey: "jobs"}, // from a program that stored neither exchange nor content type
 			dispatcher.OutboxEntry{UUID: "new", RoutingKey: "jobs", Exchange: "jobs", ContentType: "application/json"},
 		)
 		server, _, err := dispatcher.NewServer(&dispatcher.ServerConfig{
@@ -347,7 +348,7 @@ func TestAnEntryGoesToTheExchangeItWasAcceptedFor(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer server.Close()
-		eventuallyWithin(t, time.Hour, "all is sent", func() bool { return server.Health(t.Context()).Outbox.Entries == 0 })
+		eventuallyWithin(t, time.Hour, "all entries are sent", func() bool { return server.Health(t.Context()).Outbox.Entries == 0 })
 		for queue, want := range map[string]string{"old-jobs": "old application/cbor", "jobs": "older application/json new application/json"} {
 			ds, err := r.session().TryGet(t.Context(), queue, 10)
 			if err != nil {
@@ -361,7 +362,7 @@ func TestAnEntryGoesToTheExchangeItWasAcceptedFor(t *testing.T) {
 				t.Errorf("%s: got %q, want %q", queue, got, want)
 			}
 		}
-		// A server knows nothing of the bindings of another exchange, so it does not make one and wait.
+		// A server does not know the bindings of another exchange, so it does not declare the exchange and wait.
 		dead := outbox.Dead()
 		if len(dead) != 1 || dead[0].UUID != "gone" || !strings.Contains(dead[0].Refused, "exchange does not exist") {
 			t.Errorf("dead %+v", dead)
@@ -369,7 +370,7 @@ func TestAnEntryGoesToTheExchangeItWasAcceptedFor(t *testing.T) {
 	})
 }
 
-// Somebody has deleted the exchange. It is declared again, so an entry waits for that.
+// The exchange was deleted. The server declares it again, so an entry waits for that.
 func TestAnEntryWhoseExchangeIsGoneIsSentAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

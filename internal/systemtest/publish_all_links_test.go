@@ -14,14 +14,14 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// lagging is a broker whose sessions write a message some time after Publish has returned. What a session has not written when it
-// dies is not sent.
+// lagging is a broker whose sessions write a message some time after Publish has returned. A message that is unwritten
+// when its session dies is not sent.
 type lagging struct{ broker.Broker }
 
 type laggingSession struct {
 	broker.Session
 	done chan struct{}
-	more chan struct{} // holds one when something was added
+	more chan struct{} // signals that a message was added
 
 	mu      sync.Mutex
 	over    bool
@@ -89,7 +89,8 @@ func (s *laggingSession) run() {
 	}
 }
 
-// Links die again and again while much is on its way. What was not sent is sent through the next one, or kept, before what follows it.
+// Links die repeatedly while many tasks are in flight. Each unsent task is sent over the next link, or kept in the
+// outbox, before the tasks that follow it.
 func TestPublishAllKeepsTheOrderOverLostLinks(t *testing.T) {
 	t.Parallel()
 	for name, outbox := range map[string]bool{"no outbox": false, "outbox": true} {
@@ -138,7 +139,7 @@ func TestPublishAllKeepsTheOrderOverLostLinks(t *testing.T) {
 				i, inOutbox := 0, 0
 				for task, err := range r.server.PublishAll(t.Context(), bursts) {
 					if task.UUID != fmt.Sprint(i) {
-						t.Fatalf("result %d is of task %s", i, task.UUID)
+						t.Fatalf("result %d belongs to task %s", i, task.UUID)
 					}
 					if outbox && errors.Is(err, dispatcher.ErrInOutbox) {
 						inOutbox++
@@ -199,7 +200,7 @@ func TestPublishAllWaitsForAConnectionOrKeepsTheTaskInTheOutbox(t *testing.T) {
 	}
 }
 
-// On RabbitMQ an outcome is what the queue says, too.
+// On RabbitMQ too, every confirmed task is in the queue.
 func TestPublishAllTellsTheTruthWhenLinksAreCut(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
@@ -230,7 +231,7 @@ func TestPublishAllTellsTheTruthWhenLinksAreCut(t *testing.T) {
 		there := make(map[string]bool, n)
 		for _, d := range ds {
 			if there[d.ID] {
-				v.t.Errorf("task %s is there twice", d.ID)
+				v.t.Errorf("task %s is in the queue twice", d.ID)
 			}
 			there[d.ID] = true
 		}
@@ -239,17 +240,18 @@ func TestPublishAllTellsTheTruthWhenLinksAreCut(t *testing.T) {
 			if err != nil {
 				unknown++
 			} else if !there[id] {
-				v.t.Errorf("task %s was confirmed and is not there", id)
+				v.t.Errorf("task %s was confirmed but is not in the queue", id)
 			}
 		}
-		v.t.Logf("%d confirmed, %d unconfirmed, %d there", len(results)-unknown, unknown, len(there))
+		v.t.Logf("%d confirmed, %d unconfirmed, %d in the queue", len(results)-unknown, unknown, len(there))
 		if len(results) != n || s.Stats().Reconnects == 0 {
 			v.t.Errorf("%d results, %d reconnects", len(results), s.Stats().Reconnects)
 		}
 	})
 }
 
-// The outcomes of tasks that a dead link leaves unconfirmed do not wait behind a task that waits for the next one.
+// A dead link leaves tasks unconfirmed. Their outcomes are yielded at once, even while a later task waits for the next
+// link.
 func TestPublishAllYieldsWhatIsKnownBeforeItWaits(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -276,7 +278,7 @@ func TestPublishAllYieldsWhatIsKnownBeforeItWaits(t *testing.T) {
 							return
 						}
 					}
-					t.Error("another task was taken")
+					t.Error("PublishAll took another task")
 				}
 				n := 0
 				for task, err := range r.server.PublishAll(t.Context(), burst) {
@@ -295,7 +297,8 @@ func TestPublishAllYieldsWhatIsKnownBeforeItWaits(t *testing.T) {
 	}
 }
 
-// doomed is a broker whose first session answers nothing until it dies. Then it refuses messages at once, a moment before its Done is closed.
+// doomed is a broker whose first session answers nothing until it dies. Then it refuses messages at once, just before
+// its Done is closed.
 type doomed struct {
 	broker.Broker
 	first *doomedSession
@@ -336,7 +339,7 @@ func (s *doomedSession) die() {
 	}
 }
 
-// A session is dead before the supervisor knows it.
+// A session dies a moment before its supervisor notices.
 func TestPublishAllYieldsWhatIsKnownWhenALinkDies(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -368,7 +371,8 @@ func TestPublishAllYieldsWhatIsKnownWhenALinkDies(t *testing.T) {
 	})
 }
 
-// A broker that blocks for a moment does not keep a task from being sent for as long as an older one has no answer.
+// If the broker blocks for a moment, the next task is sent as soon as that is over, even though an older one has no
+// answer yet.
 func TestPublishAllSendsWhenTheBrokerNoLongerBlocks(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -376,7 +380,7 @@ func TestPublishAllSendsWhenTheBrokerNoLongerBlocks(t *testing.T) {
 		r.chaos.HoldConfirms(true)
 		sent := func(want int) {
 			if info, err := r.session().Inspect(t.Context(), "jobs"); err != nil || info.Ready != want {
-				t.Errorf("%d in the queue, want %d: %v", info.Ready, want, err)
+				t.Errorf("%d messages in the queue, want %d: %v", info.Ready, want, err)
 			}
 		}
 		burst := func(yield func(*dispatcher.Task) bool) {

@@ -14,7 +14,7 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// numbered yields n tasks with the uuids 0 to n-1, and counts in taken.
+// numbered yields n tasks with the uuids 0 to n-1, and counts them in taken.
 func numbered(n int, taken *int) iter.Seq[*dispatcher.Task] {
 	return func(yield func(*dispatcher.Task) bool) {
 		for i := range n {
@@ -26,7 +26,7 @@ func numbered(n int, taken *int) iter.Seq[*dispatcher.Task] {
 	}
 }
 
-// uuids are the uuids of every step'th of n tasks.
+// uuids returns the uuids of every step'th of n tasks.
 func uuids(from, n, step int) string {
 	var ids []string
 	for i := from; i < n; i += step {
@@ -46,7 +46,7 @@ func TestPublishAllYieldsEachTaskWithItsOutcomeInOrder(t *testing.T) {
 	want := []error{nil, dispatcher.ErrRejected, dispatcher.ErrTaskName, dispatcher.ErrUnroutable, nil, dispatcher.ErrRejected, nil}
 	results := r.server.PublishAll(t.Context(), slices.Values(all))
 	if s := r.server.Stats(); s.Published != 0 {
-		t.Errorf("published before the results were asked for: %+v", s)
+		t.Errorf("PublishAll published before its results were read: %+v", s)
 	}
 	i := 0
 	for task, err := range results {
@@ -66,11 +66,11 @@ func TestPublishAllYieldsEachTaskWithItsOutcomeInOrder(t *testing.T) {
 		t.Errorf("stats %+v", s)
 	}
 	for range r.server.PublishAll(t.Context(), slices.Values[[]*dispatcher.Task](nil)) {
-		t.Error("a result of nothing")
+		t.Error("an empty sequence yielded a result")
 	}
 }
 
-// The whole takes ten times as long as one publish may.
+// PublishTimeout limits each task, not the whole. Here the whole takes ten times as long as one publish may.
 func TestPublishAllBoundsEachTaskAndNotTheWhole(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -103,7 +103,7 @@ func TestPublishAllTimesOutAfterPublishTimeout(t *testing.T) {
 			outcome(t, task.UUID, err, dispatcher.ErrUnconfirmed)
 		}
 		if took := time.Since(began); took != 30*time.Second {
-			t.Errorf("unanswered: took %v", took)
+			t.Errorf("without answers: took %v", took)
 		}
 		r.chaos.HoldConfirms(false)
 		r.chaos.Block(true)
@@ -112,7 +112,7 @@ func TestPublishAllTimesOutAfterPublishTimeout(t *testing.T) {
 			outcome(t, task.UUID, err, dispatcher.ErrNotSent)
 		}
 		if took := time.Since(began); took != 90*time.Second {
-			t.Errorf("blocked: took %v: one task after the other waits", took)
+			t.Errorf("blocked: took %v, want 30 s for each of three tasks", took)
 		}
 		r.chaos.Block(false)
 	})
@@ -146,25 +146,24 @@ func TestPublishAllKeepsItsWindowFullAndNoMore(t *testing.T) {
 				}()
 				synctest.Wait()
 				if sent := r.inspect("jobs").Ready; taken != c.want || sent != c.want {
-					t.Errorf("%d taken and %d sent without an answer, want %d", taken, sent, c.want)
+					t.Errorf("%d tasks taken and %d sent without an answer, want %d", taken, sent, c.want)
 				}
 				r.chaos.HoldConfirms(false)
 				<-done
 				if taken != 2*c.want || failed != 0 {
-					t.Errorf("%d taken, %d failed", taken, failed)
+					t.Errorf("%d tasks taken, %d failed", taken, failed)
 				}
 			})
 		})
 	}
 }
 
-// accounts publishes for ever until end has the loop left, and checks that each task that was taken has an outcome in Stats and in
-// the hook.
+// accounts checks that every task that PublishAll took has an outcome in Stats and in the hook.
 func accounts(t *testing.T, r *rig, hooked *int, taken *int) {
 	t.Helper()
 	s := r.server.Stats()
 	if sum := s.Published + s.NotSent + s.Rejected + s.Unconfirmed + s.Outboxed; *taken == 0 || int(sum) != *taken || *hooked != *taken {
-		t.Errorf("%d taken, %d outcomes in Stats, %d in the hook", *taken, sum, *hooked)
+		t.Errorf("%d tasks taken, %d outcomes in Stats, %d in the hook", *taken, sum, *hooked)
 	}
 }
 
@@ -215,7 +214,7 @@ func TestPublishAllAccountsForEveryTaskWhenItsLoopIsLeft(t *testing.T) {
 					t.Errorf("took %v", took)
 				}
 				if s := r.server.Stats(); s.Published < 500 {
-					t.Errorf("stats %+v: their answers came after ten seconds", s)
+					t.Errorf("stats %+v, want the tasks published whose answers came after ten seconds", s)
 				}
 				r.chaos.HoldConfirms(false)
 			})
@@ -259,7 +258,7 @@ func TestPublishAllEndsWithItsContext(t *testing.T) {
 			i++
 		}
 		if i != 106 || taken != 106 || time.Since(began) != 0 {
-			t.Errorf("%d results of %d after %v, want the five in flight, one that was not sent, and no more", i, taken, time.Since(began))
+			t.Errorf("%d results of %d tasks after %v; want the five tasks in flight and one that was not sent, at once", i, taken, time.Since(began))
 		}
 		accounts(t, r, &hooked, &taken)
 		r.chaos.HoldConfirms(false)
@@ -275,6 +274,6 @@ func TestPublishAllAfterCloseIsNotSent(t *testing.T) {
 		outcome(t, task.UUID, err, dispatcher.ErrServerClosed)
 	}
 	if taken != 3 {
-		t.Errorf("%d taken", taken)
+		t.Errorf("%d tasks taken, want 3", taken)
 	}
 }

@@ -23,7 +23,7 @@ func TestPublishFillsTheCallersTaskAndTheMessage(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(task.UUID) != 36 || task.RoutingKey != "jobs" {
-		t.Errorf("uuid %q, key %q: not filled", task.UUID, task.RoutingKey)
+		t.Errorf("Publish did not fill in the uuid %q or the key %q", task.UUID, task.RoutingKey)
 	}
 	ds, err := r.session().TryGet(t.Context(), "jobs", 2)
 	if err != nil || len(ds) != 1 {
@@ -45,7 +45,7 @@ func TestPublishKeepsAGivenIdentity(t *testing.T) {
 	r := newRig(t, withQueue)
 	task := &dispatcher.Task{UUID: "mine", Name: "n", RoutingKey: "elsewhere"}
 	if err := r.server.Publish(task); !errors.Is(err, dispatcher.ErrUnroutable) {
-		t.Errorf("got %v, want ErrUnroutable: nothing is bound to that key", err)
+		t.Errorf("got %v, want ErrUnroutable: no queue is bound to that key", err)
 	}
 	if task.UUID != "mine" || task.RoutingKey != "elsewhere" {
 		t.Errorf("task changed: %+v", task)
@@ -91,7 +91,7 @@ func TestPublishRefusesWhatCannotTravel(t *testing.T) {
 		})
 	}
 	if n := r.inspect("jobs").Ready; n != 0 {
-		t.Errorf("%d messages were sent all the same", n)
+		t.Errorf("%d messages were sent, want none", n)
 	}
 	if s := r.server.Stats(); s.Rejected != 18 || s.Published != 0 {
 		t.Errorf("stats %+v, want 18 rejected", s)
@@ -111,10 +111,10 @@ func TestPublishFailsAtOnceWhileDisconnected(t *testing.T) {
 			t.Errorf("got %v after %v", err, time.Since(began))
 		}
 		if _, err := r.server.NewWorker(&dispatcher.WorkerConfig{Name: "w", Queue: "q"}, nil); !errors.Is(err, dispatcher.ErrDisconnected) {
-			t.Errorf("new worker: %v, want ErrDisconnected", err)
+			t.Errorf("NewWorker: %v, want ErrDisconnected", err)
 		}
 
-		// The two others wait for a connection, until their context ends.
+		// PublishContext and PublishBatch wait for a connection until their context ends.
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		err = r.server.PublishContext(ctx, dispatcher.NewTask("n"))
@@ -176,7 +176,7 @@ func TestAPublishInFlightWhenTheConnectionDiesIsUnconfirmedAndNotRepeated(t *tes
 		}
 		r.chaos.HoldConfirms(false)
 		if n := r.inspect("jobs").Ready; n != 1 {
-			t.Errorf("%d messages, want the one that was sent", n)
+			t.Errorf("%d messages, want only the one that was sent", n)
 		}
 	})
 }
@@ -203,7 +203,7 @@ func TestAPublishHeldAtTheGateGoesToTheNextConnection(t *testing.T) {
 			}
 		}
 		if n := r.inspect("jobs").Ready; n != 2-failed {
-			t.Errorf("%d messages and %d certainly not sent", n, failed)
+			t.Errorf("%d messages, and %d tasks reported as not sent", n, failed)
 		}
 	})
 }
@@ -265,7 +265,7 @@ func TestBodyLimitCanBeLifted(t *testing.T) {
 func TestOutcomesAreTheBrokersOwnValues(t *testing.T) {
 	t.Parallel()
 	if dispatcher.ErrNotSent != broker.ErrNotSent || dispatcher.ErrRejected != broker.ErrRejected || dispatcher.ErrUnconfirmed != broker.ErrUnconfirmed {
-		t.Error("the root must export the seam's values, or errors.Is fails across them")
+		t.Error("the root package must export the broker package's error values, or errors.Is fails between them")
 	}
 }
 

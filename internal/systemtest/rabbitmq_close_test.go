@@ -12,7 +12,8 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// bound is more than Close may take: ShutdownTimeout, a second in these tests, and about fifteen of clean ends.
+// bound is more than Close may take: ShutdownTimeout, a second in these tests, plus about fifteen seconds for a clean
+// end.
 const bound = 25 * time.Second
 
 func TestRabbitMQ_D3AnUnreachableBrokerIsAnErrorAfterTheRetries(t *testing.T) {
@@ -44,18 +45,18 @@ func TestRabbitMQ_D3TheChannelFiresWhenALaterOutageUsesUpTheRetries(t *testing.T
 	wait(t, began, "task")
 	r.proxy.Refuse(true)
 	r.proxy.Cut()
-	eventually(t, "given up", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateGivenUp })
+	eventually(t, "the server gives up the connection", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateGivenUp })
 	select {
 	case <-r.givenUp:
-		t.Error("fired while a task was running")
+		t.Error("the channel closed while a task was running")
 	default:
 	}
 	close(gate)
 	if _, open := <-r.givenUp; open {
-		t.Error("a value instead of the close")
+		t.Error("the channel sent a value instead of closing")
 	}
 	if err := r.server.Publish(dispatcher.NewTask("slow")); !errors.Is(err, dispatcher.ErrServerClosed) {
-		t.Errorf("publish afterwards: %v", err)
+		t.Errorf("Publish after the connection was given up: %v", err)
 	}
 	within(t, 20*time.Second, "Close", r.server.Close)
 }
@@ -71,10 +72,10 @@ func TestRabbitMQ_D4ClosingAlwaysReturns(t *testing.T) {
 		"stalled":      func(r *rabbit, _ *dispatcher.Worker) { r.proxy.Stall(true) },
 		"in mid-reconnect": func(r *rabbit, _ *dispatcher.Worker) {
 			r.cut()
-			r.proxy.Stall(true) // the next dial is accepted, and its handshake has no answer
+			r.proxy.Stall(true) // the next dial is accepted, but its handshake gets no answer
 			r.proxy.Refuse(false)
 			n := r.proxy.Accepted()
-			eventually(r.t, "dialled", func() bool { return r.proxy.Accepted() > n })
+			eventually(r.t, "the server dials again", func() bool { return r.proxy.Accepted() > n })
 		},
 		"queue deleted": func(r *rabbit, _ *dispatcher.Worker) {
 			if _, err := r.raw().QueueDelete(r.name, false, false, false); err != nil {
@@ -85,7 +86,7 @@ func TestRabbitMQ_D4ClosingAlwaysReturns(t *testing.T) {
 			r.cut()
 			w.Close()
 			if err := w.Start(r.server); !errors.Is(err, dispatcher.ErrWorkerDisconnected) {
-				r.t.Errorf("start: %v", err)
+				r.t.Errorf("Start: %v", err)
 			}
 		},
 	} {
@@ -102,8 +103,8 @@ func TestRabbitMQ_D4ClosingAlwaysReturns(t *testing.T) {
 			within(t, bound, "Close again", r.server.Close)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
-			within(t, bound, "Shutdown after it", func() { _ = r.server.Shutdown(ctx) })
-			within(t, bound, "Worker.Shutdown after it", func() { _ = w.Shutdown(ctx) })
+			within(t, bound, "Shutdown after Close", func() { _ = r.server.Shutdown(ctx) })
+			within(t, bound, "Worker.Shutdown after Close", func() { _ = w.Shutdown(ctx) })
 			if s := r.server.Health(t.Context()).State; s != dispatcher.StateClosed {
 				t.Errorf("state %s", s)
 			}
@@ -126,11 +127,11 @@ func TestRabbitMQ_D4ClosingAlwaysReturns(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
 		var side sync.WaitGroup
-		for range 4 { // side by side, all return
+		for range 4 { // concurrent calls must all return
 			side.Go(func() {
 				within(t, bound, "Shutdown", func() {
 					if err := r.server.Shutdown(ctx); err == nil {
-						t.Error("no error, though a task was left behind")
+						t.Error("no error, although a task was left running")
 					}
 				})
 			})
@@ -153,24 +154,24 @@ func TestRabbitMQ_D11ADrainingTaskCanPublishAndTheRestIsGivenBack(t *testing.T) 
 	}
 	closed := make(chan struct{})
 	go func() { defer close(closed); r.server.Close() }()
-	// What was fetched ahead is back, and nothing more is handed out, while the first still runs.
+	// While the first task still runs, the prefetched tasks are back in the queue and no more tasks are delivered.
 	conn, ch := r.dial()
 	defer conn.Close()
-	eventually(t, "given back", func() bool {
+	eventually(t, "the prefetched tasks are released", func() bool {
 		q, err := ch.QueueDeclarePassive(r.name, true, false, false, false, nil)
 		return err == nil && q.Messages == 5 && q.Consumers == 0
 	})
 	close(gate)
 	wait(t, closed, "end of Close")
 	if len(began) != 0 {
-		t.Error("a task was begun during Close")
+		t.Error("a task started during Close")
 	}
-	r.queueIs(r.name, 6) // the five and the child
+	r.queueIs(r.name, 6) // the five parents and the child
 	if s := r.server.Stats(); s.Succeeded != 1 || s.DeadLettered != 0 || s.Published != 7 {
 		t.Errorf("stats %+v", s)
 	}
 	if err := w.Start(r.server); !errors.Is(err, dispatcher.ErrServerClosed) {
-		t.Errorf("start afterwards: %v", err)
+		t.Errorf("Start after Close: %v", err)
 	}
 }
 
@@ -190,11 +191,11 @@ func TestRabbitMQ_D11ATaskThatOverrunsTheDrainIsDeliveredAgain(t *testing.T) {
 		}
 	})
 	if d := r.take(r.name, 1)[0]; !d.Redelivered {
-		t.Error("not marked as redelivered")
+		t.Error("the message is not marked as redelivered")
 	}
 }
 
-// The goroutines are seen to by goleak in TestMain; here, that no connection is left either.
+// goleak checks the goroutines in TestMain. This test checks that no connection is left.
 func TestRabbitMQ_D15NothingIsLeftWhenNewServerFailsLateNorAfterClose(t *testing.T) {
 	t.Parallel()
 	r := newPlace(t)
@@ -204,7 +205,7 @@ func TestRabbitMQ_D15NothingIsLeftWhenNewServerFailsLateNorAfterClose(t *testing
 	for range 3 {
 		server, givenUp, err := dispatcher.NewServer(r.config(r.ownQueue))
 		if server != nil || givenUp != nil {
-			t.Error("a server with an error")
+			t.Error("NewServer returned a server together with an error")
 		}
 		says(t, "NewServer", err, r.name, "406", "delete it or use the same properties")
 		if !errors.Is(err, dispatcher.ErrRejected) {

@@ -15,9 +15,9 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// Lost, silent and slow links, and what is logged about them.
+// These tests are about lost, silent and slow links, and the log lines about them.
 
-// The default logger writes to standard error: looked at from outside, in a process of its own.
+// The default logger writes to standard error, so the test runs it in a process of its own.
 func TestRabbitMQ_D14TheDefaultLoggerFormats(t *testing.T) {
 	t.Parallel()
 	r := newPlace(t)
@@ -38,7 +38,7 @@ func TestRabbitMQ_D14TheDefaultLoggerFormats(t *testing.T) {
 		t.Errorf("standard error: %s", text)
 	}
 	if strings.Contains(text, "%!") || strings.Contains(text, "[w") {
-		t.Errorf("not formatted: %s", text)
+		t.Errorf("unformatted text: %s", text)
 	}
 }
 
@@ -83,12 +83,12 @@ func TestRabbitMQ_D16WithoutAnIntervalReconnectingIsNotAHotLoop(t *testing.T) {
 	r := newRabbit(t, func(c *dispatcher.ServerConfig) { c.ReconnectionIntervalSeconds = 0 })
 	r.cut()
 	n, began := r.proxy.Accepted(), time.Now()
-	eventually(t, "four more tries", func() bool { return r.proxy.Accepted() >= n+4 })
+	eventually(t, "the server has dialled four more times", func() bool { return r.proxy.Accepted() >= n+4 })
 	if took := time.Since(began); took < 50*time.Millisecond { // four random pauses, up to 0.5, 1, 2 and 4 s
-		t.Errorf("four tries in %v", took)
+		t.Errorf("four dials took only %v", took)
 	}
 	if h := r.server.Health(t.Context()); h.LastError == nil {
-		t.Error("Health does not say why")
+		t.Error("Health has no LastError")
 	}
 	r.back()
 }
@@ -103,7 +103,7 @@ func TestRabbitMQ_D16PublishingIsBoundedOnAStalledLink(t *testing.T) {
 		err := r.server.Publish(task)
 		outcome(t, "Publish", err, dispatcher.ErrUnconfirmed, dispatcher.ErrNotSent)
 		if !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("%v, want also the timeout", err)
+			t.Errorf("%v, want it to wrap the timeout", err)
 		}
 	})
 	within(t, 10*time.Second, "PublishBatch", func() {
@@ -121,17 +121,17 @@ func TestRabbitMQ_D16PublishingIsBoundedOnAStalledLink(t *testing.T) {
 		r.server.Health(ctx)
 	})
 	r.proxy.Stall(false)
-	eventually(t, "published again", func() bool { return r.server.Publish(dispatcher.NewTask("f")) == nil })
+	eventually(t, "a publish succeeds again", func() bool { return r.server.Publish(dispatcher.NewTask("f")) == nil })
 }
 
-// A link that fell silent for good is found by its missing heartbeats, and replaced.
+// Missing heartbeats reveal a link that has fallen silent for good. The link is then replaced.
 func TestRabbitMQ_D16ADeadLinkIsFoundAndReplaced(t *testing.T) {
 	t.Parallel()
 	r := newRabbit(t)
 	got := make(chan int, 10)
 	r.worker(tasks{"n": fn(func(n int) { got <- n })})
 	r.proxy.Stall(true)
-	eventuallyWithin(t, 2*patience, "found", func() bool { return r.server.Health(cancelled()).State == dispatcher.StateConnecting })
+	eventuallyWithin(t, 2*patience, "the dead link is noticed", func() bool { return r.server.Health(cancelled()).State == dispatcher.StateConnecting })
 	r.proxy.Cut() // the old link never comes back
 	r.proxy.Stall(false)
 	if err := r.server.PublishContext(t.Context(), dispatcher.NewTask("n", 7)); err != nil {
@@ -142,14 +142,15 @@ func TestRabbitMQ_D16ADeadLinkIsFoundAndReplaced(t *testing.T) {
 	}
 }
 
-// cancelled is a context that has ended: Health does not ask the broker.
+// cancelled returns a context that has ended, so that Health does not ask the broker.
 func cancelled() context.Context {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	return ctx
 }
 
-// A link that is cut in the middle of a frame: what was confirmed is in the queue once, what was not sent is not.
+// A link is cut in the middle of a frame. Every confirmed task is in the queue once, and no task that was reported as
+// not sent is.
 func TestRabbitMQ_D16ACutInTheMiddleOfPublishingIsToldHonestly(t *testing.T) {
 	t.Parallel()
 	r := newPlace(t)
@@ -196,7 +197,7 @@ func TestRabbitMQ_D16ACutInTheMiddleOfPublishingIsToldHonestly(t *testing.T) {
 		n := found[uuid]
 		switch {
 		case err == nil && n != 1, errors.Is(err, dispatcher.ErrNotSent) && n != 0, n > 1:
-			t.Errorf("%d in the queue of one whose outcome was: %v", n, err)
+			t.Errorf("%d messages in the queue of a task whose outcome was: %v", n, err)
 		case err == nil:
 			confirmed++
 		case errors.Is(err, dispatcher.ErrNotSent):
@@ -208,7 +209,8 @@ func TestRabbitMQ_D16ACutInTheMiddleOfPublishingIsToldHonestly(t *testing.T) {
 	t.Logf("%d confirmed, %d not sent, %d unconfirmed", confirmed, notSent, unknown)
 }
 
-// A settlement from before a cut must not reach the same message's next delivery, which has the same tag on its channel.
+// An ack from before a cut must not settle the next delivery of the same message, which has the same delivery tag on
+// its own channel.
 func TestRabbitMQ_ALateSettleAfterACutTouchesNothing(t *testing.T) {
 	t.Parallel()
 	r := newRabbit(t)
@@ -219,7 +221,7 @@ func TestRabbitMQ_ALateSettleAfterACutTouchesNothing(t *testing.T) {
 	r.publish("f")
 	first := wait(t, runs, "first run")
 	r.cut()
-	// Another process has it now; this one would hold it until the first run ends.
+	// Another process takes the task. This one would hold it until the first run ends.
 	other, _, err := dispatcher.NewServer(r.config(func(c *dispatcher.ServerConfig) { c.AMQPConnectionString = r.url.String() }))
 	if err != nil {
 		t.Fatal(err)
@@ -236,15 +238,15 @@ func TestRabbitMQ_ALateSettleAfterACutTouchesNothing(t *testing.T) {
 	eventually(t, "the late settle was dropped", func() bool { return r.server.Stats().Lost == 1 })
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := w.Shutdown(ctx); !errors.Is(err, dispatcher.ErrTasksRunning) { // the second is left behind, unsettled
-		t.Errorf("shutdown: %v", err)
+	if err := w.Shutdown(ctx); !errors.Is(err, dispatcher.ErrTasksRunning) { // the second run is left behind, unsettled
+		t.Errorf("Shutdown: %v", err)
 	}
-	third := wait(t, runs, "third run") // if the first had settled it, there would be none
+	third := wait(t, runs, "third run") // if the first run had settled it, there would be no third run
 	close(second.release)
 	close(third.release)
-	eventually(t, "settled once", func() bool { return r.server.Stats().Succeeded == 1 })
+	eventually(t, "the task is settled once", func() bool { return r.server.Stats().Succeeded == 1 })
 	if s := other.Stats(); s.Succeeded != 0 {
-		t.Errorf("the other: %+v", s)
+		t.Errorf("stats of the other server: %+v", s)
 	}
 	within(t, patience, "Close", r.server.Close)
 	if ready, _ := r.count(r.name); ready != 0 {
@@ -255,7 +257,8 @@ func TestRabbitMQ_ALateSettleAfterACutTouchesNothing(t *testing.T) {
 	}
 }
 
-// A node that is out of memory stops publishers and nothing else. Not parallel, and on a node of its own: an alarm is for all.
+// A node that is out of memory stops only publishers. Not parallel, and on its own node, because an alarm affects every
+// client.
 func TestRabbitMQ_D16AMemoryAlarmBoundsPublishersAndLetsWorkersWork(t *testing.T) {
 	n := newNode(t)
 	r := placeOn(t, n.url)
@@ -268,7 +271,8 @@ func TestRabbitMQ_D16AMemoryAlarmBoundsPublishersAndLetsWorkersWork(t *testing.T
 	wait(t, began, "first task")
 	n.alarm(true)
 	t.Cleanup(func() { n.alarm(false) })
-	// The broker tells a connection only after that has published something; that one is written and not confirmed.
+	// The broker reports the alarm to a connection only after that connection has published. The first publish is
+	// written but not confirmed.
 	within(t, 10*time.Second, "the first Publish", func() {
 		outcome(t, "first publish", r.server.Publish(dispatcher.NewTask("n", 5)), dispatcher.ErrUnconfirmed)
 	})
@@ -277,13 +281,13 @@ func TestRabbitMQ_D16AMemoryAlarmBoundsPublishersAndLetsWorkersWork(t *testing.T
 		outcome(t, "publish", err, dispatcher.ErrNotSent)
 		says(t, "publish", err, "memory")
 	})
-	within(t, 10*time.Second, "the first delayed Publish, which needs the levels", func() {
+	within(t, 10*time.Second, "the first delayed Publish, which must declare the delay levels", func() {
 		task := dispatcher.NewTask("n", 6)
 		task.Delay = time.Millisecond
 		outcome(t, "delayed publish", r.server.Publish(task), dispatcher.ErrNotSent)
 	})
-	close(gate) // and the worker works and acks
-	eventually(t, "acknowledged", func() bool { return r.server.Stats().Succeeded == 5 })
+	close(gate) // the worker still works and acks
+	eventually(t, "five tasks are acked", func() bool { return r.server.Stats().Succeeded == 5 })
 	within(t, bound, "another server's Close", func() {
 		server, _, err := dispatcher.NewServer(r.config())
 		if err != nil {
@@ -293,21 +297,22 @@ func TestRabbitMQ_D16AMemoryAlarmBoundsPublishersAndLetsWorkersWork(t *testing.T
 		server.Close()
 	})
 	n.alarm(false)
-	eventually(t, "the unconfirmed one came after all", func() bool { return r.server.Stats().Succeeded == 6 })
+	eventually(t, "the unconfirmed task has run after all", func() bool { return r.server.Stats().Succeeded == 6 })
 	delayed := dispatcher.NewTask("n", 8)
 	delayed.Delay = time.Second
 	if err := r.server.PublishContext(t.Context(), dispatcher.NewTask("n", 7)); err != nil {
 		t.Error(err)
 	}
-	// To declare the levels may take longer than PublishTimeout. That goes on, so a later publish finds them.
-	eventually(t, "the delayed one is confirmed", func() bool {
+	// Declaring the queues of the delay levels may take longer than PublishTimeout. It goes on in the background, so a
+	// later publish finds them.
+	eventually(t, "the delayed task is confirmed", func() bool {
 		err := r.server.PublishContext(t.Context(), delayed)
 		if err != nil {
 			outcome(t, "delayed publish", err, dispatcher.ErrNotSent)
 		}
 		return err == nil
 	})
-	eventually(t, "all ran", func() bool { return r.server.Stats().Succeeded == 8 })
+	eventually(t, "all tasks have run", func() bool { return r.server.Stats().Succeeded == 8 })
 	if s := r.server.Stats(); s.Reconnects != 0 {
 		t.Errorf("%d reconnects", s.Reconnects)
 	}
@@ -317,7 +322,7 @@ func TestRabbitMQ_TheLogNamesTheNodeWithoutCredentials(t *testing.T) {
 	t.Parallel()
 	r := newRabbit(t)
 	r.proxy.Cut()
-	eventually(t, "connected again", func() bool { return r.server.Stats().Reconnects == 1 })
+	eventually(t, "the server is connected again", func() bool { return r.server.Stats().Reconnects == 1 })
 	log := r.log.String()
 	host := "node=amqp://" + r.proxy.Addr() + "/"
 	if !strings.Contains(log, "info: connected "+host) || !strings.Contains(log, "info: connected again "+host) {

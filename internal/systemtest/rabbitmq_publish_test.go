@@ -38,7 +38,7 @@ func TestRabbitMQ_D6AnUnroutableTaskIsAnError(t *testing.T) {
 	}
 }
 
-// The refusals of a full queue: none is taken for a confirmation. Nor is it taken as proof that no queue has the task.
+// A full queue nacks. A nacked publish is not confirmed. Nor does the nack prove that no queue has the task.
 func TestRabbitMQ_D6ANackedPublishIsNotConfirmed(t *testing.T) {
 	t.Parallel()
 	r := newRabbit(t)
@@ -128,11 +128,11 @@ func TestRabbitMQ_D10EveryPublisherGetsItsOwnOutcome(t *testing.T) {
 	}
 	wg.Wait()
 	if ready, _ := r.count(r.name); ready != goroutines*each/2 {
-		t.Errorf("%d in the queue, want %d", ready, goroutines*each/2)
+		t.Errorf("%d messages in the queue, want %d", ready, goroutines*each/2)
 	}
 }
 
-// Every method at once, beside lost links: what the race detector and a hang would show.
+// The methods run concurrently while links are lost. The race detector or a hang would reveal a defect.
 func TestRabbitMQ_D10EverythingAtOnce(t *testing.T) {
 	t.Parallel()
 	r := newRabbit(t)
@@ -172,10 +172,10 @@ func TestRabbitMQ_D10EverythingAtOnce(t *testing.T) {
 	for range 3 {
 		before := r.server.Stats().Reconnects
 		r.proxy.Cut()
-		eventually(t, "connected again", func() bool { return r.server.Stats().Reconnects > before })
+		eventually(t, "the server is connected again", func() bool { return r.server.Stats().Reconnects > before })
 	}
 	close(stop)
-	within(t, 2*patience, "the end of all", wg.Wait)
+	within(t, 2*patience, "the end of all goroutines", wg.Wait)
 	within(t, 2*patience, "Close", r.server.Close)
 }
 
@@ -199,12 +199,12 @@ func TestRabbitMQ_TheSameUUIDTwiceInFlightEachGetsItsOutcome(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Go(func() { goodErr = r.server.Publish(good) })
 		wg.Go(func() { lostErr = r.server.Publish(lost) })
-		within(t, patience, "both", wg.Wait)
+		within(t, patience, "both publishes", wg.Wait)
 		if goodErr != nil || !errors.Is(lostErr, dispatcher.ErrUnroutable) {
 			t.Fatalf("round %d: routable %v, unroutable %v", i, goodErr, lostErr)
 		}
 	}
 	if ready, _ := r.count(r.name); ready != rounds {
-		t.Errorf("%d in the queue, want %d", ready, rounds)
+		t.Errorf("%d messages in the queue, want %d", ready, rounds)
 	}
 }

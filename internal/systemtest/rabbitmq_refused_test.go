@@ -10,7 +10,7 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// Bad input: each is an error that names what to do, without the password, and none hangs.
+// Each bad input gives an error that names the remedy and hides the password. None hangs.
 
 func TestRabbitMQ_BadURLsAreErrorsWithoutThePassword(t *testing.T) {
 	t.Parallel()
@@ -46,7 +46,7 @@ func TestRabbitMQ_BadURLsAreErrorsWithoutThePassword(t *testing.T) {
 	}
 }
 
-// A comma in a password does not make two URLs of one.
+// A comma in a password does not split the URL.
 func TestRabbitMQ_SeveralURLsAreTriedInOneRound(t *testing.T) {
 	t.Parallel()
 	r := newPlace(t)
@@ -69,7 +69,7 @@ func TestRabbitMQ_SeveralURLsAreTriedInOneRound(t *testing.T) {
 	}))
 	says(t, "NewServer", err, down.Addr(), r.proxy.Addr())
 	if strings.Contains(err.Error(), "sh,") {
-		t.Errorf("shows a part of the password: %v", err)
+		t.Errorf("the error shows a part of the password: %v", err)
 	}
 }
 
@@ -103,7 +103,7 @@ func TestRabbitMQ_WrongCredentialsAndVirtualHostsAreNamed(t *testing.T) {
 	}
 }
 
-// Not even to whoever prints the configuration or the server.
+// Printing the configuration or the server must not show the password either.
 func TestRabbitMQ_NoFormShowsThePassword(t *testing.T) {
 	t.Parallel()
 	r := newPlace(t)
@@ -122,7 +122,7 @@ func TestRabbitMQ_WhatExistsOtherwiseIsNamed(t *testing.T) {
 	amqpURL(t)
 	newServer := func(t *testing.T, r *rabbit, words ...string) {
 		within(t, patience, "NewServer", func() {
-			_, _, err := dispatcher.NewServer(r.config(r.ownQueue)) // retries for ever: a refusal must not be retried
+			_, _, err := dispatcher.NewServer(r.config(r.ownQueue)) // it retries for ever, but a refusal must not be retried
 			outcome(t, "NewServer", err, dispatcher.ErrRejected)
 			says(t, "NewServer", err, append(words, r.name, "delete it or use the same properties")...)
 		})
@@ -175,7 +175,7 @@ func TestRabbitMQ_WhatExistsOtherwiseIsNamed(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.proxy.Refuse(false)
-		eventually(t, "Health says why", func() bool {
+		eventually(t, "Health reports the problem", func() bool {
 			u := r.server.Health(t.Context()).Undeclared
 			return len(u) == 1 && strings.Contains(u[0].Problem, "delete it or use the same properties")
 		})
@@ -205,12 +205,12 @@ func TestRabbitMQ_MissingPermissionsAreNamed(t *testing.T) {
 	noConfigure, noWrite := user("configure", "^$", ".*", ".*"), user("write", ".*", "^$", ".*")
 	noRead, noDelays := user("read", ".*", ".*", `^dispatcher\.delay\.`), user("delays", ".*", ".*", `^test\.`)
 	place.serve()
-	place.newWorker(nil) // with what delays need, which a user who may configure nothing must find there
+	place.newWorker(nil) // declares what delays need, because a user without configure permission cannot
 	nobody := place.name + ".nobody"
 	control(t, ctl, "add_user", nobody, "hush")
 	t.Cleanup(func() { control(t, ctl, "delete_user", nobody) })
 
-	// as makes a place whose servers are that user's.
+	// as returns a place, and an edit that makes its servers log in as that user.
 	as := func(t *testing.T, user string) (*rabbit, func(*dispatcher.ServerConfig)) {
 		r := newPlace(t)
 		t.Cleanup(func() { noSecret(t, "log", r.log.String()) })
@@ -226,11 +226,12 @@ func TestRabbitMQ_MissingPermissionsAreNamed(t *testing.T) {
 	t.Run("configure", func(t *testing.T) {
 		r, login := as(t, noConfigure)
 		within(t, patience, "NewServer", func() {
-			_, _, err := dispatcher.NewServer(r.config(login)) // retries for ever: not over a refusal
+			_, _, err := dispatcher.NewServer(r.config(login)) // it retries for ever, but a refusal must not be retried
 			says(t, "NewServer", err, r.name, "exchange", "configure permission")
 		})
 	})
-	// Rights to configure are for whoever sets things up: with all of it there, sending and working need none (DESIGN §5).
+	// Only the user who sets things up needs the configure permission. Once everything exists, publishing and working
+	// need none (DESIGN §5).
 	t.Run("configure, and all is there", func(t *testing.T) {
 		r, login := as(t, noConfigure)
 		ch := r.raw()

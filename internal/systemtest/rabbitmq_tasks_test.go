@@ -15,8 +15,8 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// The files rabbitmq_*_test.go have a test on a real RabbitMQ for each defect of gofort/dispatcher, D1 to D16. It would fail if
-// this library had the defect. D13 is in tls_test.go.
+// The files rabbitmq_*_test.go test this library on a real RabbitMQ for each defect of gofort/dispatcher, D1 to D16.
+// Each test would fail if this library had the defect. The test of D13 is in tls_test.go.
 
 func TestRabbitMQ_D1AnUnknownArgumentTypeIsADeadLetter(t *testing.T) {
 	t.Parallel()
@@ -30,7 +30,7 @@ func TestRabbitMQ_D1AnUnknownArgumentTypeIsADeadLetter(t *testing.T) {
 		t.Errorf("got %q", s)
 	}
 	if s := r.server.Stats(); s.Received != 2 {
-		t.Errorf("stats %+v: one message was handed out again", s)
+		t.Errorf("stats %+v: a message was delivered again", s)
 	}
 }
 
@@ -50,7 +50,7 @@ func TestRabbitMQ_D2APanicInATimedTaskIsADeadLetter(t *testing.T) {
 			t.Errorf("%s: error %q", name, text)
 		}
 	}
-	// The wrong number and the wrong types of arguments panicked there too.
+	// In gofort/dispatcher, the wrong number or types of arguments panicked too.
 	r.sendBody(`{"uuid":"u-1","name":"f","args":[]}`)
 	r.dead("bad_arguments")
 	r.sendBody(`{"uuid":"u-2","name":"f","args":[{"type":"int","value":1}]}`)
@@ -103,15 +103,15 @@ func TestRabbitMQ_D8TimedOutCallsAreBounded(t *testing.T) {
 	for range 2 {
 		r.dead("timeout")
 	}
-	// The calls in the slots are overdue now too, and keep them.
-	eventually(t, "overdue", func() bool { return r.server.Health(t.Context()).Workers[0].Abandoned == 2 })
+	// The calls in the slots have timed out too. They keep their slots.
+	eventually(t, "two calls are abandoned", func() bool { return r.server.Health(t.Context()).Workers[0].Abandoned == 2 })
 	if n, s := most.Load(), r.server.Stats(); n > 4 || s.Received > 4 || s.Abandoned != 2 {
-		t.Errorf("%d calls at once, stats %+v", n, s)
+		t.Errorf("%d calls ran at once, stats %+v", n, s)
 	}
 	close(gate)
-	eventually(t, "all are done with", func() bool { s := r.server.Stats(); return s.Succeeded+s.DeadLettered == count })
+	eventually(t, "all tasks have a verdict", func() bool { s := r.server.Stats(); return s.Succeeded+s.DeadLettered == count })
 	if n := most.Load(); n > 4 {
-		t.Errorf("%d calls at once", n)
+		t.Errorf("%d calls ran at once, want at most 4", n)
 	}
 }
 
@@ -140,7 +140,7 @@ func TestRabbitMQ_D9NumbersAreExactOrRefused(t *testing.T) {
 	r.sendBody(`{"uuid":"u","name":"exact","args":[{"type":"int64","value":-9223372036854775808},{"type":"int64","value":9223372036854775807},` +
 		`{"type":"uint64","value":18446744073709551615},{"type":"uint64","value":9007199254740993},{"type":"float64","value":1.7976931348623157e308}]}`)
 	if n := wait(t, got, "raw task"); n != want {
-		t.Errorf("raw: got %v, want %v", n, want)
+		t.Errorf("raw task: got %v, want %v", n, want)
 	}
 	for _, bad := range []string{
 		`"i8","args":[{"type":"int8","value":300}]`,
@@ -163,7 +163,7 @@ func TestRabbitMQ_D12AWorkerHasOneConsumerHoweverOftenItIsStarted(t *testing.T) 
 	got := make(chan int, 10)
 	w := r.worker(tasks{"n": fn(func(n int) { got <- n })})
 	if err := w.Start(r.server); !errors.Is(err, dispatcher.ErrWorkerStarted) {
-		t.Errorf("second start: %v", err)
+		t.Errorf("second Start: %v", err)
 	}
 	if _, consumers := r.count(r.name); consumers != 1 {
 		t.Errorf("%d consumers", consumers)
@@ -184,7 +184,7 @@ func TestRabbitMQ_D12AWorkerHasOneConsumerHoweverOftenItIsStarted(t *testing.T) 
 				case err == nil:
 					started.Add(1)
 				case !errors.Is(err, dispatcher.ErrWorkerStarted):
-					t.Errorf("start: %v", err)
+					t.Errorf("Start: %v", err)
 				}
 			})
 		}
@@ -199,7 +199,8 @@ func TestRabbitMQ_D12AWorkerHasOneConsumerHoweverOftenItIsStarted(t *testing.T) 
 	}
 }
 
-// Headers that fill the whole frame leave no room for ours. As many such messages as a worker has slots must not stop it.
+// Headers that fill the whole frame leave no room for the library's headers. A worker must not stop even when as many
+// such messages arrive as it has slots.
 func TestRabbitMQ_HeadersThatFillTheFrameDoNotHoldASlot(t *testing.T) {
 	t.Parallel()
 	r := newRabbit(t, func(c *dispatcher.ServerConfig) { c.Retry = fast(3) })
@@ -207,14 +208,14 @@ func TestRabbitMQ_HeadersThatFillTheFrameDoNotHoldASlot(t *testing.T) {
 	r.worker(tasks{"known": fn(func() { ran <- 1 }), "fails": fn(func() error { return errors.New("no") })}, limit(1))
 	for _, c := range []struct{ name, reason string }{{"fails", "malformed"}, {"unknown", "malformed"}, {"", "malformed"}} {
 		body := fmt.Sprintf(`{"uuid":"u","name":%q,"args":null}`, c.name)
-		for _, huge := range []string{"huge", "x-dispatcher-huge", "x-dispatcher-expires-at"} { // a name that begins like ours is no better
+		for _, huge := range []string{"huge", "x-dispatcher-huge", "x-dispatcher-expires-at"} { // a name that begins like the library's does not help
 			r.send(amqp.Publishing{DeliveryMode: 2, MessageId: "u", Body: []byte(body), Headers: amqp.Table{huge: strings.Repeat("x", 130_780)}})
 			d := r.dead(c.reason)
 			if text, _ := d.Headers["x-dispatcher-error"].(string); string(d.Body) != body || d.Headers[huge] != nil || !strings.Contains(text, "headers were dropped") {
 				t.Errorf("dead letter %s: %v", d.Body, d.Headers)
 			}
 			if c.name == "fails" && d.Headers["x-dispatcher-attempt"] != int64(1) {
-				t.Errorf("attempt %v, want the one that was made", d.Headers["x-dispatcher-attempt"])
+				t.Errorf("attempt %v, want 1", d.Headers["x-dispatcher-attempt"])
 			}
 		}
 	}

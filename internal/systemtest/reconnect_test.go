@@ -14,7 +14,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/memory"
 )
 
-// gofort/dispatcher hung for ever here (D3).
+// In gofort/dispatcher, NewServer hung for ever here (D3).
 func TestD3UnreachableBrokerIsAnErrorAfterTheRetries(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -39,13 +39,13 @@ func TestD3UnreachableBrokerIsAnErrorAfterTheRetries(t *testing.T) {
 	})
 }
 
-// The zero value is patient once it has been connected, and tells of a wrong address at once.
+// The zero value retries for ever after the first connection, but reports a wrong address at once.
 func TestRetriesOfTheFirstConnectAndOfAnOutage(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		retries     int
 		forever     bool
-		first, more int64 // tries of the first connect, and of an outage; 0 = for ever
+		first, more int64 // tries of the first connect and of an outage; 0 = for ever
 	}{
 		{0, false, 1, 0}, {-1, false, 1, 1}, {2, false, 3, 3}, {0, true, 0, 0}, {-1, true, 0, 0}, {2, true, 0, 0},
 	} {
@@ -80,11 +80,11 @@ func TestRetriesOfTheFirstConnectAndOfAnOutage(t *testing.T) {
 			if given := server.Health(t.Context()).State == dispatcher.StateGivenUp; given != (c.more > 0) || given && tries != c.more {
 				t.Errorf("%+v: %d tries of an outage, given up: %t", c, tries, given)
 			}
-			if c.more == 0 { // and it is back when the broker is
+			if c.more == 0 { // the server reconnects when the broker is back
 				chaos.FailOpen(nil)
 				<-time.After(time.Minute)
 				if h := server.Health(t.Context()); h.State != dispatcher.StateConnected {
-					t.Errorf("%+v: %s", c, h.State)
+					t.Errorf("%+v: state is %s after the broker came back", c, h.State)
 				}
 			}
 		})
@@ -125,7 +125,7 @@ func TestAPermanentErrorIsNotRetried(t *testing.T) {
 	}
 }
 
-// After D3's second half: the channel fires once the retries of an outage are used up.
+// D3's second half: the channel closes once the retries of an outage are used up.
 func TestD3GivenUpConnectionClosesTheChannelAfterTheTasks(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -141,11 +141,11 @@ func TestD3GivenUpConnectionClosesTheChannelAfterTheTasks(t *testing.T) {
 		r.chaos.Kill()
 		<-time.After(10 * time.Second)
 		if h := r.server.Health(t.Context()); h.State != dispatcher.StateGivenUp || h.LastError == nil || h.OK() {
-			t.Errorf("health %+v, want given up with the error", h)
+			t.Errorf("health %+v, want the connection given up, with the error", h)
 		}
 		select {
 		case <-r.givenUp:
-			t.Error("the channel is closed while a task runs")
+			t.Error("the channel closed while a task was running")
 		default:
 		}
 		close(finish)
@@ -187,7 +187,7 @@ func TestStartAfterGivingUpSaysSo(t *testing.T) {
 		r.chaos.Kill()
 		<-r.givenUp
 		if err := w.Start(r.server); !errors.Is(err, dispatcher.ErrServerClosed) {
-			t.Errorf("got %v: who waits to start again would wait for ever", err)
+			t.Errorf("got %v, want ErrServerClosed, or callers would retry for ever", err)
 		}
 	})
 }
@@ -201,7 +201,7 @@ func TestTopologyAndWorkersComeBackAfterALostConnection(t *testing.T) {
 		for i := range 3 {
 			r.publish("n", i)
 			wait(t, got, "task")
-			if err := r.session().Delete(t.Context(), "jobs"); err != nil { // an operator's mistake, made good by redeclaring
+			if err := r.session().Delete(t.Context(), "jobs"); err != nil { // an operator's mistake, which declaring again repairs
 				t.Fatal(err)
 			}
 			r.chaos.Kill()
@@ -245,15 +245,16 @@ func TestABrokerThatDropsAtOnceIsNotDialledInAHotLoop(t *testing.T) {
 			r.chaos.Kill()
 			synctest.Wait()
 		}
-		// A broker that lets us in is tried again after 1.2 s at least, and sooner a few times at the beginning.
+		// If a broker accepts the connection, the next try is at least 1.2 s later. Only the first few tries
+		// come sooner.
 		if n := r.chaos.Opens(); n > 520 {
-			t.Errorf("dialled %d times in ten minutes", n)
+			t.Errorf("dialled %d times in ten minutes, want at most 520", n)
 		}
 	})
 }
 
-// An adapter that has goroutines of its own ends its consumers first and says Done last. The worker took that for a lost
-// consumer on a live session, and paused ever longer while it was connected.
+// An adapter with its own goroutines ends its consumers first and closes Done last. The worker once took that for a
+// lost consumer on a live session. It then paused longer and longer although it was connected.
 func TestAFlappingConnectionIsPacedByTheSupervisorAlone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -269,7 +270,7 @@ func TestAFlappingConnectionIsPacedByTheSupervisorAlone(t *testing.T) {
 			t.Errorf("20 lost connections took %v", took)
 		}
 		r.server.Close()
-		<-time.After(time.Second) // fake time ends with the test, and with it the wait of the last Done
+		<-time.After(time.Second) // lets the last Done close before the fake clock ends with the test
 	})
 }
 
@@ -279,12 +280,12 @@ func TestAConnectionThatWasJustLostIsCalledDisconnected(t *testing.T) {
 		r := newRig(t, withQueue)
 		for range 20 {
 			r.chaos.FailOpen(errors.New("down"))
-			r.chaos.Kill() // noticed by the supervisor in a moment, before or after the calls
+			r.chaos.Kill() // the supervisor notices soon, before or after the calls below
 			if err := r.server.Publish(dispatcher.NewTask("n")); !errors.Is(err, dispatcher.ErrDisconnected) || !errors.Is(err, dispatcher.ErrNotSent) {
-				t.Fatalf("publish: %v", err)
+				t.Fatalf("Publish: %v", err)
 			}
 			if _, err := r.server.NewWorker(&dispatcher.WorkerConfig{Name: "w", Queue: "q"}, nil); !errors.Is(err, dispatcher.ErrDisconnected) {
-				t.Fatalf("new worker: %v", err)
+				t.Fatalf("NewWorker: %v", err)
 			}
 			r.chaos.FailOpen(nil)
 			<-time.After(time.Minute)
@@ -299,13 +300,13 @@ func TestStartWhileDisconnectedIsAnErrorWithTheSeedsText(t *testing.T) {
 	w.Close()
 	r.chaos.FailOpen(errors.New("down"))
 	r.chaos.Kill()
-	eventually(t, "disconnected", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnecting })
+	eventually(t, "the server is disconnected", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnecting })
 	err := w.Start(r.server)
 	if !errors.Is(err, dispatcher.ErrWorkerDisconnected) || err.Error() != "Can't start worker, because you are not connected to AMQP" {
 		t.Errorf("got %v", err)
 	}
 	r.chaos.FailOpen(nil)
-	eventually(t, "connected", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnected })
+	eventually(t, "the server is connected", func() bool { return r.server.Health(t.Context()).State == dispatcher.StateConnected })
 	if err := w.Start(r.server); err != nil {
 		t.Error(err)
 	}
@@ -323,13 +324,13 @@ func TestALostConnectionDoesNotStopARunningTaskNorSettleItsSuccessor(t *testing.
 		})}, limit(2))
 		r.publish("n")
 		if <-entered {
-			t.Error("redelivered at first")
+			t.Error("the first delivery is marked as redelivered")
 		}
 		r.chaos.Kill()
 		<-time.After(time.Minute)
 		synctest.Wait()
 		if n := r.server.Stats().Received; n != 2 || len(entered) != 0 {
-			t.Errorf("received %d times, called again %d times; want the other slot to hold it", n, len(entered))
+			t.Errorf("received %d times, called again %d times; want it received twice and held", n, len(entered))
 		}
 		close(gate)
 		synctest.Wait()
@@ -337,7 +338,7 @@ func TestALostConnectionDoesNotStopARunningTaskNorSettleItsSuccessor(t *testing.
 			t.Errorf("stats %+v, want one lost and one success", s)
 		}
 		if !strings.Contains(r.log.String(), "the broker delivers the task again") {
-			t.Error("a lost settlement is not in the log")
+			t.Error("the log does not mention the lost delivery")
 		}
 	})
 }

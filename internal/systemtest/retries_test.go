@@ -17,8 +17,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// What happens to a task whose attempt fails, on every broker: rows of the table in docs/guarantees.md. delays_test.go and
-// foreign_test.go have other rows.
+// These tests cover rows of the table in docs/guarantees.md: the fate of a task whose attempt fails, on every broker.
+// delays_test.go and foreign_test.go cover other rows.
 
 func TestAFailedTaskIsTriedAgainAndThenKept(t *testing.T) {
 	t.Parallel()
@@ -52,7 +52,7 @@ func TestAFailedTaskIsTriedAgainAndThenKept(t *testing.T) {
 					v.t.Errorf("attempt %d: %+v", i+1, r.info)
 				}
 				if least := pause << i / 2; i > 0 && r.at.Sub(before) < least {
-					v.t.Errorf("attempt %d began %v after the one before, want at least %v", i+1, r.at.Sub(before), least)
+					v.t.Errorf("attempt %d began %v after the previous one, want at least %v", i+1, r.at.Sub(before), least)
 				}
 				before = r.at
 			}
@@ -84,8 +84,8 @@ func TestAFailedTaskIsTriedAgainAndThenKept(t *testing.T) {
 				v.t.Errorf("%d attempts in the log, want 3", len(log))
 			}
 		}
-		// A dead letter may be seen before it is counted.
-		eventually(v.t, "all is counted", func() bool { st := s.Stats(); return st.Retried == 4 && st.DeadLettered == 2 && st.Lost == 0 })
+		// A dead letter may be visible before it is counted.
+		eventually(v.t, "all verdicts are counted", func() bool { st := s.Stats(); return st.Retried == 4 && st.DeadLettered == 2 && st.Lost == 0 })
 		v.empty(v.name)
 	})
 }
@@ -102,14 +102,14 @@ func TestARetriedTaskCanSucceed(t *testing.T) {
 			return nil
 		})})
 		v.publish(s, "flaky")
-		eventually(v.t, "success", func() bool { st := s.Stats(); return st.Succeeded == 1 && st.Retried == 2 })
+		eventually(v.t, "the third attempt succeeded", func() bool { st := s.Stats(); return st.Succeeded == 1 && st.Retried == 2 })
 		if st := s.Stats(); st.DeadLettered != 0 || n.Load() != 3 {
 			v.t.Errorf("%d runs, stats %+v", n.Load(), st)
 		}
 	})
 }
 
-// What a function says about its failure counts more than the policy, however it is wrapped.
+// A function's wish, such as Permanent or Discard, overrides the policy, however it is wrapped.
 func TestTheFunctionHasTheLastWord(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
@@ -135,7 +135,7 @@ func TestTheFunctionHasTheLastWord(t *testing.T) {
 		}
 		v.publish(s, "discard")
 		v.publish(s, "nothing")
-		eventually(v.t, "all is counted", func() bool { st := s.Stats(); return st.Discarded == 1 && st.Succeeded == 1 && st.DeadLettered == 4 })
+		eventually(v.t, "all verdicts are counted", func() bool { st := s.Stats(); return st.Discarded == 1 && st.Succeeded == 1 && st.DeadLettered == 4 })
 		if st := s.Stats(); st.Retried != 0 || calls.Load() != 5 {
 			v.t.Errorf("%d calls, stats %+v", calls.Load(), st)
 		}
@@ -150,7 +150,7 @@ func TestRetryAfterSaysWhen(t *testing.T) {
 		runs := make(chan time.Time, 10)
 		bounded := make(chan int, 10)
 		v.worker(s, "w", tasks{
-			"polite": fn(func(ctx context.Context) error { // without a policy the function decides alone
+			"polite": fn(func(ctx context.Context) error { // without a policy, only the function decides
 				runs <- time.Now()
 				if info, _ := dispatcher.TaskFromContext(ctx); info.Attempt == 3 {
 					return nil
@@ -168,7 +168,7 @@ func TestRetryAfterSaysWhen(t *testing.T) {
 		for range 2 {
 			at := wait(v.t, runs, "next attempt")
 			if at.Sub(before) < pause {
-				v.t.Errorf("came after %v, want %v", at.Sub(before), pause)
+				v.t.Errorf("the next attempt came after %v, want at least %v", at.Sub(before), pause)
 			}
 			before = at
 		}
@@ -180,7 +180,8 @@ func TestRetryAfterSaysWhen(t *testing.T) {
 	})
 }
 
-// Whoever waited for a rate limit five times has not failed six times when something fails.
+// Attempts that ended with RetryAfter do not lengthen the policy's later pauses. A task that waited for a rate limit
+// five times has not failed five times.
 func TestRetryAfterDoesNotMakeLaterPausesLonger(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
@@ -231,8 +232,8 @@ func TestATimedOutTaskIsTriedAgainOnlyIfItHasReturned(t *testing.T) {
 		if d := v.dead("timeout"); d.Headers["x-dispatcher-attempt"] != int64(1) {
 			v.t.Errorf("headers %v", d.Headers)
 		}
-		v.publish(s, "next") // the slot is free
-		eventually(v.t, "the next task", func() bool { return s.Stats().Succeeded == 1 })
+		v.publish(s, "next") // the slot must be free
+		eventually(v.t, "the next task has run", func() bool { return s.Stats().Succeeded == 1 })
 		if n := s.Health(v.t.Context()).Workers[0].Abandoned; n != 1 || ignores.Load() != 1 {
 			v.t.Errorf("%d abandoned, %d calls", n, ignores.Load())
 		}
@@ -246,17 +247,17 @@ func TestARetryThatCannotBeWrittenKeepsItsTaskOpen(t *testing.T) {
 	r.worker("w", tasks{"fails": fn(func() error { calls.Add(1); return errors.New("no") })}, limit(1))
 	r.chaos.FailRetry(errors.New("disk full"))
 	r.publish("fails")
-	eventually(t, "Health says so", func() bool {
+	eventually(t, "Health reports the stuck task", func() bool {
 		h := r.server.Health(t.Context())
 		return h.Workers[0].Stuck == 1 && !h.OK() && strings.HasSuffix(h.Workers[0].LastError.Error(), " not written: disk full")
 	})
 	if calls.Load() != 1 || r.server.Stats().Released != 0 {
-		t.Errorf("%d calls", calls.Load())
+		t.Errorf("%d calls while the retry cannot be written, want 1", calls.Load())
 	}
 	r.chaos.FailRetry(nil)
 	r.dead(1)
 	if calls.Load() != 2 {
-		t.Errorf("%d calls", calls.Load())
+		t.Errorf("%d calls, want 2", calls.Load())
 	}
 }
 
@@ -276,7 +277,7 @@ func TestABrokerWithoutDelaysKeepsWhatCannotBeTriedAgain(t *testing.T) {
 	}
 }
 
-// A queue that somebody deletes under a worker is declared again; what waited for it is not lost.
+// If a queue is deleted while its worker runs, it is declared again, and a verdict that waits for it is not lost.
 func TestAVerdictWaitsForAQueueThatWasDeleted(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
@@ -289,7 +290,7 @@ func TestAVerdictWaitsForAQueueThatWasDeleted(t *testing.T) {
 			v.t.Fatal(err)
 		}
 		close(gate)
-		eventually(v.t, "dead letter", func() bool { return s.Stats().DeadLettered == 1 })
+		eventually(v.t, "the dead letter is written", func() bool { return s.Stats().DeadLettered == 1 })
 		if d := v.dead("failed"); d.ID != task.UUID {
 			v.t.Errorf("got %s", d.ID)
 		}
@@ -297,7 +298,8 @@ func TestAVerdictWaitsForAQueueThatWasDeleted(t *testing.T) {
 	})
 }
 
-// Bodies that are no tasks, and arguments that do not fit, are kept at once whatever the policy: no attempt would end better.
+// Malformed bodies and unsuitable arguments are dead-lettered at once, whatever the policy, because no retry could
+// succeed.
 func TestWhatCannotBeCalledIsKeptAtOnce(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {

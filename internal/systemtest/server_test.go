@@ -15,8 +15,8 @@ func TestNewServerNamesEveryBadField(t *testing.T) {
 	long := strings.Repeat("x", 256)
 	for name, c := range map[string]struct {
 		edit func(*dispatcher.ServerConfig)
-		is   error  // nil: text only
-		text string // "": the whole text of is
+		is   error  // nil: only the text is checked
+		text string // "": the whole text is that of is
 	}{
 		"no exchange":    {func(c *dispatcher.ServerConfig) { c.Exchange = "" }, dispatcher.ErrExchangeRequired, ""},
 		"no routing key": {func(c *dispatcher.ServerConfig) { c.DefaultRoutingKey = "" }, dispatcher.ErrDefaultRoutingKeyRequired, ""},
@@ -56,7 +56,7 @@ func TestNewServerNamesEveryBadField(t *testing.T) {
 				t.Errorf("got %q, want %q and no other text", err, c.is)
 			}
 			if !strings.Contains(err.Error(), c.text) || strings.Contains(err.Error(), "secret") {
-				t.Errorf("got %q, want it to say %q", err, c.text)
+				t.Errorf("got %q, want it to contain %q", err, c.text)
 			}
 		})
 	}
@@ -77,7 +77,7 @@ func TestConfigIsCopiedAndNeverWritten(t *testing.T) {
 	var cfg *dispatcher.ServerConfig
 	r := newRig(t, func(c *dispatcher.ServerConfig) { c.InitQueues = queues; cfg = c })
 	if cfg.PublishTimeout != 0 || cfg.MaxBodyBytes != 0 {
-		t.Error("the caller's config was written")
+		t.Error("NewServer changed the caller's config")
 	}
 	queues[0].Name, queues[0].BindingKeys[0] = "changed", "changed"
 	r.chaos.Kill()
@@ -85,7 +85,7 @@ func TestConfigIsCopiedAndNeverWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n := r.inspect("first").Ready; n != 1 {
-		t.Errorf("queue first holds %d, want 1: the redeclared topology is not the one given", n)
+		t.Errorf("queue first has %d messages, want 1: the redeclared topology differs from the configured one", n)
 	}
 }
 
@@ -112,11 +112,12 @@ func TestInitQueuesAreDeclaredAndBound(t *testing.T) {
 		}
 	}
 	if one, two := r.inspect("one").Ready, r.inspect("two").Ready; one != 2 || two != 0 {
-		t.Errorf("queues hold %d and %d, want 2 and 0", one, two)
+		t.Errorf("queues have %d and %d messages, want 2 and 0", one, two)
 	}
 }
 
-// D10: gofort/dispatcher's data races. Every exported method at once, with lost connections, under the race detector.
+// D10: gofort/dispatcher had data races. Every exported method runs at the same time, with lost connections, under the
+// race detector.
 func TestD10EverythingAtOnce(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(c *dispatcher.ServerConfig) { c.ReconnectionIntervalSeconds = 0 })

@@ -11,7 +11,7 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// gofort/dispatcher hung in each of these (D4).
+// gofort/dispatcher hung in each of these states (D4).
 func TestCloseReturnsWhateverTheState(t *testing.T) {
 	t.Parallel()
 	for name, prepare := range map[string]func(*rig, *dispatcher.Worker){
@@ -50,10 +50,10 @@ func TestCloseReturnsWhateverTheState(t *testing.T) {
 						t.Errorf("took %v", took)
 					}
 					if err := w.Start(r.server); !errors.Is(err, dispatcher.ErrServerClosed) {
-						t.Errorf("start after close: %v, want ErrServerClosed", err)
+						t.Errorf("Start after Close: %v, want ErrServerClosed", err)
 					}
 					if _, err := r.server.NewWorker(&dispatcher.WorkerConfig{Name: "x", Queue: "q"}, nil); !errors.Is(err, dispatcher.ErrServerClosed) {
-						t.Errorf("new worker after close: %v", err)
+						t.Errorf("NewWorker after Close: %v, want ErrServerClosed", err)
 					}
 				})
 			})
@@ -85,13 +85,13 @@ func TestCloseClosesTheSessionWhateverIsUnderWay(t *testing.T) {
 					}
 					synctest.Wait()
 					if n := r.chaos.Live(); n != 0 {
-						t.Errorf("%d sessions live after Close", n)
+						t.Errorf("%d live sessions after Close", n)
 					}
 					if err := <-result; err == nil || time.Since(began) > 40*time.Second {
-						t.Errorf("publish: %v after %v", err, time.Since(began))
+						t.Errorf("PublishContext: %v after %v", err, time.Since(began))
 					}
 					if s := r.server.Health(t.Context()).State; s != dispatcher.StateClosed {
-						t.Errorf("state %s", s)
+						t.Errorf("state %s, want closed", s)
 					}
 				})
 			})
@@ -105,7 +105,7 @@ func TestTheSecondCloseWaitsForTheFirst(t *testing.T) {
 		var h hooked
 		first := make(chan struct{})
 		h.closeSession = func(_ context.Context, next func() error) error {
-			<-first // as the seam has it: a second Close of a session waits for the first
+			<-first // a second Close of a session waits for the first, as the broker package requires
 			return next()
 		}
 		r := newRig(t, withHooks(&h))
@@ -194,7 +194,8 @@ func TestATaskThatClosesItsServerDoesNotHangForEver(t *testing.T) {
 	})
 }
 
-// Whoever closes from inside waits for itself, for no longer than the bound, and leaves nothing behind.
+// A task or hook that closes its own server waits for itself. Close still returns within its limit and leaves nothing
+// behind.
 func TestClosingFromInsideAHookIsBounded(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"Started", "Finished", "Retried", "DeadLettered", "Published", "Disconnected", "Reconnected", "WorkerStarted", "WorkerStopped"} {
@@ -261,7 +262,7 @@ func TestClosingFromInsideAHookIsBounded(t *testing.T) {
 					}
 					<-time.After(time.Minute)
 					if n := r.chaos.Live(); n != 0 {
-						t.Errorf("%d live sessions", n)
+						t.Errorf("%d live sessions after Close", n)
 					}
 				})
 			})
@@ -269,7 +270,7 @@ func TestClosingFromInsideAHookIsBounded(t *testing.T) {
 	}
 }
 
-// A queue that does not answer, with no task running: Close waits for it once.
+// If a queue does not answer and no task runs, Close waits for the queue only once.
 func TestCloseWithAQueueThatDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	r := newPlace(t)

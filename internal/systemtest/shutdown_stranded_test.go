@@ -11,7 +11,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/memory"
 )
 
-// sharing makes a server on b that nobody else closes.
+// sharing starts a server on b. The caller must close it.
 func sharing(t *testing.T, b broker.Broker, edit ...func(*dispatcher.ServerConfig)) (*dispatcher.Server, *recorder) {
 	t.Helper()
 	log := &recorder{}
@@ -48,7 +48,7 @@ func TestCloseLogsOnceWhatTheProcessTakesWithIt(t *testing.T) {
 	s.Close()
 	const want = "warn: tasks are left in the memory of this process, and end with it tasks=3 dead_letters=1"
 	if got := log.String(); strings.Count(got, stranded) != 1 || !strings.Contains(got, want) {
-		t.Errorf("the log is\n%s\nwant once %q", got, want)
+		t.Errorf("the log is\n%s\nwant exactly once %q", got, want)
 	}
 }
 
@@ -58,11 +58,11 @@ func TestCloseLogsThatOnlyDeadLettersAreLeft(t *testing.T) {
 	s.Close()
 	const want = "warn: dead letters are left in the memory of this process, and end with it dead_letters=1"
 	if got := log.String(); strings.Count(got, stranded) != 1 || !strings.Contains(got, want) {
-		t.Errorf("the log is\n%s\nwant once %q", got, want)
+		t.Errorf("the log is\n%s\nwant exactly once %q", got, want)
 	}
 }
 
-// withADeadLetter makes a server whose broker holds one and nothing else.
+// withADeadLetter starts a server whose broker holds one dead letter and nothing else.
 func withADeadLetter(t *testing.T) (*dispatcher.Server, *recorder) {
 	t.Helper()
 	dead := make(chan dispatcher.DeadLetterEvent, 1)
@@ -105,11 +105,11 @@ func TestCloseLogsNothingWhenNothingIsLeft(t *testing.T) {
 	}
 	s.Close()
 	if got := log.String(); strings.Contains(got, stranded) || s.Stats().Succeeded != 100 {
-		t.Errorf("%d tasks run, and the log is\n%s", s.Stats().Succeeded, got)
+		t.Errorf("%d tasks succeeded, and the log is\n%s", s.Stats().Succeeded, got)
 	}
 }
 
-// What another server takes is not taken away.
+// Tasks that another server takes are not stranded, so Close does not log them.
 func TestCloseLogsOnlyWhatNobodyElseTakes(t *testing.T) {
 	t.Parallel()
 	b := memory.New()
@@ -126,7 +126,7 @@ func TestCloseLogsOnlyWhatNobodyElseTakes(t *testing.T) {
 	publishThree(t, publisher)
 	publisher.Close()
 	if got := firstLog.String(); strings.Contains(got, stranded) {
-		t.Errorf("the first log is\n%s", got)
+		t.Errorf("the first server's log is\n%s", got)
 	}
 	close(proceed)
 	for range 2 {
@@ -134,6 +134,6 @@ func TestCloseLogsOnlyWhatNobodyElseTakes(t *testing.T) {
 	}
 	consumer.Close()
 	if got := lastLog.String(); !strings.Contains(got, "tasks=1 dead_letters=0") {
-		t.Errorf("the last log is\n%s", got)
+		t.Errorf("the last server's log is\n%s", got)
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// D11: gofort/dispatcher closed the publisher first, and took tasks all the while.
+// D11: gofort/dispatcher closed its publisher first, and kept taking tasks meanwhile.
 func TestD11ADrainingTaskCanPublishAndNothingNewIsTaken(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -38,14 +38,14 @@ func TestD11ADrainingTaskCanPublishAndNothingNewIsTaken(t *testing.T) {
 		t.Error(err)
 	}
 	if q := r.inspect("jobs"); q.Ready != 2 || q.Unsettled != 0 || q.Consumers != 0 || others.Load() != 0 {
-		t.Errorf("queue %+v, %d others run; want 2 waiting, nothing else", q, others.Load())
+		t.Errorf("queue %+v, %d follow-ups ran; want only the 2 follow-ups in the queue", q, others.Load())
 	}
 	if s := r.server.Stats(); s.Succeeded != 1 || s.Published != 3 {
 		t.Errorf("stats %+v", s)
 	}
 }
 
-// go-rabbitmq gives back during shutdown while it still consumes, and gets the same messages again and again.
+// go-rabbitmq releases tasks during shutdown while it still consumes, and receives the same messages again and again.
 func TestClosingGivesBackEachTaskOnce(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -66,7 +66,7 @@ func TestClosingGivesBackEachTaskOnce(t *testing.T) {
 	}
 	eventually(t, "all tasks run", func() bool { return r.server.Stats().Succeeded == rounds*20 })
 	if s := r.server.Stats(); s.Released > rounds*4 {
-		t.Errorf("%d released in %d closings of 4 slots: some more than once", s.Released, rounds)
+		t.Errorf("%d releases in %d closings of 4 slots: some tasks were released more than once", s.Released, rounds)
 	}
 }
 
@@ -97,11 +97,11 @@ func TestShutdownCancelsAtItsDeadlineAndGivesBack(t *testing.T) {
 			t.Errorf("took %v", took)
 		}
 		if q := r.inspect("jobs"); q.Ready != 1 || q.Unsettled != 0 {
-			t.Errorf("queue %+v, want the one that did not finish", q)
+			t.Errorf("queue %+v, want the task that did not finish", q)
 		}
 		ds, err := r.session().TryGet(t.Context(), "jobs", 1)
 		if err != nil || len(ds) != 1 || ds[0].Type != "obeys" || ds[0].Losses != 0 {
-			t.Errorf("%v, %v: want obeys, not charged", ds, err)
+			t.Errorf("%v, %v: want the task obeys without a loss", ds, err)
 		}
 		if s := r.server.Stats(); s.Released != 1 || s.Succeeded != 1 || s.DeadLettered != 0 {
 			t.Errorf("stats %+v", s)
@@ -129,10 +129,10 @@ func TestShutdownLeavesBehindWhatDoesNotEndAndSaysSo(t *testing.T) {
 			t.Errorf("took %v", took)
 		}
 		if q := r.inspect("jobs"); q.Ready != 2 || q.Unsettled != 0 {
-			t.Errorf("queue %+v: unsettled tasks must be with the broker again", q)
+			t.Errorf("queue %+v: the broker must have the unsettled tasks again", q)
 		}
 		if err := w.Start(r.server); !errors.Is(err, dispatcher.ErrWorkerStarted) {
-			t.Errorf("start beside calls of the former run: %v; Limit would not hold", err)
+			t.Errorf("Start while calls of the former shift run: %v; Limit would not hold", err)
 		}
 		close(gate)
 		synctest.Wait()
@@ -140,14 +140,14 @@ func TestShutdownLeavesBehindWhatDoesNotEndAndSaysSo(t *testing.T) {
 			t.Errorf("stats %+v: a late ack must not count", s)
 		}
 		if err := w.Shutdown(t.Context()); err != nil {
-			t.Errorf("again, after all ended: %v", err)
+			t.Errorf("Shutdown after all calls ended: %v", err)
 		}
 		if err := w.Start(r.server); err != nil {
-			t.Errorf("restart: %v", err)
+			t.Errorf("Start after all calls ended: %v", err)
 		}
 		synctest.Wait()
 		if s := r.server.Stats(); s.Succeeded != 2 {
-			t.Errorf("stats %+v, want both run again", s)
+			t.Errorf("stats %+v, want both tasks run again", s)
 		}
 	})
 }
@@ -162,7 +162,7 @@ func TestAnAbandonedCallIsWaitedFor(t *testing.T) {
 		<-time.After(5 * time.Second)
 		w.Close()
 		if !ended.Load() {
-			t.Error("Close returned while the abandoned call ran")
+			t.Error("Close returned while the abandoned call was running")
 		}
 		if s := r.server.Stats(); s.Abandoned != 1 || s.DeadLettered != 1 {
 			t.Errorf("stats %+v", s)
@@ -181,26 +181,26 @@ func TestPublishesUnderWayAreConfirmedBeforeTheConnectionCloses(t *testing.T) {
 		time.AfterFunc(5*time.Second, func() { r.chaos.HoldConfirms(false) })
 		r.server.Close()
 		if err := <-result; err != nil {
-			t.Errorf("got %v, want it confirmed", err)
+			t.Errorf("got %v, want the publish confirmed", err)
 		}
 	})
 }
 
-// D15: gofort/dispatcher left goroutines behind, and a connection when NewServer failed. TestMain looks for goroutines at the
-// end of all tests; this looks for consumers and sessions.
+// D15: gofort/dispatcher left goroutines behind, and also a connection when NewServer failed. TestMain checks for
+// goroutines at the end of all tests. This test checks for consumers and sessions.
 func TestD15NothingIsLeftBehind(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) { // the bubble itself fails if a goroutine is left in it
+	synctest.Test(t, func(t *testing.T) { // synctest fails if a goroutine is left
 		r := newRig(t)
 		r.chaos.RefuseDeclare(errors.New("refused for now"))
 		_, _, err := dispatcher.NewServer(&dispatcher.ServerConfig{
 			Broker: r.chaos, Exchange: "other", DefaultRoutingKey: "k", ReconnectionRetries: 1, ReconnectionIntervalSeconds: 1, Logger: r.log,
 		})
 		if err == nil {
-			t.Fatal("no error")
+			t.Fatal("NewServer returned no error")
 		}
 		if n := r.chaos.Live(); n != 1 {
-			t.Errorf("%d live sessions, want that of the first server alone", n)
+			t.Errorf("%d live sessions, want only the first server's", n)
 		}
 		r.chaos.RefuseDeclare(nil)
 		r.worker("w", tasks{"n": fn(func() {})})
@@ -257,7 +257,7 @@ func TestCloseLeavesTheChannelOpen(t *testing.T) {
 	r.server.Close()
 	select {
 	case <-r.givenUp:
-		t.Error("Close closed the channel: programs would exit with an error")
+		t.Error("Close closed the channel, so programs would exit with an error")
 	default:
 	}
 }

@@ -11,24 +11,28 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// On RabbitMQ all of them take 18 s on two cores and 43 s with the race detector, so there are fewer unless somebody wants to know:
-// go test -run TestARetryStormLeavesNothingBehind -v ./internal/systemtest -storm.tasks 10000
+// On RabbitMQ, the full storm takes 18 s on two cores, and 43 s with the race detector. The default is therefore
+// smaller. To run the full storm:
+//
+//	go test -run TestARetryStormLeavesNothingBehind -v ./internal/systemtest -storm.tasks 10000
 var rabbitStorm = flag.Int("storm.tasks", 3000, "tasks of the storm on RabbitMQ")
 
 const (
 	memoryStorm   = 10_000
-	stormAttempts = 6 // of which all but the last one fail
-	// stormMemory bounds what the heap may grow by, however many tasks wait in the broker.
+	stormAttempts = 6 // all but the last one fail
+	// stormMemory limits how much the heap may grow, however many tasks wait in the broker.
 	stormMemory = 64 << 20
 )
 
-// A storm of retries ends, and leaves nothing behind: no message in any queue, and no memory. Not parallel: the heap is everybody's.
+// A storm of retries ends and leaves nothing behind: no message in any queue, and no memory. Not parallel, because all
+// tests share the heap.
 func TestARetryStormLeavesNothingBehind(t *testing.T) {
 	t.Run("memory", func(t *testing.T) { storm(memoryVenue(t), memoryStorm, true) })
 	t.Run("rabbitmq", func(t *testing.T) { storm(rabbitVenue(t), *rabbitStorm, false) })
 }
 
-// storm makes one of so many tasks. inside says that the broker is in this process, and what waits there is on the heap.
+// storm makes many tasks fail and retry at once. inside means that the broker is in this process, so its waiting tasks
+// are on the heap.
 func storm(v *venue, many int, inside bool) {
 	s := v.server(func(c *dispatcher.ServerConfig) {
 		c.Logger = errorsOnly{v.log}
@@ -67,11 +71,11 @@ func storm(v *venue, many int, inside bool) {
 	began := time.Now()
 	publishMany(v, s, many, func(n int) *dispatcher.Task { return dispatcher.NewTask("fails", n) })
 	published := time.Since(began)
-	within(half, "half of the calls")
+	within(half, "half of the calls made")
 	midway := heap() - before
-	within(all, "all calls")
+	within(all, "all tasks succeeded")
 	took := time.Since(began)
-	eventually(v.t, "all is counted", func() bool {
+	eventually(v.t, "all verdicts are counted", func() bool {
 		st := s.Stats()
 		return st.Succeeded == count && st.Retried == calls-count
 	})
@@ -80,7 +84,7 @@ func storm(v *venue, many int, inside bool) {
 	}
 	left := heap() - before
 	if left > stormMemory || midway > stormMemory && !inside {
-		v.t.Errorf("the heap has grown by %d MiB midway and %d MiB in the end", midway>>20, left>>20)
+		v.t.Errorf("the heap grew by %d MiB midway and %d MiB at the end", midway>>20, left>>20)
 	}
 	if n := early.Load(); n > 0 {
 		v.t.Errorf("%d attempts were early", n)
@@ -88,6 +92,6 @@ func storm(v *venue, many int, inside bool) {
 	if st := s.Stats(); called.Load() != calls || st.Received != calls || st.DeadLettered+st.Lost+st.Suspected != 0 {
 		v.t.Errorf("%d calls, want %d; stats %+v", called.Load(), calls, st)
 	}
-	v.t.Logf("%d tasks published in %.1f s, %d calls in %.1f s: %.0f a second; heap %+d KiB midway, %+d KiB in the end",
+	v.t.Logf("%d tasks published in %.1f s, %d calls in %.1f s: %.0f a second; heap %+d KiB midway, %+d KiB at the end",
 		count, published.Seconds(), calls, took.Seconds(), float64(calls)/took.Seconds(), midway>>10, left>>10)
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// A suspect that fails like any other task has not killed its worker: it is tried again in its own queue.
+// A suspect that fails like any other task has not killed its worker. It is retried in its own queue.
 func TestASuspectThatFailsIsRehabilitated(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
@@ -31,7 +31,8 @@ func TestASuspectThatFailsIsRehabilitated(t *testing.T) {
 	})
 }
 
-// A suspect that only some workers know must not get out of its line by being missed, or it would end those for ever.
+// Workers that do not know a suspect must leave it among the suspects. Otherwise it would kill the workers that know it
+// again and again.
 func TestASuspectThatNobodyKnowsStaysOne(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
@@ -39,7 +40,7 @@ func TestASuspectThatNobodyKnowsStaysOne(t *testing.T) {
 		old := v.newWorker(s, "old", tasks{"other": fn(func() {})})
 		v.raw(v.name+".suspects", message("n", "u", map[string]any{"x-dispatcher-losses": int64(4)}))
 		start(v.t, old, s)
-		eventually(v.t, "missed", func() bool { return s.Stats().Postponed == 1 })
+		eventually(v.t, "the suspect is postponed", func() bool { return s.Stats().Postponed == 1 })
 		old.Close()
 		if d := v.take(v.name+".suspects", 1)[0]; d.Headers["x-dispatcher-losses"] != int64(4) || d.Headers["x-dispatcher-misses"] != int64(1) {
 			v.t.Errorf("headers %v", d.Headers)
@@ -56,7 +57,8 @@ func TestASuspectThatNobodyKnowsStaysOne(t *testing.T) {
 	})
 }
 
-// Beside the others it would not run alone, and if it ended its worker its losses would be counted anew.
+// A postponed suspect stays a suspect. In its queue it would not run alone, and if it killed its worker, its losses
+// would be counted from zero.
 func TestASuspectThatIsPutOffStaysOne(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
@@ -68,7 +70,7 @@ func TestASuspectThatIsPutOffStaysOne(t *testing.T) {
 		w := v.newWorker(s, "w", tasks{"n": fn(func() {})})
 		v.raw(v.name+".suspects", message("n", task.UUID, map[string]any{"x-dispatcher-losses": int64(4)}))
 		start(v.t, w, s)
-		eventually(v.t, "put off", func() bool { return s.Stats().Postponed == 1 })
+		eventually(v.t, "the suspect is postponed", func() bool { return s.Stats().Postponed == 1 })
 		w.Close()
 		if d := v.take(v.name+".suspects", 1)[0]; d.Headers["x-dispatcher-losses"] != int64(4) {
 			v.t.Errorf("headers %v", d.Headers)
@@ -96,14 +98,15 @@ func TestSuspectsRunOneAtATime(t *testing.T) {
 		}
 		start(v.t, a, s)
 		start(v.t, b, s)
-		eventually(v.t, "all run", func() bool { return all.Load() == 10 })
+		eventually(v.t, "all suspects have run", func() bool { return all.Load() == 10 })
 		if most.Load() != 1 {
-			v.t.Errorf("%d at once", most.Load())
+			v.t.Errorf("%d suspects ran at once", most.Load())
 		}
 	})
 }
 
-// They wait in one line for their turn. When each looked for itself, fifty kept each other from it for minutes, at full load.
+// The workers wait in one line for the turn to run a suspect. When each of fifty workers polled by itself, they blocked
+// each other for minutes, at full load.
 func TestManyWorkersRunTheirSuspects(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -125,7 +128,7 @@ func TestManyWorkersRunTheirSuspects(t *testing.T) {
 	}
 }
 
-// A worker that stops while it fetches a suspect returns it uncharged.
+// A worker that stops while it fetches a suspect releases the suspect without a loss.
 func TestStoppingDoesNotBreakOffTheFetchOfASuspect(t *testing.T) {
 	t.Parallel()
 	b := &slowGet{entered: make(chan struct{}, 9), gate: make(chan struct{})}
@@ -144,11 +147,11 @@ func TestStoppingDoesNotBreakOffTheFetchOfASuspect(t *testing.T) {
 	wait(t, done, "end of Close")
 	ds, err := r.session().TryGet(t.Context(), "jobs.suspects", 1)
 	if err != nil || len(ds) != 1 || ds[0].Losses != 0 || b.broken.Load() {
-		t.Errorf("%v, %v, broken off %v", ds, err, b.broken.Load())
+		t.Errorf("%v, %v, fetch interrupted: %v", ds, err, b.broken.Load())
 	}
 }
 
-// A suspect does not wait for another call: it would keep all other suspects of the server waiting.
+// A suspect does not wait for another call of its task. That would keep all other suspects of the server waiting.
 func TestASuspectWhoseTaskRunsDoesNotHoldUpTheOthers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -174,7 +177,8 @@ func TestASuspectWhoseTaskRunsDoesNotHoldUpTheOthers(t *testing.T) {
 	})
 }
 
-// A queue of suspects that does not answer holds neither a slot nor the turn, and what it hands out late is not charged.
+// If a queue of suspects does not answer, its worker keeps no slot and no turn busy. A suspect that arrives late is
+// released without a loss.
 func TestALateSuspectIsGivenBackUncharged(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -191,7 +195,7 @@ func TestALateSuspectIsGivenBackUncharged(t *testing.T) {
 		r.publish("n")
 		<-time.After(time.Second)
 		if ran.Load() != 1 {
-			t.Error("the only slot waits for the queue of suspects")
+			t.Error("the only slot is blocked by the queue of suspects")
 		}
 		<-time.After(time.Hour)
 		if n := len(b.entered); n != 1 {
@@ -200,12 +204,12 @@ func TestALateSuspectIsGivenBackUncharged(t *testing.T) {
 		close(b.gate)
 		<-time.After(time.Minute)
 		if st := r.server.Stats(); b.broken.Load() || st.Released != 1 || st.DeadLettered != 0 || ran.Load() != 2 {
-			t.Errorf("broken off %v, %d calls, stats %+v", b.broken.Load(), ran.Load(), st)
+			t.Errorf("fetch interrupted: %v, %d calls, stats %+v", b.broken.Load(), ran.Load(), st)
 		}
 	})
 }
 
-// A worker ends within seconds all the same.
+// Even then, a worker ends within seconds.
 func TestAFetchThatIsNotAnsweredDoesNotHoldUpShutdown(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// D8: in gofort/dispatcher, timeouts removed the bound on concurrency.
+// D8: in gofort/dispatcher, timeouts removed the limit on concurrency.
 func TestD8TimedOutCallsAreBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -34,7 +34,7 @@ func TestD8TimedOutCallsAreBounded(t *testing.T) {
 		synctest.Wait()
 		w := r.server.Health(t.Context()).Workers[0]
 		if now.Load() != 5 || w.Running != 5 || w.Abandoned != 3 {
-			t.Errorf("%d calls run; health %+v; want Limit 2 + MaxAbandoned 3", now.Load(), w)
+			t.Errorf("%d calls are running; health %+v; want Limit 2 + MaxAbandoned 3", now.Load(), w)
 		}
 		if w.Ready != 5 || w.Dead != 3 {
 			t.Errorf("%d waiting, %d dead; want 5 and 3", w.Ready, w.Dead)
@@ -47,15 +47,15 @@ func TestD8TimedOutCallsAreBounded(t *testing.T) {
 		close(gate)
 		synctest.Wait()
 		if n := now.Load(); n != 0 {
-			t.Errorf("%d calls still run", n)
+			t.Errorf("%d calls are still running", n)
 		}
-		// Those that waited run now. The two overdue ones at the bound either returned first, and their work is done, or were
-		// abandoned in the moment an abandoned call made room.
+		// The waiting tasks run now. The two timed-out calls in the slots either returned first, and succeeded, or were
+		// abandoned when an abandoned call made room.
 		if s := r.server.Stats(); s.Abandoned > 5 || s.Succeeded < 5 || s.DeadLettered != s.Abandoned || s.Succeeded+s.DeadLettered != 10 {
 			t.Errorf("stats %+v", s)
 		}
 		if most.Load() != 5 {
-			t.Errorf("%d at once, want 5", most.Load())
+			t.Errorf("%d calls ran at once, want 5", most.Load())
 		}
 	})
 }
@@ -75,7 +75,7 @@ func TestAnAbandonedCallThatEndsMakesRoomForTheNextOverdueOne(t *testing.T) {
 		}
 		for range 4 {
 			<-time.After(10 * time.Second)
-			close(<-gates) // the oldest call ends; its room goes to the overdue one, whose slot starts the next task
+			close(<-gates) // the oldest call ends and makes room to abandon the overdue one, whose slot starts the next task
 		}
 		<-time.After(10 * time.Second)
 		for len(gates) > 0 {
@@ -139,7 +139,7 @@ func TestTimeoutCancelsTheContextWithItsCause(t *testing.T) {
 		r.publish("just done")
 		<-time.After(10 * time.Second)
 		if s := r.server.Stats(); s.Succeeded != 1 || s.DeadLettered != 1 || s.Abandoned != 0 {
-			t.Errorf("stats %+v: a function that returns nil has done its work", s)
+			t.Errorf("stats %+v: a function that returns nil after its timeout has succeeded", s)
 		}
 	})
 }
@@ -197,7 +197,7 @@ func TestLongestTimeoutsCutNothing(t *testing.T) {
 			r.publish("fails")
 			r.publish("unknown")
 			if err := <-ends; err != nil {
-				t.Errorf("cut after a day: %v", err)
+				t.Errorf("the task was cancelled within a day: %v", err)
 			}
 			<-failed
 			<-failed
@@ -205,13 +205,13 @@ func TestLongestTimeoutsCutNothing(t *testing.T) {
 				t.Errorf("%d dead letters", n)
 			}
 			if s := r.server.Stats(); s.Postponed == 0 || s.Abandoned != 0 {
-				t.Errorf("%+v", s)
+				t.Errorf("stats %+v", s)
 			}
 		})
 	})
 }
 
-// The most negative duration means no limit or at once, or is an error.
+// The most negative duration means no limit or at once, or it is an error.
 func TestNegativeDurationsMeanNoLimitOrAtOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -230,7 +230,7 @@ func TestNegativeDurationsMeanNoLimitOrAtOnce(t *testing.T) {
 			t.Error("Close did not wait for the task")
 		}
 		if s := r.server.Stats(); s.Succeeded != 1 {
-			t.Errorf("%+v", s)
+			t.Errorf("stats %+v", s)
 		}
 	})
 	for _, task := range []dispatcher.Task{{Name: "n", Delay: math.MinInt64}, {Name: "n", Delay: math.MaxInt64}, {Name: "n", NotBefore: time.Unix(1<<60, 0)}} {
@@ -242,14 +242,14 @@ func TestNegativeDurationsMeanNoLimitOrAtOnce(t *testing.T) {
 func TestTasksLongerThanTheConsumerTimeoutAreWarnedOf(t *testing.T) {
 	t.Parallel()
 	v := rabbitVenue(t)
-	s := v.server(func(c *dispatcher.ServerConfig) { c.QueueType = "quorum" }) // from 4.3 on others have none
+	s := v.server(func(c *dispatcher.ServerConfig) { c.QueueType = "quorum" }) // since 4.3, other queue types have no consumer timeout
 	v.worker(s, "w", tasks{
 		"long":  {Timeout: 31 * time.Minute, Function: func() {}},
-		"edge":  {Timeout: 30*time.Minute - time.Second, Function: func() {}}, // and its grace
+		"edge":  {Timeout: 30*time.Minute - time.Second, Function: func() {}}, // with its grace it exceeds the consumer timeout
 		"short": {Timeout: 29 * time.Minute, Function: func() {}},
 		"any":   fn(func() {}),
 	})
 	if log := v.log.String(); strings.Count(log, "split them queue="+v.name+` worker=w tasks="edge, long" consumer_timeout=30m0s`) != 1 || strings.Count(log, "consumer_timeout=") != 1 {
-		t.Error("the log does not warn once of the two long tasks")
+		t.Error("the log does not warn exactly once about the two long tasks")
 	}
 }

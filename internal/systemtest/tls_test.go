@@ -43,7 +43,7 @@ func newAuthority(t *testing.T) *authority {
 	return a
 }
 
-// sign makes a certificate; by itself if the authority has none.
+// sign makes a certificate and signs it with by's key. If by is nil, the certificate is self-signed.
 func (a *authority) sign(template *x509.Certificate, by *authority) (*x509.Certificate, crypto.Signer) {
 	a.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -69,7 +69,7 @@ func (a *authority) sign(template *x509.Certificate, by *authority) (*x509.Certi
 	return cert, key
 }
 
-// leaf is a certificate for the host localhost, as server or client, that is good until notAfter.
+// leaf returns a server and client certificate for localhost that is valid until notAfter.
 func (a *authority) leaf(by *authority, notAfter time.Time) tls.Certificate {
 	cert, key := a.sign(&x509.Certificate{
 		Subject: pkix.Name{CommonName: "leaf"}, DNSNames: []string{"localhost"}, KeyUsage: x509.KeyUsageDigitalSignature,
@@ -78,7 +78,7 @@ func (a *authority) leaf(by *authority, notAfter time.Time) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}
 }
 
-// file writes the authority's certificate for those who read it from a file.
+// file writes the authority's certificate to a file and returns its path.
 func (a *authority) file() string {
 	a.t.Helper()
 	path := filepath.Join(a.t.TempDir(), "ca.pem")
@@ -88,7 +88,7 @@ func (a *authority) file() string {
 	return path
 }
 
-// listenTLS listens with TLS in front of a plain address and returns its port.
+// listenTLS accepts TLS connections for a plain address and returns its port.
 func listenTLS(t *testing.T, target string, cfg *tls.Config) (port string) {
 	t.Helper()
 	l, err := tls.Listen("tcp", "127.0.0.1:0", cfg)
@@ -113,7 +113,7 @@ func listenTLS(t *testing.T, target string, cfg *tls.Config) (port string) {
 	return port
 }
 
-// forward passes a link on, once its handshake was good.
+// forward passes a connection's bytes on after a successful handshake.
 func forward(client net.Conn, target string) {
 	defer client.Close()
 	if client.(*tls.Conn).Handshake() != nil {
@@ -150,7 +150,7 @@ func TestRabbitMQ_D13CertificatesAreVerified(t *testing.T) {
 		secure       bool
 		tls          *tls.Config
 		query        string
-		want         []string // nil: it works
+		want         []string // nil: connecting succeeds
 	}{
 		"right authority":                   {scheme: "amqps", host: "localhost:" + port, tls: &tls.Config{RootCAs: ca.roots}},
 		"amqp with a configuration is TLS":  {scheme: "amqp", host: "localhost:" + port, tls: &tls.Config{RootCAs: ca.roots}},
@@ -163,7 +163,8 @@ func TestRabbitMQ_D13CertificatesAreVerified(t *testing.T) {
 		"other authority":                   {scheme: "amqps", host: "localhost:" + port, tls: &tls.Config{RootCAs: stranger.roots}, want: []string{"certificate", "authority"}},
 		"self-signed":                       {scheme: "amqps", host: "localhost:" + selfSignedPort, tls: &tls.Config{RootCAs: ca.roots}, want: []string{"certificate", "authority"}},
 		"expired":                           {scheme: "amqps", host: "localhost:" + expiredPort, tls: &tls.Config{RootCAs: ca.roots}, want: []string{"certificate", "expired"}},
-		// In TLS 1.3 the server looks at the client's certificate when the client's handshake is over and it may be writing.
+		// In TLS 1.3, the server verifies the client's certificate after the client's handshake has ended. The client
+		// may be writing by then.
 		"client certificate":                  {scheme: "amqps", host: "localhost:" + mutual, tls: &tls.Config{RootCAs: ca.roots, Certificates: []tls.Certificate{ca.leaf(ca, later)}}},
 		"no client certificate":               {scheme: "amqps", host: "localhost:" + mutual, tls: &tls.Config{RootCAs: ca.roots}, want: []string{"certificate", "localhost:" + mutual}},
 		"no client certificate, TLS 1.2":      {scheme: "amqps", host: "localhost:" + mutual12, tls: &tls.Config{RootCAs: ca.roots}, want: []string{"handshake failure", "localhost:" + mutual12}},
@@ -203,13 +204,13 @@ func TestRabbitMQ_D13CertificatesAreVerified(t *testing.T) {
 			})
 			noSecret(t, "log", log.String())
 			if mine != nil && (mine.ServerName != c.tls.ServerName || mine.MinVersion != 0) {
-				t.Errorf("the user's configuration was changed: host %q", mine.ServerName)
+				t.Errorf("NewServer changed the user's TLS configuration: host %q", mine.ServerName)
 			}
 		})
 	}
 }
 
-// Over TLS a lost link comes back as it does in the clear.
+// Over TLS, a lost link recovers just as without TLS.
 func TestRabbitMQ_TLSComesBackAfterACut(t *testing.T) {
 	t.Parallel()
 	r := newPlace(t)
@@ -223,7 +224,7 @@ func TestRabbitMQ_TLSComesBackAfterACut(t *testing.T) {
 	r.worker(tasks{"n": fn(func(n int) { got <- n })})
 	for i := range 2 {
 		r.publish("n", i)
-		for n := wait(t, got, "task"); n != i; n = wait(t, got, "task") { // an ack may be lost with the link, and its task comes again
+		for n := wait(t, got, "task"); n != i; n = wait(t, got, "task") { // an ack may be lost with the link, so its task is delivered again
 			if n > i {
 				t.Fatalf("got %d, want %d", n, i)
 			}

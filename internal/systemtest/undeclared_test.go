@@ -23,7 +23,7 @@ var (
 	errAway            = fmt.Errorf("404 NOT_FOUND - home node is down or inaccessible: %w", broker.ErrUnavailable)
 )
 
-// awayServer configures a server on a broker of its own.
+// awayServer returns the configuration of a server on its own broker.
 func awayServer(retries int, queues ...string) (*brokertest.Chaos, dispatcher.ServerConfig) {
 	mem := memory.New()
 	chaos := brokertest.NewChaos(mem, func() { mem.KillSessions() })
@@ -38,7 +38,7 @@ func awayServer(retries int, queues ...string) (*brokertest.Chaos, dispatcher.Se
 	return chaos, cfg
 }
 
-// serve starts a server that the test closes.
+// serve starts a server and closes it when the test ends.
 func serve(t *testing.T, cfg *dispatcher.ServerConfig) *dispatcher.Server {
 	t.Helper()
 	s, _, err := dispatcher.NewServer(cfg)
@@ -49,7 +49,8 @@ func serve(t *testing.T, cfg *dispatcher.ServerConfig) *dispatcher.Server {
 	return s
 }
 
-// Somebody has declared a queue of InitQueues anew, with other properties. All else goes on, and Health says so.
+// A queue of InitQueues was declared again by someone else, with other properties. Everything else goes on, and Health
+// reports the queue.
 func TestRefusedQueueDoesNotStopTheServer(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(c *dispatcher.ServerConfig) {
@@ -62,11 +63,11 @@ func TestRefusedQueueDoesNotStopTheServer(t *testing.T) {
 	for round := range 3 {
 		opens := r.chaos.Opens()
 		r.chaos.Kill()
-		eventually(t, "connected again", func() bool { return r.chaos.Opens() > opens })
+		eventually(t, "the server is connected again", func() bool { return r.chaos.Opens() > opens })
 		if err := r.server.PublishContext(t.Context(), dispatcher.NewTask("f", round)); err != nil {
 			t.Fatal(err)
 		}
-		for wait(t, ran, "call") != round { // one of before, whose ack was lost with the link
+		for wait(t, ran, "call") != round { // an earlier task whose ack was lost with the link
 		}
 		if err := r.server.PublishContext(t.Context(), &dispatcher.Task{Name: "x", RoutingKey: "last"}); err != nil {
 			t.Errorf("publish to the queue after the refused one: %v", err)
@@ -75,20 +76,20 @@ func TestRefusedQueueDoesNotStopTheServer(t *testing.T) {
 	h := r.server.Health(t.Context())
 	if len(h.Undeclared) != 1 || h.Undeclared[0].Name != "other" || h.Undeclared[0].Kind != "queue" || !strings.Contains(h.Undeclared[0].Problem, "406") ||
 		h.Undeclared[0].Since.IsZero() || h.OK() {
-		t.Errorf("health: OK %t, %+v", h.OK(), h.Undeclared)
+		t.Errorf("Health: OK %t, %+v", h.OK(), h.Undeclared)
 	}
 	if text, err := json.Marshal(h.Undeclared); err != nil || !strings.Contains(string(text), `"name":"other"`) {
-		t.Errorf("as JSON: %s, %v", text, err)
+		t.Errorf("Undeclared as JSON: %s, %v", text, err)
 	}
 	if n := strings.Count(r.log.String(), `warn: cannot be declared; trying again, and everything else goes on queue=other `); n != 1 {
-		t.Errorf("logged %d times, want once", n)
+		t.Errorf("the refusal was logged %d times, want once", n)
 	}
 	r.chaos.FailQueue("other", nil)
-	eventually(t, "declared", func() bool { h := r.server.Health(t.Context()); return h.OK() && h.Undeclared == nil })
-	eventually(t, "logged", func() bool { return strings.Contains(r.log.String(), `info: declared again queue=other`) })
+	eventually(t, "the queue is declared", func() bool { h := r.server.Health(t.Context()); return h.OK() && h.Undeclared == nil })
+	eventually(t, "the declaration is logged", func() bool { return strings.Contains(r.log.String(), `info: declared again queue=other`) })
 }
 
-// Without a cut nobody asks, so the first connect is the only one that a refusal can fail.
+// Topology is declared only when the server connects. Only at the first connect can a refusal fail the server.
 func TestRefusedQueueIsAnErrorAtTheFirstConnect(t *testing.T) {
 	t.Parallel()
 	chaos, cfg := awayServer(-1, "q")
@@ -98,7 +99,7 @@ func TestRefusedQueueIsAnErrorAtTheFirstConnect(t *testing.T) {
 	}
 }
 
-// The queues of a worker are refused one by one, too.
+// A refused queue of a worker does not affect its other queues either.
 func TestWorkerRunsWhileSomeOfItsQueuesAreRefused(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -109,22 +110,22 @@ func TestWorkerRunsWhileSomeOfItsQueuesAreRefused(t *testing.T) {
 	}
 	opens := r.chaos.Opens()
 	r.chaos.Kill()
-	eventually(t, "connected again", func() bool { return r.chaos.Opens() > opens })
+	eventually(t, "the server is connected again", func() bool { return r.chaos.Opens() > opens })
 	if err := r.server.PublishContext(t.Context(), dispatcher.NewTask("f", 1)); err != nil {
 		t.Fatal(err)
 	}
 	wait(t, ran, "call")
-	eventually(t, "all three shown", func() bool {
+	eventually(t, "Health reports all three queues", func() bool {
 		h := r.server.Health(t.Context())
 		return len(h.Undeclared) == 3 && h.Workers[0].Consuming && !h.OK()
 	})
 	w.Close()
 	if h := r.server.Health(t.Context()); h.Undeclared != nil || !h.OK() {
-		t.Errorf("after its end the worker's queues are still shown: %+v", h.Undeclared)
+		t.Errorf("Health still reports the worker's queues after Close: %+v", h.Undeclared)
 	}
 }
 
-// A queue that is away keeps its own worker waiting, never for long after it is back, and nobody else.
+// A queue that is away stops only its own worker. The worker resumes soon after the queue is back.
 func TestWorkerOfAQueueThatIsAwayComesBackSoon(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -158,7 +159,7 @@ func TestWorkerOfAQueueThatIsAwayComesBackSoon(t *testing.T) {
 			t.Fatalf("ran %q", got)
 		}
 		if h := s.Health(t.Context()); h.OK() || h.State != dispatcher.StateConnected {
-			t.Errorf("health: %+v", h)
+			t.Errorf("health %+v", h)
 		}
 		for _, q := range []string{"away", "away.dead"} {
 			chaos.FailQueue(q, nil)
@@ -167,19 +168,19 @@ func TestWorkerOfAQueueThatIsAwayComesBackSoon(t *testing.T) {
 		publish("away")
 		<-ran
 		if took := time.Since(back); took > 3*time.Second {
-			t.Errorf("the worker came back after %v", took)
+			t.Errorf("the worker resumed after %v, want at most 3s", took)
 		}
-		eventually(t, "all declared", func() bool { return s.Health(t.Context()).OK() })
+		eventually(t, "all queues are declared", func() bool { return s.Health(t.Context()).OK() })
 		if took := time.Since(back); took > 3*time.Second {
-			t.Errorf("all was declared after %v", took)
+			t.Errorf("all queues were declared after %v, want at most 3s", took)
 		}
 		if n := strings.Count(log.String(), `cannot consume; trying again queue=away worker=away `); n != 1 {
-			t.Errorf("logged %d times, want once", n)
+			t.Errorf("the failed consume was logged %d times, want once", n)
 		}
 	})
 }
 
-// The node of a classic queue is down when the program starts: no error of the programmer's.
+// If a classic queue's node is down when the program starts, that is not a programmer's error.
 func TestNewServerWaitsForAQueueThatIsAway(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -189,7 +190,7 @@ func TestNewServerWaitsForAQueueThatIsAway(t *testing.T) {
 		began := time.Now()
 		serve(t, &cfg)
 		if took := time.Since(began); took < time.Hour || took > time.Hour+3*time.Second {
-			t.Errorf("connected after %v, the queue was back after an hour", took)
+			t.Errorf("connected after %v, although the queue was back after an hour", took)
 		}
 	})
 }
@@ -231,7 +232,7 @@ func TestNewWorkerAndStartWaitForAQueueThatIsAway(t *testing.T) {
 				bounded("NewWorker", func() error { _, err := s.NewWorker(worker, nil); return err })
 				<-time.After(time.Minute)
 				absent(20 * time.Second)
-				w, err := s.NewWorker(worker, nil) // its name is free
+				w, err := s.NewWorker(worker, nil) // the worker's name is still free
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -247,7 +248,7 @@ func TestNewWorkerAndStartWaitForAQueueThatIsAway(t *testing.T) {
 	}
 }
 
-// A server that is closed does not wait for queues.
+// Once a server is closed, it does not wait for queues.
 func TestCloseEndsTheWaitForAQueueThatIsAway(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -272,7 +273,7 @@ func TestCloseEndsTheWaitForAQueueThatIsAway(t *testing.T) {
 	})
 }
 
-// Pauses do not grow to half a minute when nodes answer but their sessions end soon.
+// While nodes answer but their sessions end soon, the pauses do not grow to half a minute.
 func TestPausesDoNotGrowWhileANodeAnswers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -292,11 +293,12 @@ func TestPausesDoNotGrowWhileANodeAnswers(t *testing.T) {
 	})
 }
 
-// deadly is a broker whose sessions end when a queue is declared, as RabbitMQ ends the connection over a quorum queue that it cannot make.
+// deadly is a broker whose sessions end when a certain queue is declared. RabbitMQ does the same to a connection when
+// it cannot make a quorum queue.
 type deadly struct {
 	*memory.Broker
 	queue string
-	armed chan struct{} // closed: it does so
+	armed chan struct{} // once it is closed, sessions end
 }
 
 type deadlySession struct {
@@ -334,7 +336,7 @@ func (s *deadlySession) touch(ctx context.Context, queue string) {
 	}
 }
 
-// A declaration or a consume over which the broker ends the session must not be the first thing in every session.
+// If the broker ends a session because of a declaration or a consume, new sessions must not begin with that operation.
 func TestDeclarationThatEndsTheSessionIsPutOff(t *testing.T) {
 	t.Parallel()
 	for _, queue := range []string{"init", "deadly", "consume deadly"} {
@@ -369,9 +371,9 @@ func TestDeclarationThatEndsTheSessionIsPutOff(t *testing.T) {
 						up++
 					}
 				}
-				t.Logf("up in %d of 1000 looks", up)
+				t.Logf("the other worker was consuming in %d of 1000 samples", up)
 				if up < 800 {
-					t.Errorf("connected with the other worker consuming in %d of 1000 looks", up)
+					t.Errorf("connected with the other worker consuming in %d of 1000 samples, want 800", up)
 				}
 				if err := s.PublishContext(t.Context(), &dispatcher.Task{Name: "f", RoutingKey: "good"}); err != nil {
 					t.Fatal(err)
@@ -382,8 +384,8 @@ func TestDeclarationThatEndsTheSessionIsPutOff(t *testing.T) {
 	}
 }
 
-// Others have declared a queue of InitQueues, the dead letters of a worker and the exchange with other properties. After the next cut the
-// server works with what is there.
+// A queue of InitQueues, a worker's dead letter queue and the exchange were declared again by others, with other
+// properties. After the next cut, the server works with what exists.
 func TestRedeclaredThingsDoNotStopTheServer(t *testing.T) {
 	t.Parallel()
 	r := newPlace(t)
@@ -411,7 +413,7 @@ func TestRedeclaredThingsDoNotStopTheServer(t *testing.T) {
 	}
 	r.cut()
 	r.proxy.Refuse(false)
-	eventually(t, "connected and consuming", func() bool {
+	eventually(t, "the server is connected and its worker consumes", func() bool {
 		h := r.server.Health(t.Context())
 		return h.State == dispatcher.StateConnected && h.Workers[0].Consuming
 	})
@@ -420,10 +422,10 @@ func TestRedeclaredThingsDoNotStopTheServer(t *testing.T) {
 		t.Errorf("ran %d", n)
 	}
 	want := map[string]bool{init: true, r.name + ".dead": true, r.name: true}
-	eventually(t, "all three shown", func() bool { return len(r.server.Health(t.Context()).Undeclared) == 3 })
+	eventually(t, "Health reports all three", func() bool { return len(r.server.Health(t.Context()).Undeclared) == 3 })
 	for _, u := range r.server.Health(t.Context()).Undeclared {
 		if !want[u.Name] || !strings.Contains(u.Problem, "406") {
-			t.Errorf("%+v", u)
+			t.Errorf("unexpected Undeclared %+v", u)
 		}
 	}
 	for _, q := range []string{init, r.name + ".dead"} {
@@ -434,5 +436,5 @@ func TestRedeclaredThingsDoNotStopTheServer(t *testing.T) {
 	if err := ch.ExchangeDelete(r.name, false, false); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "all declared again", func() bool { return r.server.Health(t.Context()).Undeclared == nil })
+	eventually(t, "everything is declared again", func() bool { return r.server.Health(t.Context()).Undeclared == nil })
 }

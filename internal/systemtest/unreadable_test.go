@@ -15,7 +15,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// A message whose headers its session could not read is never run: how often it was tried, and until when it may run, is not known.
+// A message whose headers the session could not read is never run, because its number of attempts and its expiry are
+// unknown.
 func TestUnreadableHeadersMakeADeadLetter(t *testing.T) {
 	t.Parallel()
 	raw := []byte{1, 2, 3}
@@ -38,26 +39,27 @@ func TestUnreadableHeadersMakeADeadLetter(t *testing.T) {
 	r.publishRaw("jobs", broker.Message{ID: "bad body", Body: []byte("?")})
 	for range 2 {
 		if id := wait(t, ran, "task"); id == "bad" {
-			t.Error("it ran")
+			t.Error("the unreadable task ran")
 		}
 	}
 	for range 2 {
 		e := wait(t, died, "dead letter")
 		if e.Reason != dispatcher.ReasonMalformed || !errors.Is(e.Err, dispatcher.ErrMalformed) {
-			t.Errorf("%+v", e)
+			t.Errorf("event %+v", e)
 		}
 	}
 	letters, err := r.server.DeadLetters("jobs").List(t.Context(), dispatcher.DeadLetterFilter{UUID: "bad"}, dispatcher.Page{})
 	if err != nil || len(letters) != 1 {
-		t.Fatalf("%v, %v", letters, err)
+		t.Fatalf("letters %v, %v", letters, err)
 	}
 	l := letters[0]
 	if got, _ := l.Headers[dispatcher.RawHeaders].([]byte); l.Name != "n" || l.Error != "malformed task: its headers cannot be read: too deep" || string(got) != string(raw) || len(l.Headers) != 1 {
-		t.Errorf("%+v", l)
+		t.Errorf("dead letter %+v", l)
 	}
 }
 
-// unreadable are headers that RabbitMQ takes and the AMQP client of a worker ends its connection over, by a word of the reason.
+// unreadable returns headers that RabbitMQ accepts but that make a worker's AMQP client end its connection. Each key is
+// a word of the reason.
 func unreadable() map[string]amqp.Table {
 	deep := amqp.Table{}
 	for range 33 {
@@ -66,11 +68,11 @@ func unreadable() map[string]amqp.Table {
 	return map[string]amqp.Table{
 		"deeper": deep,
 		"8192":   {"list": make([]any, 8193)},
-		"frame":  {"big": strings.Repeat("x", 130_900)}, // and x-death on top
+		"frame":  {"big": strings.Repeat("x", 130_900)}, // RabbitMQ adds x-death on top
 	}
 }
 
-// putUnreadable puts one task each with those headers into a queue. Their uuids are the keys.
+// putUnreadable puts one task with each of those headers into a queue. The keys of unreadable are their uuids.
 func (r *rabbit) putUnreadable(queue string) {
 	r.t.Helper()
 	ch := r.raw()
@@ -132,7 +134,7 @@ func TestRabbitMQ_TasksWithUnreadableHeadersHoldUpNobody(t *testing.T) {
 	}
 	dead := r.server.DeadLetters(r.name)
 	var letters []dispatcher.DeadLetter
-	eventually(t, "three dead letters", func() bool {
+	eventually(t, "there are three dead letters", func() bool {
 		var err error
 		if letters, err = dead.List(t.Context(), dispatcher.DeadLetterFilter{}, dispatcher.Page{}); err != nil {
 			t.Fatal(err)
@@ -145,13 +147,13 @@ func TestRabbitMQ_TasksWithUnreadableHeadersHoldUpNobody(t *testing.T) {
 			t.Errorf("dead letter %q %q: %s: %s; %d raw bytes", l.UUID, l.Name, l.Reason, l.Error, len(raw))
 		}
 		if task, err := l.Task(); err != nil || len(task.Headers) > 0 {
-			t.Errorf("%q as a task: %v", l.UUID, err)
+			t.Errorf("Task of dead letter %q: %v", l.UUID, err)
 		}
 	}
 	if h := r.server.Health(t.Context()); !maps.Equal(h.Unreadable, map[string]int{r.name: 3}) || !h.OK() {
 		t.Errorf("health %+v", h)
 	}
-	// A person may run them all the same.
+	// A replay still runs them.
 	if n, err := dead.Replay(t.Context(), dispatcher.DeadLetterFilter{Reason: dispatcher.ReasonMalformed}); n != 3 || err != nil {
 		t.Errorf("%d replayed, %v", n, err)
 	}
@@ -168,7 +170,7 @@ func TestRabbitMQ_TasksWithUnreadableHeadersHoldUpNobody(t *testing.T) {
 	}
 }
 
-// Another program, or RabbitMQ, has put unreadable messages among the dead letters.
+// Other programs, or RabbitMQ, may put unreadable messages among the dead letters.
 func TestRabbitMQ_UnreadableDeadLettersCanBeListedAndReplayed(t *testing.T) {
 	t.Parallel()
 	g := onRabbitMQ(t)
@@ -183,11 +185,11 @@ func TestRabbitMQ_UnreadableDeadLettersCanBeListedAndReplayed(t *testing.T) {
 	for _, l := range letters {
 		found[l.UUID] = l.Reason
 		if l.UUID != "readable" && !strings.Contains(l.Error, "cannot be read: ") {
-			t.Errorf("%q: %s", l.UUID, l.Error)
+			t.Errorf("dead letter %q: %s", l.UUID, l.Error)
 		}
 	}
 	if len(found) != 4 || found["8192"] != dispatcher.ReasonMalformed {
-		t.Errorf("found %v", found)
+		t.Errorf("found the dead letters %v", found)
 	}
 	if n, err := g.dead.Delete(t.Context(), dispatcher.DeadLetterFilter{UUID: "8192"}); n != 1 || err != nil {
 		t.Errorf("%d deleted, %v", n, err)
@@ -198,7 +200,7 @@ func TestRabbitMQ_UnreadableDeadLettersCanBeListedAndReplayed(t *testing.T) {
 	for _, m := range g.take(g.queue) {
 		raw, _ := m.Headers[dispatcher.RawHeaders].([]byte)
 		if m.Unreadable != "" || (m.ID != "readable") != (len(raw) > 0) {
-			t.Errorf("%q: %d raw bytes, %q", m.ID, len(raw), m.Unreadable)
+			t.Errorf("message %q: %d raw bytes, unreadable %q", m.ID, len(raw), m.Unreadable)
 		}
 	}
 }

@@ -57,7 +57,7 @@ func TestNewWorkerNamesEveryBadField(t *testing.T) {
 				t.Errorf("got %v, want %v", err, c.is)
 			}
 			if !strings.Contains(err.Error(), c.text) {
-				t.Errorf("%q does not say %q", err, c.text)
+				t.Errorf("%q does not contain %q", err, c.text)
 			}
 		})
 	}
@@ -68,7 +68,7 @@ func TestNewWorkerNamesEveryBadField(t *testing.T) {
 		t.Errorf("got %v: a refused worker must not be registered", err)
 	}
 	if _, err := r.server.NewWorker(&ok, nil); err != nil {
-		t.Errorf("the name of a refused worker stays free: %v", err)
+		t.Errorf("NewWorker with the name of a refused worker: %v", err)
 	}
 }
 
@@ -90,10 +90,10 @@ func TestTaskRunsWithItsArguments(t *testing.T) {
 	r.worker("w", tasks{
 		"all": {TaskUUIDAsFirstArg: true, Function: func(ctx context.Context, uuid, s string, n int64, o *order, rest ...int) error {
 			mine, _ := dispatcher.TaskFromContext(ctx)
-			mine.Headers["k"] = "changed" // in a copy: a redelivery must not see it
+			mine.Headers["k"] = "changed" // changes a copy, which a redelivery must not see
 			info, ok := dispatcher.TaskFromContext(ctx)
 			if !ok {
-				t.Error("no task in the context")
+				t.Error("the context has no task")
 			}
 			got <- seen{uuid, s, n, rest, *o, info}
 			return nil
@@ -113,12 +113,12 @@ func TestTaskRunsWithItsArguments(t *testing.T) {
 		i.Headers["k"] != "v" || i.PublishedAt.IsZero() || i.Redelivered {
 		t.Errorf("info %+v", i)
 	}
-	eventually(t, "acknowledged", func() bool { return r.server.Stats().Succeeded == 1 })
+	eventually(t, "the task is acked", func() bool { return r.server.Stats().Succeeded == 1 })
 	if info := r.inspect("jobs"); info.Ready != 0 || info.Unsettled != 0 {
 		t.Errorf("queue %+v, want empty", info)
 	}
 	if _, ok := dispatcher.TaskFromContext(context.Background()); ok {
-		t.Error("a task in a foreign context")
+		t.Error("TaskFromContext found a task in another context")
 	}
 }
 
@@ -142,7 +142,7 @@ func TestLimitBoundsCallsAndPrefetch(t *testing.T) {
 		wait(t, entered, "call")
 	}
 	if info := r.inspect("jobs"); info.Unsettled != 4 || info.Ready != 16 {
-		t.Errorf("queue %+v, want 4 handed out and 16 waiting", info)
+		t.Errorf("queue %+v, want 4 unsettled and 16 ready", info)
 	}
 	close(gate)
 	for range 16 {
@@ -167,7 +167,7 @@ func TestDefaultLimitIsThree(t *testing.T) {
 		t.Fatal(err)
 	}
 	if cfg.Limit != 0 {
-		t.Error("the caller's config was written")
+		t.Error("NewWorker changed the caller's config")
 	}
 	for range 5 {
 		r.publish("n")
@@ -176,7 +176,7 @@ func TestDefaultLimitIsThree(t *testing.T) {
 		wait(t, entered, "call")
 	}
 	if info := r.inspect("jobs"); info.Unsettled != 3 {
-		t.Errorf("%d handed out, want 3", info.Unsettled)
+		t.Errorf("%d unsettled, want 3", info.Unsettled)
 	}
 }
 
@@ -198,7 +198,7 @@ func TestSeveralWorkersShareAServerByKeysAndAQueueByTurns(t *testing.T) {
 			t.Fatal(err)
 		}
 		if same, err := r.server.GetWorkerByName(name); err != nil || same != w {
-			t.Errorf("%v, %v", same, err)
+			t.Errorf("GetWorkerByName: %v, %v", same, err)
 		}
 	}
 	for _, key := range []string{"mail", "mail2", "pdf", "pdf2"} {
@@ -268,17 +268,17 @@ func TestD12StartAndCloseSideBySide(t *testing.T) {
 	if err := w.Start(r.server); err != nil && !errors.Is(err, dispatcher.ErrWorkerStarted) {
 		t.Fatal(err)
 	}
-	eventually(t, "all 100 tasks run", func() bool { return ran.Load() == 100 })
+	eventually(t, "all 100 tasks have run", func() bool { return ran.Load() == 100 })
 	if n := r.inspect("jobs").Consumers; n != 1 {
 		t.Errorf("%d consumers, want 1", n)
 	}
 }
 
-// A server has room for so many workers, and says so.
+// A server has channels for a limited number of workers. Start of one worker too many returns an error that says so.
 func TestWorkersBeyondTheChannelsAreRefused(t *testing.T) {
 	t.Parallel()
 	r := newPlace(t)
-	r.serve(r.ownQueue, func(c *dispatcher.ServerConfig) { c.AMQPConnectionString += "?channel_max=8" }) // half of it is kept
+	r.serve(r.ownQueue, func(c *dispatcher.ServerConfig) { c.AMQPConnectionString += "?channel_max=8" }) // half of them are reserved
 	ran := make(chan string, 10)
 	var last *dispatcher.Worker
 	for _, name := range []string{"a", "b", "c", "d", "e"} {
@@ -303,6 +303,6 @@ func TestWorkersBeyondTheChannelsAreRefused(t *testing.T) {
 	wait(t, ran, "call")
 	last.Close()
 	if h := r.server.Health(t.Context()); h.Channels != "" {
-		t.Errorf("a worker has ended, and still: %s", h.Channels)
+		t.Errorf("Health still reports the channels after a worker has ended: %s", h.Channels)
 	}
 }
