@@ -114,7 +114,7 @@ func workerProgram(t *testing.T, url, name string, log dispatcher.Log, task1 int
 	server.Close()
 }
 
-func TestCompatProgramsOfTheAncestorRun(t *testing.T) {
+func TestCompatProgramsOfGofortDispatcherRun(t *testing.T) {
 	t.Parallel()
 	r := newPlace(t)
 	type call struct {

@@ -127,7 +127,7 @@ func TestPagesHaveBounds(t *testing.T) {
 	same(t, "the page", g.list(filter{}, dispatcher.Page{Skip: 1198}), []int{1198, 1199})
 }
 
-func TestWhatIsHeldAtOnceIsBounded(t *testing.T) {
+func TestAScanPassesOverABoundedNumberOfLetters(t *testing.T) {
 	t.Parallel()
 	g := onMemory(t)
 	g.bury(10_000)

@@ -243,7 +243,7 @@ func TestADirectPublishWithoutAnAnswerIsNotPutIntoTheOutbox(t *testing.T) {
 	})
 }
 
-func TestTheOutboxTakesNothingFromAContextThatHasEndedNorOfAClosedServer(t *testing.T) {
+func TestTheOutboxTakesNothingAfterItsContextOrItsServerHasEnded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, withQueue, plainOutbox)

@@ -178,16 +178,17 @@ func TestPublishAllWaitsForAConnectionOrKeepsTheTaskInTheOutbox(t *testing.T) {
 				})
 				down(r, true)
 				time.AfterFunc(10*time.Second, func() { up(r) })
-				taken, began := 0, time.Now()
+				taken, results, began := 0, 0, time.Now()
 				for task, err := range r.server.PublishAll(t.Context(), numbered(1200, &taken)) {
+					results++
 					if outbox {
 						kept(t, task.UUID, err)
 					} else {
 						confirmed(t, task.UUID, err)
 					}
 				}
-				if took := time.Since(began); outbox != (took == 0) {
-					t.Errorf("took %v", took)
+				if took := time.Since(began); outbox != (took == 0) || results != 1200 {
+					t.Errorf("%d results after %v, want 1,200", results, took)
 				}
 				if outbox {
 					drained(t, r)
@@ -292,6 +293,9 @@ func TestPublishAllYieldsWhatIsKnownBeforeItWaits(t *testing.T) {
 						break
 					}
 				}
+				if n != 4 {
+					t.Errorf("%d results, want 4", n)
+				}
 			})
 		})
 	}
@@ -394,10 +398,14 @@ func TestPublishAllSendsWhenTheBrokerNoLongerBlocks(t *testing.T) {
 			time.AfterFunc(5*time.Second, func() { r.chaos.HoldConfirms(false) })
 			yield(named("1", "jobs"))
 		}
+		results := 0
 		for task, err := range r.server.PublishAll(t.Context(), burst) {
-			if err != nil {
+			if results++; err != nil {
 				t.Errorf("task %s: %v", task.UUID, err)
 			}
+		}
+		if results != 2 {
+			t.Errorf("%d results, want 2", results)
 		}
 	})
 }

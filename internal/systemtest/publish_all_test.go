@@ -97,10 +97,11 @@ func TestPublishAllTimesOutAfterPublishTimeout(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, withQueue)
-		taken, began := 0, time.Now()
+		taken, results, began := 0, 0, time.Now()
 		r.chaos.HoldConfirms(true)
 		for task, err := range r.server.PublishAll(t.Context(), numbered(500, &taken)) {
 			outcome(t, task.UUID, err, dispatcher.ErrUnconfirmed)
+			results++
 		}
 		if took := time.Since(began); took != 30*time.Second {
 			t.Errorf("without answers: took %v", took)
@@ -110,9 +111,13 @@ func TestPublishAllTimesOutAfterPublishTimeout(t *testing.T) {
 		began = time.Now()
 		for task, err := range r.server.PublishAll(t.Context(), numbered(3, &taken)) {
 			outcome(t, task.UUID, err, dispatcher.ErrNotSent)
+			results++
 		}
 		if took := time.Since(began); took != 90*time.Second {
 			t.Errorf("blocked: took %v, want 30 s for each of three tasks", took)
+		}
+		if results != 503 {
+			t.Errorf("%d results, want 503", results)
 		}
 		r.chaos.Block(false)
 	})

@@ -231,7 +231,7 @@ func TestRabbitMQ_MissingPermissionsAreNamed(t *testing.T) {
 		})
 	})
 	// Only the user who sets things up needs the configure permission. Once everything exists, publishing and working
-	// need none (DESIGN §5).
+	// need none.
 	t.Run("configure, and all is there", func(t *testing.T) {
 		r, login := as(t, noConfigure)
 		ch := r.raw()

@@ -293,7 +293,7 @@ func TestAConnectionThatWasJustLostIsCalledDisconnected(t *testing.T) {
 	})
 }
 
-func TestStartWhileDisconnectedIsAnErrorWithTheSeedsText(t *testing.T) {
+func TestStartWhileDisconnectedHasGofortDispatchersText(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	w := r.worker("w", tasks{"n": fn(func() {})})

@@ -165,6 +165,16 @@ func TestD10EverythingAtOnce(t *testing.T) {
 	for range loops {
 		wait(t, done, "end of a loop")
 	}
+	if w, err := r.server.GetWorkerByName("w"); err != nil {
+		t.Error(err)
+	} else if err := w.Start(r.server); err != nil && !errors.Is(err, dispatcher.ErrWorkerStarted) && !errors.Is(err, dispatcher.ErrWorkerDisconnected) {
+		t.Error(err)
+	}
+	before := r.server.Stats().Succeeded
+	if err := r.server.PublishContext(t.Context(), dispatcher.NewTask("n", 0)); err != nil {
+		t.Errorf("publish afterwards: %v", err)
+	}
+	eventually(t, "a task runs afterwards", func() bool { return r.server.Stats().Succeeded > before })
 	close(errc)
 	for err := range errc {
 		t.Error(err)

@@ -270,7 +270,7 @@ func TestClosingFromInsideAHookIsBounded(t *testing.T) {
 	}
 }
 
-// If a queue does not answer and no task runs, Close waits for the queue only once.
+// If a queue does not answer and no task runs, Close ends nevertheless.
 func TestCloseWithAQueueThatDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	r := newPlace(t)
