@@ -45,7 +45,7 @@ func (h *taskHandler) NewCall() *engine.Call {
 // Identify decodes the body. The body's uuid counts before the message's id.
 func (h *taskHandler) Identify(c *engine.Call) error {
 	if n := len(c.Delivery.Body); h.maxBytes > 0 && n > h.maxBytes {
-		return fmt.Errorf("%w: body of %d bytes, the most is %d", ErrMalformed, n, h.maxBytes)
+		return fmt.Errorf("%w: body of %d bytes, the maximum is %d", ErrMalformed, n, h.maxBytes)
 	}
 	task, err := wire.Decode(c.Delivery.Body)
 	if err != nil {

@@ -99,7 +99,7 @@ func (c *ServerConfig) validate() error {
 	p = p.with(c.Retry.validate("ServerConfig.Retry"))
 	p.addIf(c.PublishTimeout < 0, errors.New("ServerConfig.PublishTimeout is negative"))
 	amqp := c.AMQPConnectionString != "" || c.TLSConfig != nil || c.SecureConnection || c.ConnectionName != "" || c.QueueType != ""
-	p.addIf(c.Broker != nil && amqp, errors.New("ServerConfig.Broker excludes AMQPConnectionString, TLSConfig, SecureConnection, ConnectionName and QueueType"))
+	p.addIf(c.Broker != nil && amqp, errors.New("ServerConfig.Broker cannot be combined with AMQPConnectionString, TLSConfig, SecureConnection, ConnectionName or QueueType"))
 	if c.Broker == nil {
 		_, err := newRabbitMQ(c)
 		p = p.with(err)
@@ -129,12 +129,12 @@ func (c *WorkerConfig) validate() error {
 	var p problems
 	p.addIf(c.Name == "", ErrWorkerNameRequired)
 	p.addIf(c.Limit < 0, errors.New("WorkerConfig.Limit is negative"))
-	p.addIf(c.Limit > maxLimit, fmt.Errorf("WorkerConfig.Limit is %d, the most is %d", c.Limit, maxLimit))
+	p.addIf(c.Limit > maxLimit, fmt.Errorf("WorkerConfig.Limit is %d, the maximum is %d", c.Limit, maxLimit))
 	p.addIf(c.Queue == "", ErrWorkerQueueRequired)
 	p.name("WorkerConfig.Name", c.Name, record.MaxName)
 	p.name("WorkerConfig.Queue", c.Queue, maxQueueBytes)
 	for _, suffix := range []string{broker.DeadSuffix, broker.SuspectsSuffix} {
-		p.addIf(strings.HasSuffix(c.Queue, suffix), fmt.Errorf("WorkerConfig.Queue %q: names ending in %s belong to other queues", c.Queue, suffix))
+		p.addIf(strings.HasSuffix(c.Queue, suffix), fmt.Errorf("WorkerConfig.Queue %q: names ending in %s are reserved", c.Queue, suffix))
 	}
 	p = p.with(c.Retry.validate("WorkerConfig.Retry"))
 	p.addIf(slices.ContainsFunc(c.Middleware, isNil), errors.New("WorkerConfig.Middleware has a nil element"))
@@ -155,7 +155,7 @@ func (p *problems) addIf(wrong bool, err error) {
 
 func (p *problems) name(field, value string, limit int) {
 	if len(value) > limit {
-		*p = append(*p, fmt.Errorf("%s is %d bytes long, the most is %d", field, len(value), limit))
+		*p = append(*p, fmt.Errorf("%s is %d bytes long, the maximum is %d", field, len(value), limit))
 	}
 	if !utf8.ValidString(value) {
 		*p = append(*p, fmt.Errorf("%s %.40q is not valid UTF-8", field, value))

@@ -74,7 +74,7 @@ type containedOutbox struct {
 
 // contained calls f and waits for it.
 func contained[T any](log *slog.Logger, f func() (T, error)) (v T, err error) {
-	err = errors.New("the outbox ended its goroutine (runtime.Goexit)")
+	err = errors.New("the outbox called runtime.Goexit")
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -207,7 +207,7 @@ func (d *DeadLetters) list(ctx context.Context, filter DeadLetterFilter, page Pa
 					continue
 				}
 				if size += len(m.Body); size > maxPageBytes && len(letters) > 0 {
-					return nil, fmt.Errorf("the bodies of %d letters have more than %d MiB: ask for fewer", len(letters)+1, maxPageBytes>>20)
+					return nil, fmt.Errorf("the bodies of %d dead letters exceed %d MiB: ask for fewer", len(letters)+1, maxPageBytes>>20)
 				}
 				letters = append(letters, d.letter(m))
 			}
@@ -248,7 +248,7 @@ func (d *DeadLetters) Delete(ctx context.Context, filter DeadLetterFilter) (int,
 
 func (d *DeadLetters) delete(ctx context.Context, filter DeadLetterFilter) (n int, err error) {
 	if filter.isZero() {
-		return 0, errors.New("the filter is empty; Purge removes all")
+		return 0, errors.New("the filter is empty; use Purge to delete all dead letters")
 	}
 	s, err := d.begin(ctx)
 	if err != nil {
@@ -293,7 +293,7 @@ func (d *DeadLetters) check() error {
 	p.addIf(d.queue == "", ErrEmptyQueueName)
 	p.name("its name", d.queue, maxQueueBytes)
 	for _, suffix := range []string{broker.DeadSuffix, broker.SuspectsSuffix} {
-		p.addIf(strings.HasSuffix(d.queue, suffix), fmt.Errorf("names ending in %s belong to other queues: ask for %q", suffix, text.Excerpt(strings.TrimSuffix(d.queue, suffix))))
+		p.addIf(strings.HasSuffix(d.queue, suffix), fmt.Errorf("names ending in %s are reserved: ask for %q", suffix, text.Excerpt(strings.TrimSuffix(d.queue, suffix))))
 	}
 	return p.err()
 }

@@ -59,7 +59,7 @@ func (o *MemoryOutbox) Add(_ context.Context, e OutboxEntry) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if n := o.entries + len(o.dead); n >= o.cfg.MaxEntries || size > o.cfg.MaxBytes-o.bytes {
-		return fmt.Errorf("%w: it holds %d entries, %d of them dead, with %d bytes; the most is %d with %d; this one has %d bytes",
+		return fmt.Errorf("%w: it holds %d entries, %d of them dead, with %d bytes; the maximum is %d entries with %d bytes; this entry has %d bytes",
 			ErrOutboxFull, n, len(o.dead), o.bytes, o.cfg.MaxEntries, o.cfg.MaxBytes, size)
 	}
 	o.lastID++

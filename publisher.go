@@ -215,7 +215,7 @@ func (p *publisher) prepare(task *Task) (broker.Message, error) {
 		return broker.Message{}, fmt.Errorf("%w: %w", ErrRejected, err)
 	}
 	if p.cfg.MaxBodyBytes > 0 && len(body) > p.cfg.MaxBodyBytes {
-		return broker.Message{}, fmt.Errorf("%w: %d bytes, the most is %d", ErrTooLarge, len(body), p.cfg.MaxBodyBytes)
+		return broker.Message{}, fmt.Errorf("%w: %d bytes, the maximum is %d", ErrTooLarge, len(body), p.cfg.MaxBodyBytes)
 	}
 	now := time.Now()
 	notBefore, err := task.due(now)

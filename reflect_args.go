@@ -63,17 +63,17 @@ func newCallPlan(task string, fn any, uuidFirst bool) (*callPlan, error) {
 			first, p.params = p.params[0], p.params[1:]
 		}
 		if first == nil {
-			return nil, fmt.Errorf("task %q: TaskUUIDAsFirstArg wants parameter %d to be a string, but there is none", task, p.lead+1)
+			return nil, fmt.Errorf("task %q: TaskUUIDAsFirstArg requires parameter %d to be a string, but there is none", task, p.lead+1)
 		}
 		if first.Kind() != reflect.String {
-			return nil, fmt.Errorf("task %q: TaskUUIDAsFirstArg wants parameter %d to be a string, got %s", task, p.lead+1, first)
+			return nil, fmt.Errorf("task %q: TaskUUIDAsFirstArg requires parameter %d to be a string, got %s", task, p.lead+1, first)
 		}
 		p.takesUUID, p.uuidType = true, first
 		p.lead++
 	}
 	for i := p.lead; i < t.NumIn(); i++ {
 		if !wire.Carries(t.In(i), true, nil) {
-			return nil, fmt.Errorf("task %q: parameter %d (%s): no argument can fill it", task, i+1, t.In(i))
+			return nil, fmt.Errorf("task %q: parameter %d (%s): no argument can have this type", task, i+1, t.In(i))
 		}
 	}
 	if n := t.NumOut(); n > 0 && t.Out(n-1).Implements(errorType) {

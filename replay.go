@@ -32,7 +32,7 @@ import (
 // that all methods return. One refused letter does not hold up the others.
 func (d *DeadLetters) Replay(ctx context.Context, filter DeadLetterFilter) (int, error) {
 	if filter.isZero() {
-		return 0, d.wrap("replay", errors.New("the filter is empty; ReplayAll replays all"))
+		return 0, d.wrap("replay", errors.New("the filter is empty; use ReplayAll to replay all dead letters"))
 	}
 	return d.replay(ctx, filter)
 }
@@ -204,10 +204,10 @@ func (r *replay) explain(err error) error {
 		text += fmt.Sprintf(", %d refused and kept", r.refused)
 	}
 	if r.doubtful > 0 {
-		text += fmt.Sprintf(", %d perhaps replayed and kept as well", r.doubtful)
+		text += fmt.Sprintf(", %d possibly replayed and still kept", r.doubtful)
 	}
 	if r.unacked {
-		text += ", some of the replayed perhaps kept as well"
+		text += ", some of the replayed ones possibly still kept"
 	}
 	if r.unacked || r.doubtful > 0 {
 		// The outcome in the error that ended the replay holds for its own letters only.

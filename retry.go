@@ -49,16 +49,16 @@ func (p *RetryPolicy) validate(field string) error {
 		bad.addIf(wrong, fmt.Errorf(field+"."+format, args...))
 	}
 	no(p.InitialInterval < 0, "InitialInterval is negative")
-	no(p.InitialInterval > broker.MaxDelay, "InitialInterval is %v, the most is %v", p.InitialInterval, broker.MaxDelay)
+	no(p.InitialInterval > broker.MaxDelay, "InitialInterval is %v, the maximum is %v", p.InitialInterval, broker.MaxDelay)
 	no(p.MaxInterval < 0, "MaxInterval is negative")
-	no(p.MaxInterval > broker.MaxDelay, "MaxInterval is %v, the most is %v", p.MaxInterval, broker.MaxDelay)
+	no(p.MaxInterval > broker.MaxDelay, "MaxInterval is %v, the maximum is %v", p.MaxInterval, broker.MaxDelay)
 	first := p.InitialInterval
 	if first == 0 {
 		first = verdict.DefaultInitialInterval
 	}
 	no(p.MaxInterval > 0 && p.MaxInterval < first, "MaxInterval is %v, shorter than the first interval, %v", p.MaxInterval, first)
-	no(p.Multiplier != 0 && !(p.Multiplier >= 1 && p.Multiplier <= maxMultiplier), "Multiplier is %v, not in 1 to %d", p.Multiplier, maxMultiplier)
-	no(p.Jitter > 1 || math.IsNaN(p.Jitter), "Jitter is %v, the most is 1", p.Jitter)
+	no(p.Multiplier != 0 && !(p.Multiplier >= 1 && p.Multiplier <= maxMultiplier), "Multiplier is %v, want 1 to %d", p.Multiplier, maxMultiplier)
+	no(p.Jitter > 1 || math.IsNaN(p.Jitter), "Jitter is %v, the maximum is 1", p.Jitter)
 	no(p.MaxAge < 0, "MaxAge is negative")
 	return bad.err()
 }

@@ -257,9 +257,9 @@ func (s *Server) logStranded() {
 	}
 	switch tasks, dead := v.Stranded(); {
 	case tasks > 0:
-		s.log.Warn("tasks are left in the memory of this process, and end with it", "tasks", tasks, "dead_letters", dead)
+		s.log.Warn("tasks are left in the memory of this process and will be lost with it", "tasks", tasks, "dead_letters", dead)
 	case dead > 0:
-		s.log.Warn("dead letters are left in the memory of this process, and end with it", "dead_letters", dead)
+		s.log.Warn("dead letters are left in the memory of this process and will be lost with it", "dead_letters", dead)
 	}
 }
 

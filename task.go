@@ -174,21 +174,21 @@ func (t *Task) due(now time.Time) (time.Time, error) {
 	at := t.NotBefore
 	switch {
 	case t.Delay < 0:
-		return at, fmt.Errorf("Task.Delay is %v: negative", t.Delay)
+		return at, fmt.Errorf("Task.Delay is negative: %v", t.Delay)
 	case t.Delay > 0 && !at.IsZero():
 		return at, errors.New("Task.Delay and Task.NotBefore are both set")
 	case t.Delay > 0:
 		at = now.Add(t.Delay)
 	}
 	if wait := at.Sub(now); wait > broker.MaxDelay {
-		return at, fmt.Errorf("it is due in %v, the most is %v", wait.Round(time.Second), broker.MaxDelay)
+		return at, fmt.Errorf("task is due in %v, the maximum is %v", wait.Round(time.Second), broker.MaxDelay)
 	}
 	if e := t.ExpiresAt; !e.IsZero() {
 		switch {
 		case !e.After(now):
-			return at, fmt.Errorf("%w: Task.ExpiresAt %s is past", ErrExpired, record.FormatTime(e))
+			return at, fmt.Errorf("%w: Task.ExpiresAt %s is in the past", ErrExpired, record.FormatTime(e))
 		case !at.IsZero() && !e.After(at):
-			return at, fmt.Errorf("Task.ExpiresAt %s is not after the time it is due, %s", record.FormatTime(e), record.FormatTime(at))
+			return at, fmt.Errorf("Task.ExpiresAt %s is not after the time the task is due, %s", record.FormatTime(e), record.FormatTime(at))
 		}
 	}
 	if !at.After(now) {

@@ -62,7 +62,7 @@ func (c *TaskConfig) timeout() (time.Duration, error) {
 	case c.TimeoutSeconds != 0 && c.Timeout != 0:
 		return 0, errors.New("TaskConfig.Timeout and TimeoutSeconds are both set")
 	case c.TimeoutSeconds < 0 || c.Timeout < 0:
-		return 0, errors.New("the timeout is negative")
+		return 0, errors.New("TaskConfig.Timeout or TimeoutSeconds is negative")
 	case c.TimeoutSeconds > maxSeconds:
 		return 0, errors.New("TaskConfig.TimeoutSeconds is too large")
 	case c.TimeoutSeconds > 0:
@@ -134,7 +134,7 @@ func (w *Worker) current() *engine.Shift {
 //     1,966, unless the node allows fewer channels).
 func (w *Worker) Start(s *Server) error {
 	if s != w.server {
-		return fmt.Errorf("start worker %q: it was made by another server", w.cfg.Name)
+		return fmt.Errorf("start worker %q: it was created by another server", w.cfg.Name)
 	}
 	sh := w.newShift()
 	w.mu.Lock()

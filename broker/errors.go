@@ -20,10 +20,10 @@ var (
 	// ErrNacked: the broker refused responsibility for the message, as it does when a queue is full or its node is
 	// down. It Is ErrUnconfirmed: another queue of the same key may have the message, and so may a queue that failed
 	// after it took it.
-	ErrNacked = fmt.Errorf("refused by a queue, which may be full or away: %w", ErrUnconfirmed)
+	ErrNacked = fmt.Errorf("refused by a queue, which may be full or unavailable: %w", ErrUnconfirmed)
 
 	// ErrUnroutable: no queue is bound to the routing key. It Is ErrRejected.
-	ErrUnroutable error = refusal("no queue takes this routing key")
+	ErrUnroutable error = refusal("no queue is bound to this routing key")
 	// ErrExchangeGone: the exchange does not exist. It Is ErrRejected.
 	ErrExchangeGone = fmt.Errorf("exchange does not exist: %w", ErrRejected)
 	// ErrTooLarge: the body is larger than the broker, or a check before it, allows. It Is ErrRejected.
@@ -43,7 +43,7 @@ var (
 	ErrClosed = errors.New("closed")
 	// ErrProtocol: the broker ended the connection or a channel over something that was sent. Session.Err returns it.
 	// Publish returns it together with ErrUnconfirmed: the cause may be this message or another one in flight.
-	ErrProtocol = errors.New("ended by the broker over what was sent")
+	ErrProtocol = errors.New("ended by the broker because of what was sent")
 )
 
 // refusal is an ErrRejected with a text of its own. Programs may compare the text of ErrTooLarge.

@@ -72,7 +72,7 @@ func TestContextRefusesHeadersThatCannotTravel(t *testing.T) {
 	if ctx := dispatchertest.Context(fake, dispatcher.TaskInfo{Headers: map[string]any{"c": make(chan int)}}); ctx == nil {
 		t.Error("nil")
 	}
-	if !strings.HasPrefix(fake.failure, `dispatchertest: a task cannot have these headers: header "c": a value of type chan int cannot travel`) {
+	if !strings.HasPrefix(fake.failure, `dispatchertest: a task cannot have these headers: header "c": a value of type chan int cannot be sent`) {
 		t.Errorf("failure %q", fake.failure)
 	}
 }

@@ -165,7 +165,7 @@ func TestRunUntilIdleUnderLoad(t *testing.T) {
 func TestRunUntilIdleReturnsWithoutWorkers(t *testing.T) {
 	t.Parallel()
 	kit := dispatchertest.New()
-	if r := idle(t, kit); r.Waiting != nil || r.String() != "attempts that succeeded: 0, that failed: 0; dead letters: 0" {
+	if r := idle(t, kit); r.Waiting != nil || r.String() != "attempts: 0 succeeded, 0 failed; dead letters: 0" {
 		t.Error(r)
 	}
 	server := kit.NewServer(t, nil)
@@ -174,7 +174,7 @@ func TestRunUntilIdleReturnsWithoutWorkers(t *testing.T) {
 	if len(r.Waiting) != 1 || r.Waiting["test"] != 2 {
 		t.Errorf("waiting %v", r.Waiting)
 	}
-	if want := `waiting in queue "test", from which no started worker takes: 2`; !strings.Contains(r.String(), want) {
+	if want := `waiting in queue "test", which no started worker consumes: 2`; !strings.Contains(r.String(), want) {
 		t.Errorf("%v\nwant %s", r, want)
 	}
 	w := start(t, server, tasks{"n": {Function: func() {}}})
@@ -346,7 +346,7 @@ func TestResultPrintsItself(t *testing.T) {
 	start(t, server, tasks{"bad": {Function: func(string) error { return dispatcher.Permanent(errBroken) }}}, one)
 	publish(t, server, &dispatcher.Task{UUID: "u-1", Name: "bad", Args: dispatcher.Args("secret")}, &dispatcher.Task{UUID: "u-2", Name: "bad"})
 	got := idle(t, kit).String()
-	want := `attempts that succeeded: 0, that failed: 1; dead letters: 2
+	want := `attempts: 0 succeeded, 1 failed; dead letters: 2
 	failed: task "bad" (u-1), attempt 1, then dead_letter: broken
 	dead letter: task "bad" (u-1) of queue "test", permanent: broken
 	dead letter: task "bad" (u-2) of queue "test", bad_arguments: want 1 argument, got 0`

@@ -80,7 +80,7 @@ func (k *Kit) NewServer(tb testing.TB, cfg *dispatcher.ServerConfig) *dispatcher
 	}
 	server, _, err := dispatcher.NewServer(c)
 	if err != nil {
-		tb.Fatalf("dispatchertest: make a server: %v", err)
+		tb.Fatalf("dispatchertest: create a server: %v", err)
 		return nil
 	}
 	tb.Cleanup(server.Close) // before log.end

@@ -76,7 +76,7 @@ func TestConfigTwiceIsOnce(t *testing.T) {
 
 func TestNewServerFailsTheTestOverAConfiguration(t *testing.T) {
 	t.Parallel()
-	wantFailure(t, "dispatchertest: make a server: Exchange parameter is required", func(tb testing.TB) {
+	wantFailure(t, "dispatchertest: create a server: Exchange parameter is required", func(tb testing.TB) {
 		if s := dispatchertest.New().NewServer(tb, &dispatcher.ServerConfig{DefaultRoutingKey: "k"}); s != nil {
 			t.Error("a server")
 		}
@@ -102,7 +102,7 @@ func TestNewServerLogsToTheTestAndEndsWithIt(t *testing.T) {
 			t.Errorf("after the test: %v", err)
 		}
 		log := fake.log.String()
-		for _, want := range []string{"info: worker takes tasks queue=test worker=worker", "error: task is a dead letter queue=test worker=worker task=n", "reason=timeout"} {
+		for _, want := range []string{"info: worker receives tasks queue=test worker=worker", "error: task is a dead letter queue=test worker=worker task=n", "reason=timeout"} {
 			if !strings.Contains(log, want) {
 				t.Errorf("no %q in the log\n%s", want, log)
 			}

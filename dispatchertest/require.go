@@ -27,7 +27,7 @@ func (k *Kit) RequirePublished(tb testing.TB, name string, args ...any) *dispatc
 	if len(args) > 0 {
 		want = dispatcher.NewTask(name, args...)
 		if err := want.DecodeArgs(variables(args)...); err != nil {
-			tb.Fatalf("dispatchertest: no task can have the arguments that are wanted: %v", err)
+			tb.Fatalf("dispatchertest: no task can have the wanted arguments: %v", err)
 			return nil
 		}
 		wanted += " with the arguments (" + arguments(want) + ")"

@@ -79,7 +79,7 @@ func TestRequirePublishedShowsWhatWasPublishedInstead(t *testing.T) {
 		})
 	}
 	wantFailure(t, "task \"mend\" was not published.\n"+all, func(tb testing.TB) { kit.RequirePublished(tb, "mend") })
-	wantFailure(t, `dispatchertest: no task can have the arguments that are wanted: argument 1: want a known type, got type "" of a Go value of type func()`,
+	wantFailure(t, `dispatchertest: no task can have the wanted arguments: argument 1: want a known type, got type "" of a Go value of type func()`,
 		func(tb testing.TB) { kit.RequirePublished(tb, "send", "ann", func() {}) })
 	publish(t, server, dispatcher.NewTask("send", "ann", 2))
 	wantFailure(t, "task \"send\" with the arguments (\"ann\", 2) was published 2 times, want once.\n"+all+"\n\tsend(\"ann\", 2) key \"test\"",

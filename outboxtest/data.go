@@ -34,7 +34,7 @@ func testData(a *area) {
 			case "ID", "Refused", "RefusedAt":
 			default:
 				if v.Field(i).IsZero() {
-					k.Errorf("teach this suite the field %s", name)
+					k.Errorf("this suite does not cover the field %s: add it", name)
 				}
 			}
 		}

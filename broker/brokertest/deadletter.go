@@ -51,7 +51,7 @@ func testDeadLetter(a *area) {
 				k.is("dead-letter to nowhere", err, broker.ErrUnroutable)
 				k.oneOutcome(err)
 				if closed(d.Lost()) {
-					k.Error("Lost is closed by a dead letter that failed")
+					k.Error("a dead letter that failed closed Lost")
 				}
 			}
 		}

@@ -121,7 +121,7 @@ func testDelayedPublish(test func(name string, f func(k *kit))) {
 			k.oneOutcome(err)
 		}
 		if closed(d.Lost()) {
-			k.Error("Lost is closed by a retry that was refused")
+			k.Error("a retry that was refused closed Lost")
 		}
 		k.must("retry", d.Retry(k.ctx, d.Forward(), 50*time.Millisecond))
 		k.close(k.s)

@@ -113,7 +113,7 @@ func (k *kit) receive(c broker.Consumer) broker.Delivery {
 		}
 		return d
 	case <-k.ctx.Done():
-		k.Fatal("waited in vain for a delivery")
+		k.Fatal("timed out waiting for a delivery")
 	}
 	panic("unreachable")
 }
@@ -155,7 +155,7 @@ func (k *kit) left(queue string, want ...string) []string {
 	var got []string
 	defer func() {
 		if len(missing) > 0 { // receive ended the test
-			k.Logf("queue %s gave %d messages and not these: %q", queue, len(got), slices.Sorted(maps.Keys(missing)))
+			k.Logf("queue %s delivered %d messages, but not these: %q", queue, len(got), slices.Sorted(maps.Keys(missing)))
 		}
 	}()
 	for sent := false; ; {
@@ -211,7 +211,7 @@ func (k *kit) rest(c broker.Consumer) []broker.Delivery {
 			}
 			ds = append(ds, d)
 		default:
-			k.Fatal("the consumer is over and its Deliveries are not closed")
+			k.Fatal("the consumer has ended, but its Deliveries are not closed")
 		}
 	}
 }

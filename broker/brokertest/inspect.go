@@ -42,7 +42,7 @@ func testInspect(a *area) {
 		}
 		for _, d := range held {
 			if closed(d.Lost()) {
-				k.Errorf("%q is lost by Purge", d.ID)
+				k.Errorf("%q was lost by Purge", d.ID)
 			}
 		}
 		k.ok("ack", held[0].Ack())

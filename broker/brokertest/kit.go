@@ -114,7 +114,7 @@ func (k *kit) wait(what string, c <-chan struct{}) {
 	select {
 	case <-c:
 	case <-k.ctx.Done():
-		k.Fatalf("waited in vain for %s", what)
+		k.Fatalf("timed out waiting for %s", what)
 	}
 }
 
@@ -127,7 +127,7 @@ func (k *kit) eventually(what string, f func() bool) {
 		select {
 		case <-tick.C:
 		case <-k.ctx.Done():
-			k.Fatalf("waited in vain for %s", what)
+			k.Fatalf("timed out waiting for %s", what)
 		}
 	}
 }

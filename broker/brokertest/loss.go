@@ -52,7 +52,7 @@ func testLoss(a *area) {
 		c := k.consume(s, q, 40)
 		for _, d := range k.receiveN(c, 40) {
 			if held[d.ID] && !d.Redelivered {
-				k.Errorf("%q comes again and is not marked as Redelivered", d.ID)
+				k.Errorf("%q was delivered again but is not marked as Redelivered", d.ID)
 			}
 		}
 		k.kill(s)

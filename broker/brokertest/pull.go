@@ -19,7 +19,7 @@ func testPull(a *area) {
 			ds, err := k.s.TryGet(k.ctx, q, 3)
 			k.must("TryGet", err)
 			if len(ds) > 3 {
-				k.Errorf("TryGet of 3 gave %d", len(ds))
+				k.Errorf("TryGet of 3 returned %d messages", len(ds))
 			}
 			got = append(got, ds...)
 			return len(got) >= len(msgs)

@@ -106,7 +106,7 @@ func testRetry(a *area) {
 			k.oneOutcome(err)
 		}
 		if closed(d.Lost()) {
-			k.Error("Lost is closed by a retry that failed")
+			k.Error("a retry that failed closed Lost")
 		}
 		k.must("dead-letter", d.DeadLetter(k.ctx, d.Forward()))
 		k.close(k.s)

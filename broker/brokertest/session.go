@@ -33,7 +33,7 @@ func testSession(a *area) {
 		k.Logf("%+v", caps)
 		k.ok("Err", k.s.Err())
 		if closed(k.s.Done()) {
-			k.Error("Done of a living session is closed")
+			k.Error("Done of a live session is closed")
 		}
 		k.close(k.s)
 		for _, s := range []broker.Session{k.s, k.open()} {
@@ -231,7 +231,7 @@ func testSession(a *area) {
 		k.expectLeft(q)
 		for _, id := range k.left(dead) {
 			if !seen[id] {
-				k.Errorf("%q is a dead letter by nobody", id)
+				k.Errorf("%q is a dead letter, but nobody made it one", id)
 			}
 		}
 	})

@@ -71,7 +71,7 @@ func testSettle(a *area) {
 				k.is(d.ID+": the second", second.do(k, d), broker.ErrSettled)
 				k.is(d.ID+": the third", d.Ack(), broker.ErrSettled)
 				if closed(d.Lost()) {
-					k.Errorf("%s: Lost is closed by settling", d.ID)
+					k.Errorf("%s: settling closed Lost", d.ID)
 				}
 			}
 		}
@@ -133,7 +133,7 @@ func testSettle(a *area) {
 		}
 		slices.Sort(got)
 		if !slices.Equal(got, ids(msgs)) {
-			k.Errorf("%d messages came as %d different ones", n, len(slices.Compact(got)))
+			k.Errorf("%d deliveries, but only %d different messages", n, len(slices.Compact(got)))
 		}
 		k.close(k.s)
 		k.close(s2)

@@ -30,7 +30,7 @@ func testStop(a *area) {
 		k.expectIDs(got, ids(msgs)[n:]...)
 		for i, d := range ds {
 			if closed(d.Lost()) {
-				k.Errorf("%q is lost by Stop", d.ID)
+				k.Errorf("%q was lost by Stop", d.ID)
 			}
 			k.ok("settle after Stop by "+settlements[i].name, settlements[i].do(k, d))
 		}

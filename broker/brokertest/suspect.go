@@ -38,7 +38,7 @@ func testSuspect(a *area) {
 				k.is("suspect to nowhere", err, broker.ErrUnroutable)
 				k.oneOutcome(err)
 				if closed(d.Lost()) {
-					k.Error("Lost is closed by a suspect that failed")
+					k.Error("a suspect that failed closed Lost")
 				}
 			}
 		}

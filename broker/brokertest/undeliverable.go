@@ -137,7 +137,7 @@ func (k *kit) ahead(f func(try string, due time.Time)) {
 		if time.Now().Before(due) {
 			return
 		}
-		k.Logf("not done after %v: once more, with more time", wait)
+		k.Logf("not done after %v: trying again with more time", wait)
 	}
 }
 

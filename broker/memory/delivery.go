@@ -142,7 +142,7 @@ func (d *delivery) forward(ctx context.Context, suffix string, m broker.Message,
 		return ended
 	}
 	if delay > broker.MaxDelay {
-		return fmt.Errorf("due in %v, at most %v: %w", delay, broker.MaxDelay, broker.ErrRejected)
+		return fmt.Errorf("due in %v, the maximum is %v: %w", delay, broker.MaxDelay, broker.ErrRejected)
 	}
 	target := b.queues[name]
 	if target == nil {

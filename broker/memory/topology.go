@@ -50,7 +50,7 @@ const maxName = 255
 
 func checkName(what, name string) error {
 	if len(name) > maxName {
-		return fmt.Errorf("%s of %d bytes, at most %d: %w", what, len(name), maxName, broker.ErrRejected)
+		return fmt.Errorf("%s is %d bytes long, the maximum is %d: %w", what, len(name), maxName, broker.ErrRejected)
 	}
 	return nil
 }
@@ -95,7 +95,7 @@ func (b *Broker) declareExchange(spec broker.Exchange) error {
 		return nil
 	}
 	if x.kind != spec.Kind {
-		return fmt.Errorf("it exists with kind %q, not %q: %w", x.kind, spec.Kind, broker.ErrRejected)
+		return fmt.Errorf("it already exists with kind %q, not %q: %w", x.kind, spec.Kind, broker.ErrRejected)
 	}
 	return nil
 }
@@ -111,7 +111,7 @@ func (s *session) declareQueue(spec broker.QueueSpec) error {
 		return fmt.Errorf("type %q: %w", spec.Type, errors.ErrUnsupported)
 	}
 	if spec.Name == broker.Undeliverable && spec.Ephemeral {
-		return fmt.Errorf("what is undeliverable must outlive this session: %w", broker.ErrRejected)
+		return fmt.Errorf("the queue of undeliverable messages cannot be ephemeral: %w", broker.ErrRejected)
 	}
 	q := s.broker.queues[spec.Name]
 	if q == nil {
@@ -127,14 +127,14 @@ func (s *session) declareQueue(spec broker.QueueSpec) error {
 		return err
 	}
 	if ephemeral := q.holder != nil; ephemeral != spec.Ephemeral {
-		return fmt.Errorf("it exists with ephemeral %t, not %t: %w", ephemeral, spec.Ephemeral, broker.ErrRejected)
+		return fmt.Errorf("it already exists with ephemeral %t, not %t: %w", ephemeral, spec.Ephemeral, broker.ErrRejected)
 	}
 	return nil
 }
 
 func (s *session) bind(l broker.Binding) error {
 	if l.Exchange == "" {
-		return fmt.Errorf("the default exchange takes no bindings: %w", broker.ErrRejected)
+		return fmt.Errorf("the default exchange cannot have bindings: %w", broker.ErrRejected)
 	}
 	if err := checkName("key", l.Key); err != nil {
 		return err

@@ -89,7 +89,7 @@ func TestDeclareRefuses(t *testing.T) {
 		"bind no queue":        {binding("none", "direct", "k"), broker.ErrRejected, `"none"`},
 		"bind no exchange":     {binding("durable", "none", "k"), broker.ErrRejected, `"none"`},
 		"bind default":         {binding("durable", "", "k"), broker.ErrRejected, `"durable"`},
-		"bind long key":        {binding("durable", "direct", long), broker.ErrRejected, "key of 256 bytes"},
+		"bind long key":        {binding("durable", "direct", long), broker.ErrRejected, "key is 256 bytes long"},
 	} {
 		if err := s.Declare(bg, test.t); !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.text) {
 			t.Errorf("%s: %v, want %v with %q", name, err, test.want, test.text)

@@ -125,7 +125,7 @@ func New(cfg Config) (*Broker, error) {
 	for i, raw := range b.cfg.URLs {
 		a, err := parseURL(raw)
 		if err == nil && cfg.TLS != nil && a.scheme != "amqps" {
-			err = fmt.Errorf("%s with a TLS configuration: use amqps, amqp is not encrypted", a.place)
+			err = fmt.Errorf("%s: TLS is configured, but amqp is not encrypted: use amqps", a.place)
 		}
 		if err != nil {
 			problems = append(problems, fmt.Errorf("URL %d of %d: %w", i+1, len(cfg.URLs), err))
@@ -138,7 +138,7 @@ func New(cfg Config) (*Broker, error) {
 		b.addresses = append(b.addresses, a)
 	}
 	if cfg.QueueType != "" && cfg.QueueType != quorum {
-		problems = append(problems, fmt.Errorf("queue type %q is neither empty nor %q", cfg.QueueType, quorum))
+		problems = append(problems, fmt.Errorf("queue type %q is not supported: use %q or leave it empty", cfg.QueueType, quorum))
 	}
 	if len(problems) > 0 {
 		return nil, fmt.Errorf("rabbitmq: %w: %w", broker.ErrPermanent, errors.Join(problems...))
@@ -175,7 +175,7 @@ type address struct {
 func parseURL(raw string) (address, error) {
 	u, err := url.Parse(raw)
 	if err != nil {
-		return address{}, errors.New("it does not parse: percent-encode reserved characters, such as / ? # @ : in the password")
+		return address{}, errors.New("it cannot be parsed: percent-encode reserved characters, such as / ? # @ : in the password")
 	}
 	if u.Scheme != "amqp" && u.Scheme != "amqps" || !strings.HasPrefix(raw[len(u.Scheme):], "://") {
 		return address{}, errors.New("it does not start with amqp:// or amqps://")
@@ -190,10 +190,10 @@ func parseURL(raw string) (address, error) {
 	}
 	uri, err := amqp.ParseURI(raw)
 	if err != nil {
-		return address{}, errors.New("it has white space, a bad port or a bad parameter")
+		return address{}, errors.New("it has white space, an invalid port or an invalid parameter")
 	}
 	if uri.Port < 1 || uri.Port > 65535 {
-		return address{}, errors.New("its port is not in 1 to 65535")
+		return address{}, errors.New("its port is not between 1 and 65535")
 	}
 	host := net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port))
 	place := url.URL{Scheme: uri.Scheme, Host: host, Path: "/" + strings.TrimPrefix(uri.Vhost, "/")}
@@ -212,11 +212,11 @@ func whole(u *url.URL, raw string) error {
 	}
 	values, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
-		return errors.New("its parameters do not parse: percent-encode a ? in the password as %3F")
+		return errors.New("its parameters cannot be parsed: percent-encode a ? in the password as %3F")
 	}
 	for name, value := range values {
 		if !slices.Contains(parameters, name) {
-			return fmt.Errorf("it has a ? and then an unknown parameter: percent-encode a ? in the password as %%3F; known are %s", strings.Join(parameters, ", "))
+			return fmt.Errorf("it has an unknown parameter after a ?: percent-encode a ? in the password as %%3F; known are %s", strings.Join(parameters, ", "))
 		}
 		if len(value) > 1 && name != "auth_mechanism" {
 			return fmt.Errorf("it has the parameter %s twice", name)

@@ -105,7 +105,7 @@ func (s *socket) Read(b []byte) (int, error) {
 	_ = s.Conn.SetReadDeadline(s.deadline())
 	n, err := s.Conn.Read(b)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		err = s.giveUp(fmt.Errorf("nothing was heard from the broker for %v", time.Duration(s.patience.Load())))
+		err = s.giveUp(fmt.Errorf("the broker has sent nothing for %v", time.Duration(s.patience.Load())))
 	}
 	return n, err
 }
@@ -124,7 +124,7 @@ func (s *socket) Write(b []byte) (n int, err error) {
 		case errors.Is(err, os.ErrDeadlineExceeded) && (m > 0 || s.blocked.Load()):
 			continue
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			err = s.giveUp(fmt.Errorf("the broker took nothing for %v", time.Duration(s.patience.Load())))
+			err = s.giveUp(fmt.Errorf("the broker has read nothing for %v", time.Duration(s.patience.Load())))
 		}
 		s.kill()
 		return n, err

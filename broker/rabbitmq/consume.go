@@ -49,7 +49,7 @@ func (s *session) Consume(ctx context.Context, o broker.ConsumeOptions) (broker.
 
 func (s *session) newConsumer(ctx context.Context, o broker.ConsumeOptions) (*consumer, error) {
 	if o.Prefetch < 1 || o.Prefetch > maxPrefetch {
-		return nil, fmt.Errorf("prefetch %d is not in 1 to %d: %w", o.Prefetch, maxPrefetch, broker.ErrRejected)
+		return nil, fmt.Errorf("prefetch %d is not between 1 and %d: %w", o.Prefetch, maxPrefetch, broker.ErrRejected)
 	}
 	if err := checkQueue(o.Queue); err != nil {
 		return nil, err

@@ -29,13 +29,13 @@ type delay struct {
 func (s *session) newDelay(m *broker.Message, digits int) (*delay, error) {
 	d := &delay{due: m.NotBefore, digits: digits, target: target{m.Exchange, m.RoutingKey}}
 	if !s.can.Delay {
-		return nil, fmt.Errorf("with a delay: %w: %w", broker.ErrRejected, errors.ErrUnsupported)
+		return nil, fmt.Errorf("delayed publish: %w: %w", broker.ErrRejected, errors.ErrUnsupported)
 	}
 	if err := checkDelay(time.Until(d.due)); err != nil {
 		return nil, err
 	}
 	if strings.Contains(m.Exchange, "\x00") {
-		return nil, fmt.Errorf("with a delay to exchange %q: a name with a zero byte: %w", m.Exchange, broker.ErrRejected)
+		return nil, fmt.Errorf("delayed publish to exchange %q: the name has a zero byte: %w", m.Exchange, broker.ErrRejected)
 	}
 	d.word = s.delays.target(m.Exchange, m.RoutingKey).word()
 	s.delays.probes.use(exitOf(d.word), d.due)
@@ -44,7 +44,7 @@ func (s *session) newDelay(m *broker.Message, digits int) (*delay, error) {
 
 func checkDelay(d time.Duration) error {
 	if d > broker.MaxDelay {
-		return fmt.Errorf("due in %v, at most %v: %w", d.Round(time.Second), broker.MaxDelay, broker.ErrRejected)
+		return fmt.Errorf("due in %v, the maximum is %v: %w", d.Round(time.Second), broker.MaxDelay, broker.ErrRejected)
 	}
 	return nil
 }

@@ -112,7 +112,7 @@ func dialError(a address, err error) error {
 	}
 	// With TLS 1.3 a broker refuses a certificate after the client's handshake is done, and the client may then see any
 	// error of a lost link.
-	return fmt.Errorf("%w (over TLS that may also be a broker that wants a client certificate, or does not accept the one it got)", explained)
+	return fmt.Errorf("%w (over TLS, the broker may also require a client certificate, or reject the one that was sent)", explained)
 }
 
 func explain(err error) error {
@@ -123,9 +123,9 @@ func explain(err error) error {
 	case errors.Is(err, amqp.ErrCredentials):
 		// RabbitMQ gives no reason when user or password are wrong, and the client cannot distinguish that from a lost
 		// link.
-		return errors.New("the broker ended the connection during the login: check user and password")
+		return errors.New("the broker ended the connection during login: check user and password")
 	case !e.Server:
-		return fmt.Errorf("the broker ended the connection while it was opened: %s", e.Reason)
+		return fmt.Errorf("the broker ended the connection while it was being opened: %s", e.Reason)
 	case e.Code == amqp.AccessRefused:
 		return fmt.Errorf("%s: check user and password, and that the user may use the virtual host", reply(e))
 	case e.Code == amqp.NotAllowed && strings.Contains(e.Reason, "vhost"):

@@ -139,7 +139,7 @@ func (f *frames) header(size int64) error {
 	return nil
 }
 
-var errFrameEnd = errors.New("a frame from the broker has no end where it should")
+var errFrameEnd = errors.New("a frame from the broker does not end where it should")
 
 // shrink replaces a header frame that is larger than the client accepts. It keeps no more than half a frame in memory.
 func (f *frames) shrink(size int64) error {

@@ -24,7 +24,7 @@ const (
 
 func checkName(what, name string) error {
 	if len(name) > maxName {
-		return fmt.Errorf("%s of %d bytes, at most %d: %w", what, len(name), maxName, broker.ErrRejected)
+		return fmt.Errorf("%s is %d bytes long, the maximum is %d: %w", what, len(name), maxName, broker.ErrRejected)
 	}
 	return nil
 }
@@ -57,12 +57,12 @@ func encode(m *broker.Message, frameSize int) (amqp.Publishing, error) {
 		return amqp.Publishing{}, fmt.Errorf("%w: %w", err, broker.ErrRejected)
 	}
 	if len(headers) > maxFieldEntries-brokerEntries {
-		return amqp.Publishing{}, fmt.Errorf("%d headers, at most %d: %w", len(headers), maxFieldEntries-brokerEntries, broker.ErrHeadersTooLarge)
+		return amqp.Publishing{}, fmt.Errorf("%d headers, the maximum is %d: %w", len(headers), maxFieldEntries-brokerEntries, broker.ErrHeadersTooLarge)
 	}
 	// Properties and headers share one frame, which cannot be split as the body can.
 	limit := frameSize - frameSize/brokerRoom
 	if size += n; frameSize > 0 && size > limit {
-		return amqp.Publishing{}, fmt.Errorf("headers and properties of %d bytes, at most %d: %w", size, limit, broker.ErrHeadersTooLarge)
+		return amqp.Publishing{}, fmt.Errorf("headers and properties have %d bytes, the maximum is %d: %w", size, limit, broker.ErrHeadersTooLarge)
 	}
 	return amqp.Publishing{
 		DeliveryMode:    amqp.Persistent,
@@ -111,7 +111,7 @@ func checkShape(entries, depth int) error {
 		return fmt.Errorf("nested deeper than %d: %w", maxFieldDepth, broker.ErrHeadersTooLarge)
 	}
 	if entries > maxFieldEntries {
-		return fmt.Errorf("%d entries, at most %d: %w", entries, maxFieldEntries, broker.ErrHeadersTooLarge)
+		return fmt.Errorf("%d entries, the maximum is %d: %w", entries, maxFieldEntries, broker.ErrHeadersTooLarge)
 	}
 	return nil
 }
@@ -152,7 +152,7 @@ func encodeValue(v any, depth int) (any, int, error) {
 		return encodeValue(uint64(v), depth)
 	case uint64:
 		if v > math.MaxInt64 {
-			return nil, 0, fmt.Errorf("%d does not fit in 64 bits with a sign", v)
+			return nil, 0, fmt.Errorf("%d does not fit in an int64", v)
 		}
 		return int64(v), 9, nil
 	case string:

@@ -59,7 +59,7 @@ func (pt *port) openPipe() (*pipe, error) {
 	}
 	if err := ch.Confirm(false); err != nil {
 		_ = ch.Close()
-		return nil, fmt.Errorf("ask for publisher confirms: %w", refused(operation{}, err))
+		return nil, fmt.Errorf("enable publisher confirms: %w", refused(operation{}, err))
 	}
 	return pp, nil
 }
@@ -127,7 +127,7 @@ func (pp *pipe) write(f *flight, pub amqp.Publishing) (try, error) {
 		return try{}, p.notSent(errOver)
 	}
 	p.s.fail(fmt.Errorf("%w: publish connection: %s", broker.ErrSessionLost, refused(operation{}, err)))
-	return try{}, fmt.Errorf("%w: the link was lost in the middle of it: %w", broker.ErrUnconfirmed, p.s.Err())
+	return try{}, fmt.Errorf("%w: the connection was lost while the message was being written: %w", broker.ErrUnconfirmed, p.s.Err())
 }
 
 // readReturns marks the flights of all returned messages. It never blocks. The caller holds mu.

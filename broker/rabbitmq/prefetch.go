@@ -29,7 +29,7 @@ func (c *consumer) SetPrefetch(ctx context.Context, n int) error {
 
 func (c *consumer) setPrefetch(ctx context.Context, n int) error {
 	if n < 0 || n > cap(c.deliveries) {
-		return fmt.Errorf("%d is not in 0 to %d: %w", n, cap(c.deliveries), broker.ErrRejected)
+		return fmt.Errorf("%d is not between 0 and %d: %w", n, cap(c.deliveries), broker.ErrRejected)
 	}
 	c.mu.Lock()
 	err := c.gone

@@ -273,12 +273,12 @@ func (p *publisher) mayEndChannel(m *broker.Message) error {
 	limit := p.maxSize
 	p.mu.Unlock()
 	if limit > 0 && len(m.Body) > limit {
-		return fmt.Errorf("%d bytes, and the broker takes %d: %w", len(m.Body), limit, broker.ErrTooLarge)
+		return fmt.Errorf("%d bytes, and the broker accepts at most %d: %w", len(m.Body), limit, broker.ErrTooLarge)
 	}
 	for _, name := range [...]string{"CC", "BCC"} { // RabbitMQ reads more routing keys there
 		v, ok := m.Headers[name]
 		if _, list := v.([]any); ok && !list {
-			return fmt.Errorf("header %q: %T instead of a list of routing keys: %w", name, v, broker.ErrRejected)
+			return fmt.Errorf("header %q has type %T, want a list of routing keys: %w", name, v, broker.ErrRejected)
 		}
 	}
 	if m.ReplyTo == "amq.rabbitmq.reply-to" { // it needs a consumer on the same channel

@@ -14,7 +14,7 @@ import (
 )
 
 // errCut is the outcome of the orphans on a pipe that was given up.
-var errCut = fmt.Errorf("%w: no answer, and the broker owes too many", broker.ErrUnconfirmed)
+var errCut = fmt.Errorf("%w: no answer, and too many other messages wait for one", broker.ErrUnconfirmed)
 
 // errOrphan is the outcome of an orphan that would have to be written again.
 var errOrphan = fmt.Errorf("%w: the broker closed the publish channel before it came to it, and nobody waits for it", broker.ErrNotSent)

@@ -118,7 +118,7 @@ func (d *delivery) forward(ctx context.Context, suffix string, m *broker.Message
 // allowRetry checks what a delayed retry needs in addition to its publish.
 func (s *session) allowRetry(ctx context.Context, queue string, delay time.Duration) error {
 	if !s.can.Delay {
-		return fmt.Errorf("with a delay: %w: %w", broker.ErrRejected, errors.ErrUnsupported)
+		return fmt.Errorf("delayed retry: %w: %w", broker.ErrRejected, errors.ErrUnsupported)
 	}
 	if err := checkDelay(delay); err != nil {
 		return err

@@ -116,7 +116,7 @@ func (s *session) declareQueue(ctx context.Context, q broker.QueueSpec) error {
 	kind := q.Type
 	switch {
 	case q.Ephemeral && kind != "": // exclusive queues are classic
-		return fmt.Errorf("ephemeral with type %q: %w", kind, errors.ErrUnsupported)
+		return fmt.Errorf("ephemeral queue with type %q: %w", kind, errors.ErrUnsupported)
 	case !q.Ephemeral && kind == "":
 		kind = s.queueType
 		// After a node was killed, a classic queue marks all its messages as redelivered (3.10.8, measured), and every
@@ -144,7 +144,7 @@ func (s *session) declareQueue(ctx context.Context, q broker.QueueSpec) error {
 		// RabbitMQ gives the same answer for a queue that another connection holds, and for one that is exclusive when
 		// a shared one was requested, or the other way round. It refuses to inspect the queue in the first case only.
 		if _, looked := s.Inspect(ctx, q.Name); looked == nil {
-			return fmt.Errorf("it exists with ephemeral %t, not %t: %w: delete it or use the same properties", !q.Ephemeral, q.Ephemeral, broker.ErrRejected)
+			return fmt.Errorf("it already exists with ephemeral %t, not %t: %w: delete it or use the same properties", !q.Ephemeral, q.Ephemeral, broker.ErrRejected)
 		}
 	}
 	return err
@@ -152,7 +152,7 @@ func (s *session) declareQueue(ctx context.Context, q broker.QueueSpec) error {
 
 func (s *session) bind(ctx context.Context, b broker.Binding) error {
 	if b.Exchange == "" {
-		return fmt.Errorf("the default exchange takes no bindings: %w", broker.ErrRejected)
+		return fmt.Errorf("the default exchange cannot have bindings: %w", broker.ErrRejected)
 	}
 	if err := checkQueue(b.Queue); err != nil {
 		return err

@@ -65,7 +65,7 @@ func (f headerFault) String() string {
 }
 
 func tooLargeHeaders(size, limit int64) string {
-	return fmt.Sprintf("the headers and properties need a frame of %d bytes, and the most is %d", size, limit)
+	return fmt.Sprintf("the headers and properties need a frame of %d bytes, the maximum is %d", size, limit)
 }
 
 // inspect walks through the payload of a header frame without copying it. See walkField for its one change to the

@@ -76,7 +76,7 @@ func (r *results) take(ctx context.Context, lost <-chan struct{}) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-lost:
-		return errors.New("the connection to the broker is lost for good")
+		return errors.New("the connection to the broker was given up")
 	}
 }
 

@@ -131,7 +131,7 @@ func publishUntil(ctx context.Context, lost <-chan struct{}, server *dispatcher.
 		case <-ctx.Done():
 			return nil
 		case <-lost:
-			return errors.New("the connection to the broker is lost for good")
+			return errors.New("the connection to the broker was given up")
 		case <-ticker.C:
 		}
 		if err := server.Publish(dispatcher.NewTask("short", n, 300*time.Millisecond)); err != nil {

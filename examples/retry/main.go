@@ -118,7 +118,7 @@ func (s *story) tell(ctx context.Context, url string) (err error) {
 	stats := server.Stats()
 	s.out.Printf("\n%d tasks: %d retries, %d dead letters, %d replayed, %d left", stats.Published, stats.Retried, stats.DeadLettered, replayed, len(left))
 	if replayed != 1 || len(left) != 1 || left[0].Reason != dispatcher.ReasonTimeout {
-		return errors.New("one task should have been replayed, and the slow page be left")
+		return errors.New("one task should have been replayed, and the slow page should be left")
 	}
 	return nil
 }
@@ -150,7 +150,7 @@ func (s *story) wait(ctx context.Context, lost <-chan struct{}, open map[string]
 		case uuid := <-s.ended:
 			delete(open, uuid)
 		case <-lost:
-			return errors.New("the connection to the broker is lost for good")
+			return errors.New("the connection to the broker was given up")
 		case <-ctx.Done():
 			return fmt.Errorf("%d tasks have not ended: %w", len(open), ctx.Err())
 		}

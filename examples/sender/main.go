@@ -61,7 +61,7 @@ func run(args []string, url string, stdout, stderr io.Writer) int {
 			failed++
 			fmt.Fprintln(stderr, "sender:", err)
 			if errors.Is(err, dispatcher.ErrUnconfirmed) {
-				fmt.Fprintln(stderr, "sender: that one may have been published all the same")
+				fmt.Fprintln(stderr, "sender: that task may have been published anyway")
 			}
 		}
 	}

@@ -63,7 +63,7 @@ func run(ctx context.Context, url string, stdout, stderr io.Writer) int {
 	case <-ctx.Done():
 		return 0
 	case <-lost:
-		fmt.Fprintln(stderr, "worker: the connection is lost for good")
+		fmt.Fprintln(stderr, "worker: the connection to the broker was given up")
 		return 1
 	}
 }

@@ -102,7 +102,7 @@ func (s *Scan) Hold(letters ...broker.Delivery) error {
 		s.heldBytes += weight(&letters[i])
 	}
 	if s.heldCount += len(letters); s.heldCount > maxHeld || s.heldBytes > maxHeldBytes {
-		return fmt.Errorf("passed over %d letters with %d MiB, and no more than %d with %d MiB are held at once: replay or delete some of those before",
+		return fmt.Errorf("too many dead letters come first: %d with %d MiB, and at most %d with %d MiB can be passed over; replay or delete some of them",
 			s.heldCount, s.heldBytes>>20, maxHeld, maxHeldBytes>>20)
 	}
 	return nil

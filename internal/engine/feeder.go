@@ -137,7 +137,7 @@ func (f *feeder) reopen(dead broker.Session, pauses interface{ NextBackOff() tim
 		cancel()
 		if err == nil {
 			f.state.note(true, nil)
-			f.cfg.Log.Info("worker takes " + f.cfg.Noun + "s again")
+			f.cfg.Log.Info("worker receives " + f.cfg.Noun + "s again")
 			return session, consumer
 		}
 		if taking.Err() != nil {

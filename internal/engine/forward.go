@@ -24,7 +24,7 @@ const forwardTimeout = 30 * time.Second
 const roomDelay = time.Second
 
 // errStays means that a task that was lost once cannot be moved, so it is called at once.
-var errStays = errors.New("neither its queue nor that of its suspects takes it")
+var errStays = errors.New("neither its queue nor that of its suspects accepts it")
 
 // forwarding is a verdict on its way to the broker, as a copy of the message. One goroutine uses it.
 type forwarding struct {
@@ -54,7 +54,7 @@ func (s *settler) forward(c *Call, v verdict.Verdict) (verdict.Verdict, error) {
 		case f.change(err):
 			continue
 		case f.moved:
-			f.log().Warn("the suspects do not take the "+s.cfg.Noun+"; it is called now, and its loss is not counted", "err", logs.Brief(err))
+			f.log().Warn("cannot move the "+s.cfg.Noun+" to the suspects; it runs now, and its loss is not counted", "err", logs.Brief(err))
 			return f.v, errStays
 		}
 		if f.waited == 0 {
@@ -103,11 +103,11 @@ func (f *forwarding) write() error {
 func (f *forwarding) change(err error) bool {
 	switch {
 	case errors.Is(err, errors.ErrUnsupported) && f.v.Action != verdict.ToDeadLetters:
-		f.log().Warn("the broker has no delays; the "+f.cfg.Noun+" becomes a dead letter", "verdict", string(f.v.Action))
+		f.log().Warn("the broker does not support delays; the "+f.cfg.Noun+" becomes a dead letter", "verdict", string(f.v.Action))
 		f.become(f.v.WithoutDelays())
 	case errors.Is(err, broker.ErrHeadersTooLarge) && f.lighten():
 	case f.v.Action == verdict.MoveToBack:
-		f.log().Warn("the back of the queue does not take the "+f.cfg.Noun+"; it goes to the suspects", "err", logs.Brief(err))
+		f.log().Warn("cannot move the "+f.cfg.Noun+" to the back of the queue; moving it to the suspects", "err", logs.Brief(err))
 		f.v.Action, f.moved = verdict.MoveToSuspects, true
 	default:
 		return false
@@ -143,8 +143,8 @@ func (f *forwarding) pause(d time.Duration, why error) error {
 	if f.v.Action == verdict.RetryLater && f.c.at.delays && f.waited >= roomDelay {
 		f.v.Delay = max(f.v.Delay, roomDelay)
 	}
-	f.log().Warn("verdict not written; trying again", "verdict", string(f.v.Action), "retry_in", logs.Rounded(d), "err", logs.Brief(why))
-	f.state.stuckBy(0, fmt.Errorf("%s of %s %q (%q) not written: %w", f.v.Action, f.cfg.Noun, text.Excerpt(f.c.Name), text.Excerpt(f.c.ID), why))
+	f.log().Warn("cannot write the verdict; trying again", "verdict", string(f.v.Action), "retry_in", logs.Rounded(d), "err", logs.Brief(why))
+	f.state.stuckBy(0, fmt.Errorf("write verdict %q of %s %q (%q): %w", f.v.Action, f.cfg.Noun, text.Excerpt(f.c.Name), text.Excerpt(f.c.ID), why))
 	if errors.Is(why, broker.ErrUnroutable) {
 		f.redeclare() // the queue was deleted
 	}

@@ -19,8 +19,8 @@ const heldDelay = 10 * time.Second
 
 // Reasons to put off a task while a call of it runs here.
 var (
-	errRuns         = errors.New("a call of it runs here")
-	errStillRunning = errors.New("an abandoned call of it still runs here")
+	errRuns         = errors.New("another call of this task is running here")
+	errStillRunning = errors.New("an abandoned call of this task is still running here")
 )
 
 // shelf counts the deliveries that are held. mu guards the count.

@@ -51,10 +51,10 @@ func (s *settler) settle(c *Call, v verdict.Verdict) (stays bool) {
 	what := "delivery lost before it was settled; the broker delivers the " + s.cfg.Noun + " again"
 	switch {
 	case errors.Is(err, broker.ErrQueueGone):
-		what = "delivery not settled: the " + s.cfg.Noun + " is gone with its queue"
+		what = "delivery not settled: the " + s.cfg.Noun + " was deleted with its queue"
 		counters.Lost.Add(1)
 	case errors.Is(err, broker.ErrSettled):
-		what = "delivery not settled: it was settled before"
+		what = "delivery not settled: it was already settled"
 	default:
 		counters.Lost.Add(1)
 	}
@@ -102,12 +102,12 @@ func (s *settler) tell(c *Call, v verdict.Verdict) {
 	case verdict.Postpone:
 		counters.Postponed.Add(1)
 		if c.History.UnknownCount == 0 {
-			log.Warn(noun+" put off", attrsOf(v.Outcome, "retry_in", logs.Rounded(v.Delay))...)
+			log.Warn(noun+" postponed", attrsOf(v.Outcome, "retry_in", logs.Rounded(v.Delay))...)
 		}
 	case verdict.ReturnToSuspects:
 		counters.Postponed.Add(1)
 		if c.History.UnknownCount == 0 {
-			log.Warn(noun+" put off to the end of the suspects", attrsOf(v.Outcome)...)
+			log.Warn(noun+" postponed to the end of the suspects", attrsOf(v.Outcome)...)
 		}
 	case verdict.ToDeadLetters:
 		counters.DeadLettered.Add(1)
@@ -126,7 +126,7 @@ func (s *settler) tell(c *Call, v verdict.Verdict) {
 		log.Warn(noun+" was lost with its worker or connection; moved to the back of the queue", "losses", v.Losses)
 	case verdict.MoveToSuspects:
 		counters.Suspected.Add(1)
-		log.Warn(noun+" was lost with its worker or connection; it runs alone now", "losses", v.Losses)
+		log.Warn(noun+" was lost with its worker or connection; moved to the suspects to run alone", "losses", v.Losses)
 		s.suspectMade()
 	}
 }

@@ -99,7 +99,7 @@ func (s *Shift) begin(session broker.Session, consumer broker.Consumer) {
 	go s.run(session, consumer)
 	go s.patrol.run()
 	close(s.began)
-	s.cfg.Log.Info("worker takes " + s.cfg.Noun + "s")
+	s.cfg.Log.Info("worker receives " + s.cfg.Noun + "s")
 	s.warnOfConsumerTimeout(session.Capabilities().ConsumerTimeout)
 	if f := s.cfg.Observer.WorkerStarted; f != nil {
 		f()
@@ -119,7 +119,7 @@ func (s *Shift) warnOfConsumerTimeout(most time.Duration) {
 		return
 	}
 	slices.Sort(names)
-	s.cfg.Log.Warn(s.cfg.Noun+"s may run for longer than the broker's default lets a worker hold them; raise the broker's consumer timeout "+
+	s.cfg.Log.Warn(s.cfg.Noun+"s may run longer than the broker's default consumer timeout; raise that timeout "+
 		"(docs/rabbitmq.md, Long tasks) or split them", s.cfg.Noun+"s", text.Cut(strings.Join(names, ", "), 200), "consumer_timeout", most)
 }
 
@@ -174,13 +174,13 @@ func (s *Shift) leaveBehind() error {
 		select {
 		case <-ended:
 		case <-late.C:
-			return fmt.Errorf("worker %q: the broker does not return from ending the consumer", s.cfg.Name)
+			return fmt.Errorf("worker %q: the broker has not ended the consumer in time", s.cfg.Name)
 		}
 	}
 	calls, abandoned := s.ledger.running()
 	switch running := calls - abandoned; {
 	case abandoned > 0:
-		return fmt.Errorf("worker %q: %w: %d, and %d abandoned ones", s.cfg.Name, fault.ErrTasksRunning, running, abandoned)
+		return fmt.Errorf("worker %q: %w: %d, and %d abandoned", s.cfg.Name, fault.ErrTasksRunning, running, abandoned)
 	case running > 0:
 		return fmt.Errorf("worker %q: %w: %d", s.cfg.Name, fault.ErrTasksRunning, running)
 	}

@@ -26,7 +26,7 @@ const (
 )
 
 // errNotYet is the problem of a part that was not tried.
-var errNotYet = errors.New("not declared yet: others take too long")
+var errNotYet = errors.New("not declared yet: other declarations took too long")
 
 // Undeclared describes a part that cannot be declared now. The root package has it too, and documents it.
 type Undeclared struct {
@@ -119,7 +119,7 @@ func (d *Declarer) Declare(ctx context.Context, session broker.Session, parts []
 func (d *Declarer) DeclareOnce(ctx context.Context, session broker.Session, parts []Part) {
 	for _, p := range parts { // a refused one must not prevent the others
 		if err := session.Declare(ctx, p.Topology); err != nil {
-			d.log.Warn("not declared", "worker", p.Owner, p.Kind, p.Name, "err", p.Brief(err))
+			d.log.Warn("cannot declare", "worker", p.Owner, p.Kind, p.Name, "err", p.Brief(err))
 		}
 	}
 }
@@ -192,7 +192,7 @@ func (d *Declarer) note(p *Part, err error, fatal, again bool) {
 	case err == nil && before != "":
 		d.log.Info("declared again", p.Kind, p.Name)
 	case err != nil && p.Brief(err) != before:
-		d.log.Warn("cannot be declared; trying again, and everything else goes on", p.Kind, p.Name, "err", p.Brief(err))
+		d.log.Warn("cannot declare; trying again while everything else continues", p.Kind, p.Name, "err", p.Brief(err))
 		d.changed()
 	}
 }

@@ -93,7 +93,7 @@ func (s *Supervisor) discard(session broker.Session) {
 	ctx, cancel := context.WithTimeout(context.Background(), CloseTimeout)
 	defer cancel()
 	if err := session.Close(ctx); err != nil {
-		s.cfg.Log.Debug("an unused session did not close", "err", logs.Brief(err, "close session: "))
+		s.cfg.Log.Debug("cannot close an unused session", "err", logs.Brief(err, "close session: "))
 	}
 }
 
@@ -110,7 +110,7 @@ func (s *Supervisor) Stop(ctx context.Context) error {
 	case <-late.C:
 		// The broker breaks that rule, or a hook does not return, perhaps because it called Close. run discards a
 		// session that is still opened.
-		err = errors.New("the broker does not return from Open, or a hook not from its call")
+		err = errors.New("the broker has not returned from Open, or a hook has not returned")
 	}
 	s.mu.Lock()
 	session := s.last // the final one, since set accepts no more

@@ -67,7 +67,7 @@ func (c *Courier) next(key string) (moved, empty bool) {
 		e, found, err = c.cfg.Outbox.Oldest(ctx, key)
 		return err
 	}
-	if !c.insist(c.sending, "read", key, read) {
+	if !c.insist(c.sending, "read an entry", key, read) {
 		return false, false
 	}
 	if !found {
@@ -84,7 +84,7 @@ func (c *Courier) next(key string) (moved, empty bool) {
 		settled = c.insist(c.hard, "remove an entry", key, func(ctx context.Context) error { return c.cfg.Outbox.Remove(ctx, e) })
 	} else {
 		err = c.cfg.Advise(err)
-		c.about(e).Error("outbox: "+c.cfg.Noun+" refused and kept among the dead entries", "err", text.OneLine(err.Error()))
+		c.about(e).Error("outbox: "+c.cfg.Noun+" refused and kept as a dead entry", "err", text.OneLine(err.Error()))
 		e.Refused, e.RefusedAt = text.OneLine(err.Error()), time.Now()
 		settled = c.insist(c.hard, "bury an entry", key, func(ctx context.Context) error { return c.cfg.Outbox.Bury(ctx, e) })
 	}
@@ -126,12 +126,12 @@ func (c *Courier) send(e Entry) (err error, known bool) {
 			}
 		}
 		if offenses >= maxOffenses {
-			return fmt.Errorf("given up, since the broker ended the link %d times while it was sent: %w", offenses, err), true
+			return fmt.Errorf("given up because the broker ended the connection %d times while the entry was being sent: %w", offenses, err), true
 		}
 		if c.sending.Err() != nil {
 			return err, false
 		}
-		c.about(e).Debug("outbox: "+c.cfg.Noun+" is sent again", "err", text.OneLine(err.Error()))
+		c.about(e).Debug("outbox: sending the "+c.cfg.Noun+" again", "err", text.OneLine(err.Error()))
 		lost := session.Err() != nil
 		if lost {
 			dead = session

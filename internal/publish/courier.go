@@ -80,7 +80,7 @@ func NewCourier(ctx context.Context, cfg Config) (*Courier, error) {
 		c.told = true
 		c.mu.Unlock()
 		n := c.Health(ctx) // -1 means unknown
-		c.cfg.Log.Info(cfg.Noun+"s are in the outbox since an earlier start", "entries", n.Entries, "dead", n.Dead)
+		c.cfg.Log.Info("the outbox has "+cfg.Noun+"s from an earlier start", "entries", n.Entries, "dead", n.Dead)
 	}
 	return c, nil
 }
@@ -95,7 +95,7 @@ func (c *Courier) Health(ctx context.Context) Health {
 	defer c.mu.Unlock()
 	if err != nil {
 		n = Counts{-1, -1}
-		c.lastErr, c.failedAt = fmt.Errorf("count: %w", err), time.Now()
+		c.lastErr, c.failedAt = fmt.Errorf("count entries: %w", err), time.Now()
 	}
 	return Health{Entries: n.Entries, Dead: n.Dead, Failing: c.failing, LastError: c.lastErr, LastErrorAt: c.failedAt}
 }

@@ -93,7 +93,7 @@ func (c *Courier) Stop(ctx context.Context) error {
 	late, cancel := context.WithTimeout(context.Background(), link.CloseTimeout)
 	defer cancel()
 	if !c.idle(late) {
-		return errors.New("the outbox does not return")
+		return errors.New("a call of the outbox has not returned")
 	}
 	return c.left(late)
 }
@@ -126,15 +126,15 @@ func (c *Courier) left(ctx context.Context) error {
 	n, err := c.cfg.Outbox.Counts(ctx)
 	switch {
 	case err != nil:
-		return fmt.Errorf("%w: in %d routing keys; how many is not known: %w", fault.ErrOutboxNotEmpty, keys, err)
+		return fmt.Errorf("%w: for %d routing keys, and counting them failed: %w", fault.ErrOutboxNotEmpty, keys, err)
 	case n.Entries == 0:
 		return nil
 	case c.durable:
 		c.farewell.Do(func() {
-			c.cfg.Log.Warn(c.cfg.Noun+"s are left in the outbox for the next start", "entries", n.Entries, "dead", n.Dead)
+			c.cfg.Log.Warn(c.cfg.Noun+"s remain in the outbox until the next start", "entries", n.Entries, "dead", n.Dead)
 		})
 		return nil
 	default:
-		return fmt.Errorf("%w: %d, and %d dead ones", fault.ErrOutboxNotEmpty, n.Entries, n.Dead)
+		return fmt.Errorf("%w: %d, and %d dead", fault.ErrOutboxNotEmpty, n.Entries, n.Dead)
 	}
 }

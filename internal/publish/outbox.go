@@ -96,7 +96,7 @@ func (c *Courier) insist(ctx context.Context, what, key string, call func(contex
 		c.lastErr, c.failedAt = err, time.Now()
 		c.mu.Unlock()
 		pause := pauses.NextBackOff()
-		c.cfg.Log.Warn("outbox fails; trying again", "retry_in", logs.Rounded(pause), "err", text.OneLine(err.Error()))
+		c.cfg.Log.Warn("outbox failed; trying again", "retry_in", logs.Rounded(pause), "err", text.OneLine(err.Error()))
 		if !link.Sleep(ctx, pause) {
 			return false
 		}

@@ -275,7 +275,7 @@ func TestAReplayWithoutAnswerSaysThatItMayBeTwice(t *testing.T) {
 				}()
 				n, err := d.ReplayAll(ctx)
 				outcome(t, "replay", err, dispatcher.ErrUnconfirmed)
-				if n != 0 || !strings.Contains(err.Error(), "3 perhaps replayed and kept as well") {
+				if n != 0 || !strings.Contains(err.Error(), "3 possibly replayed and still kept") {
 					t.Errorf("%d replayed: %v", n, err)
 				}
 				r.chaos.HoldConfirms(false)

@@ -124,7 +124,7 @@ func TestALostDeliveryEndsTheTriesToWriteItsDeadLetter(t *testing.T) {
 		r.chaos.FailOpen(errors.New("down"))
 		r.chaos.Kill()
 		<-time.After(time.Hour)
-		if n := strings.Count(r.log.String(), "verdict not written"); n > 3 {
+		if n := strings.Count(r.log.String(), "cannot write the verdict"); n > 3 {
 			t.Errorf("%d tries to write a verdict of a lost delivery", n)
 		}
 		if w := r.server.Health(t.Context()).Workers[0]; w.Stuck != 0 {

@@ -35,11 +35,11 @@ func TestTextsOfPublishErrors(t *testing.T) {
 			return r.server.Publish(&task)
 		}
 		const where = `publish task "n" ("u") with key "jobs": `
-		text(`publish task "n" ("u") with key "nowhere": exchange "jobs": no queue takes this routing key: `+
+		text(`publish task "n" ("u") with key "nowhere": exchange "jobs": no queue is bound to this routing key: `+
 			`bind one with ServerConfig.InitQueues or WorkerConfig.BindingKeys`, publish(dispatcher.Task{RoutingKey: "nowhere"}))
 		text(where+`rejected: argument 0: want int8, got 300`, publish(dispatcher.Task{Args: []dispatcher.TaskArgument{{Type: "int8", Value: 300}}}))
-		text(where+`task is too large: 361 bytes, the most is 200`, publish(dispatcher.Task{Args: dispatcher.Args(strings.Repeat("x", 300))}))
-		text(where+`rejected: it is due in 8784h0m1s, the most is 8784h0m0s`, publish(dispatcher.Task{Delay: broker.MaxDelay + time.Second}))
+		text(where+`task is too large: 361 bytes, the maximum is 200`, publish(dispatcher.Task{Args: dispatcher.Args(strings.Repeat("x", 300))}))
+		text(where+`rejected: task is due in 8784h0m1s, the maximum is 8784h0m0s`, publish(dispatcher.Task{Delay: broker.MaxDelay + time.Second}))
 
 		r.chaos.HoldConfirms(true)
 		time.AfterFunc(time.Second, r.chaos.Kill)

@@ -110,13 +110,13 @@ func TestHealthDatesItsErrors(t *testing.T) {
 		<-time.After(time.Minute)
 		uuid := r.publish("n").UUID
 		synctest.Wait()
-		const unwritten = `dead letter of task "n" (%q) not written: not now`
+		const unwritten = `write verdict "dead letter" of task "n" (%q): not now`
 		h := r.server.Health(t.Context())
 		if !h.LastErrorAt.Equal(lost) || !h.Workers[0].LastErrorAt.Equal(failed) || h.Workers[0].LastError.Error() != fmt.Sprintf(unwritten, uuid) {
 			t.Errorf("%v at %v, %v at %v", h.LastError, h.LastErrorAt, h.Workers[0].LastError, h.Workers[0].LastErrorAt)
 		}
 		text, err := json.Marshal(h)
-		if err != nil || !strings.Contains(string(text), `"last_error":"session lost: killed"`) || !strings.Contains(string(text), `not written: not now"`) {
+		if err != nil || !strings.Contains(string(text), `"last_error":"session lost: killed"`) || !strings.Contains(string(text), `): not now"`) {
 			t.Errorf("%s, %v", text, err)
 		}
 		r.chaos.FailDeadLetter(nil)

@@ -55,7 +55,7 @@ func TestARefusedEntryIsKeptAsDeadAndBlocksNobody(t *testing.T) {
 		if s := r.server.Stats(); s.OutboxDead != 3 || s.Published != 3 || s.Outboxed != 6 || s.Rejected != 0 {
 			t.Errorf("stats %+v", s)
 		}
-		reasons := map[string]string{"bad": "not today", "odd": "unsupported", "lost": "no queue takes this routing key: bind one"}
+		reasons := map[string]string{"bad": "not today", "odd": "unsupported", "lost": "no queue is bound to this routing key: bind one"}
 		mu.Lock()
 		for _, e := range told {
 			if reasons[e.UUID] == "" || e.Err == nil {
@@ -87,7 +87,7 @@ func TestARefusedEntryIsKeptAsDeadAndBlocksNobody(t *testing.T) {
 		kept(t, "room again", r.server.Publish(named("x", "k0")))
 		up(r)
 		drained(t, r)
-		if log := r.log.String(); strings.Count(log, "kept among the dead entries") != 3 {
+		if log := r.log.String(); strings.Count(log, "kept as a dead entry") != 3 {
 			t.Errorf("the log does not report each dead entry once: %s", log)
 		}
 	})
@@ -200,7 +200,7 @@ func TestAnEntryThatEndsTheLinkIsBuriedAndTheOthersAreNot(t *testing.T) {
 		if got := poisons.Load(); got != 10 {
 			t.Errorf("the two poison entries were sent %d times in all, want 5 each", got)
 		}
-		if text := r.log.String(); !strings.Contains(text, "ended the link 5 times") {
+		if text := r.log.String(); !strings.Contains(text, "ended the connection 5 times") {
 			t.Errorf("log: %s", text)
 		}
 	})

@@ -193,7 +193,7 @@ func TestAGivenUpConnectionEndsTheOutboxAndSaysWhatIsLeft(t *testing.T) {
 		if n := outbox.reads.Load(); n > 2 {
 			t.Errorf("the outbox was read %d times for one entry that could not be sent", n)
 		}
-		if log := r.log.String(); !strings.Contains(log, `"tasks are left in the outbox: 1, and 0 dead ones"`) {
+		if log := r.log.String(); !strings.Contains(log, `"tasks are left in the outbox: 1, and 0 dead"`) {
 			t.Errorf("log: %s", log)
 		}
 		outcome(t, "after the connection was given up", r.server.Publish(dispatcher.NewTask("n")), dispatcher.ErrServerClosed)
@@ -240,7 +240,7 @@ func TestShutdownLeavesADurableOutboxAsItIs(t *testing.T) {
 						}
 					}
 				}
-				says(r, "info: tasks go to the outbox", "warn: tasks are left in the outbox for the next start entries=2 dead=0")
+				says(r, "info: tasks go to the outbox", "warn: tasks remain in the outbox until the next start entries=2 dead=0")
 
 				next := newRig(t, withQueue, with)
 				drained(t, next)
@@ -248,7 +248,7 @@ func TestShutdownLeavesADurableOutboxAsItIs(t *testing.T) {
 					t.Errorf("got %s", got)
 				}
 				synctest.Wait()
-				says(next, "info: tasks are in the outbox since an earlier start entries=2 dead=0", "info: the outbox is empty again entries=2")
+				says(next, "info: the outbox has tasks from an earlier start entries=2 dead=0", "info: the outbox is empty again entries=2")
 
 				// While the broker takes tasks, Shutdown empties a durable outbox.
 				down(next, true)

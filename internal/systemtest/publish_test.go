@@ -74,7 +74,7 @@ func TestPublishRefusesWhatCannotTravel(t *testing.T) {
 		"large headers":  {&dispatcher.Task{Name: "n", Headers: map[string]interface{}{"x": [][]byte{make([]byte, 40_000), make([]byte, 40_000)}}}, dispatcher.ErrTooLarge, "headers"},
 		"key bytes":      {&dispatcher.Task{Name: "n", RoutingKey: "k\xff"}, dispatcher.ErrRejected, "Task.RoutingKey"},
 		"opaque struct":  {dispatcher.NewTask("n", errors.New("would travel as {}")), dispatcher.ErrRejected, "argument 0"},
-		"large body":     {dispatcher.NewTask("n", strings.Repeat("x", 1000)), dispatcher.ErrTooLarge, "the most is 1000"},
+		"large body":     {dispatcher.NewTask("n", strings.Repeat("x", 1000)), dispatcher.ErrTooLarge, "the maximum is 1000"},
 		"chan argument":  {dispatcher.NewTask("n", 1, make(chan int)), dispatcher.ErrRejected, "argument 1"},
 		"overflow":       {&dispatcher.Task{Name: "n", Args: []dispatcher.TaskArgument{{Type: "int8", Value: 300}}}, dispatcher.ErrRejected, "argument 0: want int8, got 300"},
 		"unknown type":   {&dispatcher.Task{Name: "n", Args: []dispatcher.TaskArgument{{Type: "complex128", Value: 1}}}, dispatcher.ErrRejected, "argument 0"},

@@ -34,7 +34,7 @@ func TestRabbitMQ_D14TheDefaultLoggerFormats(t *testing.T) {
 		t.Fatalf("%v\n%s\n%s", err, stdout, out.String())
 	}
 	text := out.String()
-	if !strings.Contains(text, "worker takes tasks") || !strings.Contains(text, "source=dispatcher") {
+	if !strings.Contains(text, "worker receives tasks") || !strings.Contains(text, "source=dispatcher") {
 		t.Errorf("standard error: %s", text)
 	}
 	if strings.Contains(text, "%!") || strings.Contains(text, "[w") {

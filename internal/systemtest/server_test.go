@@ -41,8 +41,8 @@ func TestNewServerNamesEveryBadField(t *testing.T) {
 		},
 			nil, "URL 2 of 2"},
 		"bad queue type":  {func(c *dispatcher.ServerConfig) { c.Broker, c.QueueType = nil, "stream" }, nil, "stream"},
-		"broker and url":  {func(c *dispatcher.ServerConfig) { c.AMQPConnectionString = "amqp://u:secret@h/" }, nil, "Broker excludes"},
-		"broker and type": {func(c *dispatcher.ServerConfig) { c.QueueType = "quorum" }, nil, "Broker excludes"},
+		"broker and url":  {func(c *dispatcher.ServerConfig) { c.AMQPConnectionString = "amqp://u:secret@h/" }, nil, "Broker cannot be combined"},
+		"broker and type": {func(c *dispatcher.ServerConfig) { c.QueueType = "quorum" }, nil, "Broker cannot be combined"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -46,7 +46,7 @@ func TestCloseLogsOnceWhatTheProcessTakesWithIt(t *testing.T) {
 	publishThree(t, s)
 	s.Close()
 	s.Close()
-	const want = "warn: tasks are left in the memory of this process, and end with it tasks=3 dead_letters=1"
+	const want = "warn: tasks are left in the memory of this process and will be lost with it tasks=3 dead_letters=1"
 	if got := log.String(); strings.Count(got, stranded) != 1 || !strings.Contains(got, want) {
 		t.Errorf("the log is\n%s\nwant exactly once %q", got, want)
 	}
@@ -56,7 +56,7 @@ func TestCloseLogsThatOnlyDeadLettersAreLeft(t *testing.T) {
 	t.Parallel()
 	s, log := withADeadLetter(t)
 	s.Close()
-	const want = "warn: dead letters are left in the memory of this process, and end with it dead_letters=1"
+	const want = "warn: dead letters are left in the memory of this process and will be lost with it dead_letters=1"
 	if got := log.String(); strings.Count(got, stranded) != 1 || !strings.Contains(got, want) {
 		t.Errorf("the log is\n%s\nwant exactly once %q", got, want)
 	}

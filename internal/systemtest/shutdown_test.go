@@ -222,7 +222,7 @@ func TestAbandonedCallsAreCountedApartAtShutdown(t *testing.T) {
 		ended, cancel := context.WithCancel(t.Context())
 		cancel()
 		err := w.Shutdown(ended)
-		if !errors.Is(err, dispatcher.ErrTasksRunning) || err.Error() != `worker "w": tasks are still running: 0, and 1 abandoned ones` {
+		if !errors.Is(err, dispatcher.ErrTasksRunning) || err.Error() != `worker "w": tasks are still running: 0, and 1 abandoned` {
 			t.Errorf("got %v", err)
 		}
 		close(gate)

@@ -81,7 +81,7 @@ func TestRefusedQueueDoesNotStopTheServer(t *testing.T) {
 	if text, err := json.Marshal(h.Undeclared); err != nil || !strings.Contains(string(text), `"name":"other"`) {
 		t.Errorf("Undeclared as JSON: %s, %v", text, err)
 	}
-	if n := strings.Count(r.log.String(), `warn: cannot be declared; trying again, and everything else goes on queue=other `); n != 1 {
+	if n := strings.Count(r.log.String(), `warn: cannot declare; trying again while everything else continues queue=other `); n != 1 {
 		t.Errorf("the refusal was logged %d times, want once", n)
 	}
 	r.chaos.FailQueue("other", nil)

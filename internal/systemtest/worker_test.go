@@ -28,7 +28,7 @@ func TestNewWorkerNamesEveryBadField(t *testing.T) {
 		"duplicate":        {dispatcher.WorkerConfig{Name: "taken", Queue: "q"}, nil, dispatcher.ErrWorkerExists, "Worker with the same name already exists"},
 		"negative limit":   {dispatcher.WorkerConfig{Name: "w", Queue: "q", Limit: -1}, nil, nil, "WorkerConfig.Limit is negative"},
 		"huge limit":       {dispatcher.WorkerConfig{Name: "w", Queue: "q", Limit: 1 << 30}, nil, nil, "WorkerConfig.Limit"},
-		"long queue":       {dispatcher.WorkerConfig{Name: "w", Queue: strings.Repeat("q", 241)}, nil, nil, "the most is 240"},
+		"long queue":       {dispatcher.WorkerConfig{Name: "w", Queue: strings.Repeat("q", 241)}, nil, nil, "the maximum is 240"},
 		"dead queue":       {dispatcher.WorkerConfig{Name: "w", Queue: "q.dead"}, nil, nil, ".dead"},
 		"suspects queue":   {dispatcher.WorkerConfig{Name: "w", Queue: "q.suspects"}, nil, nil, ".suspects"},
 		"long name":        {dispatcher.WorkerConfig{Name: strings.Repeat("n", 256), Queue: "q"}, nil, nil, "WorkerConfig.Name"},

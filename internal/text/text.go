@@ -19,7 +19,7 @@ func OfError(err error) (text string) {
 	}
 	defer func() {
 		if recover() != nil {
-			text = fmt.Sprintf("error of type %T whose text panicked", err)
+			text = fmt.Sprintf("error of type %T whose Error method panicked", err)
 		}
 	}()
 	text = strings.ToValidUTF8(fmt.Sprintf("%v", err), "\uFFFD")

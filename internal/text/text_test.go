@@ -26,11 +26,11 @@ func TestTheTextOfAnErrorIsBoundedAndValid(t *testing.T) {
 		"two\nlines":                    errors.New("two\nlines"),
 		"a\uFFFDb":                      errors.New("a\xffb"),
 		"%!v(PANIC=Error method: boom)": bad{},
-		"error of type text.worse whose text panicked": worse{},
-		strings.Repeat("x", MaxError):                  errors.New(strings.Repeat("x", MaxError)),
-		strings.Repeat("x", MaxError) + "…":            errors.New(strings.Repeat("x", MaxError+1)),
-		strings.Repeat("x", MaxError-1) + "…":          errors.New(strings.Repeat("x", MaxError-1) + "é"),
-		strings.Repeat("x", MaxError-3) + "…":          errors.New(strings.Repeat("x", MaxError-3) + "🙂"),
+		"error of type text.worse whose Error method panicked": worse{},
+		strings.Repeat("x", MaxError):                          errors.New(strings.Repeat("x", MaxError)),
+		strings.Repeat("x", MaxError) + "…":                    errors.New(strings.Repeat("x", MaxError+1)),
+		strings.Repeat("x", MaxError-1) + "…":                  errors.New(strings.Repeat("x", MaxError-1) + "é"),
+		strings.Repeat("x", MaxError-3) + "…":                  errors.New(strings.Repeat("x", MaxError-3) + "🙂"),
 	} {
 		if got := OfError(err); got != want {
 			t.Errorf("got  %q\nwant %q", got, want)

@@ -42,7 +42,7 @@ type RetryAfterError struct {
 
 func (e *RetryAfterError) Error() string {
 	if e.Err == nil {
-		return fmt.Sprintf("asks to be tried again after %v", e.After)
+		return fmt.Sprintf("asked to be retried after %v", e.After)
 	}
 	return e.Err.Error()
 }

@@ -233,7 +233,7 @@ func fillMap(dst reflect.Value, k scalar, arg Value) *Mismatch {
 		key := reflect.New(t.Key()).Elem()
 		key.SetString(name)
 		if m.MapIndex(key).IsValid() { // it is unclear which of the two is meant
-			return &Mismatch{Want: t.String(), Got: "the key " + text.Excerpt(quoted) + " twice"}
+			return &Mismatch{Want: t.String(), Got: "the duplicate key " + text.Excerpt(quoted)}
 		}
 		elem := reflect.New(t.Elem()).Elem()
 		if bad := fillScalar(elem, k, value); bad != nil {

@@ -133,7 +133,7 @@ func TestValuesBindWithoutLossOrNotAtAll(t *testing.T) {
 		{anyOf[any], "map[string]bool", `{"a": true}`, map[string]bool{"a": true}, ""},
 		{anyOf[map[string]int], "map[string]int", `null`, map[string]int(nil), ""},
 		{anyOf[map[string]int], "map[string]int", `[]`, nil, "want map[string]int, got []"},
-		{anyOf[map[string]int], "map[string]int", `{"a":1,"\u0061":2}`, nil, "twice"},
+		{anyOf[map[string]int], "map[string]int", `{"a":1,"\u0061":2}`, nil, "duplicate key"},
 		{anyOf[map[string]int8], "map[string]int", `{"a":300}`, nil, `want int8, got int 300 at ["a"]`},
 		{anyOf[map[int]int], "map[string]int", `{"1":1}`, nil, "want map[int]int"},
 		{anyOf[order], "json", `{"id": 9007199254740993}`, order{9007199254740993}, ""},

@@ -127,7 +127,7 @@ func TestEncodeRefusesWhatTheWorkerCouldNotReadAsGiven(t *testing.T) {
 		{"not base64", Argument{"[]byte", "?"}, `"?"`},
 		{"slice element", Argument{"[]int8", []int{1, 300}}, "300 at [1]"},
 		{"map element", Argument{"map[string]int8", map[string]int{"k": 300}}, `300 at ["k"]`},
-		{"map key twice", Argument{"map[string]int8", json.RawMessage(`{"k":1,"\u006b":2}`)}, "twice"},
+		{"map key twice", Argument{"map[string]int8", json.RawMessage(`{"k":1,"\u006b":2}`)}, "duplicate key"},
 		{"raw json that is none", Argument{"json", json.RawMessage(`{`)}, "json"},
 		{"two raw json values", Argument{"json", json.RawMessage(`1 2`)}, "json"},
 		{"chan in a struct", Argument{"json", struct{ C chan int }{}}, "chan int"},

@@ -46,7 +46,7 @@ func Headers(h map[string]interface{}) (map[string]any, error) {
 		}
 		// RabbitMQ treats CC and BCC as further routing keys. In another case they are ordinary names.
 		if name == "CC" || name == "BCC" {
-			return nil, fmt.Errorf("header %q: would route the task to other queues", name)
+			return nil, fmt.Errorf("header %q would route the task to other queues", name)
 		}
 		if len(name) >= len(record.Prefix) && strings.EqualFold(name[:len(record.Prefix)], record.Prefix) {
 			return nil, fmt.Errorf("header %q: names that begin with %s are reserved", text.Excerpt(name), record.Prefix)
@@ -56,7 +56,7 @@ func Headers(h map[string]interface{}) (map[string]any, error) {
 			return nil, fmt.Errorf("header %q: %w", text.Excerpt(name), err)
 		}
 		if name == "x-death" && !isTables(plain) {
-			return nil, fmt.Errorf("header %q: is not a slice of maps, as RabbitMQ writes it", name)
+			return nil, fmt.Errorf("header %q is not a slice of maps, as RabbitMQ writes it", name)
 		}
 		out[name] = plain
 	}
@@ -85,14 +85,14 @@ func (left *headerBudget) checkName(name string) error {
 		return errors.New("the name is empty")
 	}
 	if len(name) > maxHeaderName {
-		return fmt.Errorf("the name has %d bytes, more than %d", len(name), maxHeaderName)
+		return fmt.Errorf("the name has %d bytes, the maximum is %d", len(name), maxHeaderName)
 	}
 	return left.spend(1 + len(name))
 }
 
 func checkEntries(n int) error {
 	if n > maxHeaderEntries {
-		return fmt.Errorf("%w: %d entries, at most %d", broker.ErrTooLarge, n, maxHeaderEntries)
+		return fmt.Errorf("%w: %d entries, the maximum is %d", broker.ErrTooLarge, n, maxHeaderEntries)
 	}
 	return nil
 }
@@ -110,7 +110,7 @@ func (left *headerBudget) value(v any, depth int) (any, error) {
 		return time.Unix(v.Unix(), 0).UTC(), left.spend(9)
 	case float64:
 		if math.IsNaN(v) || math.IsInf(v, 0) { // RabbitMQ would end the connection
-			return nil, fmt.Errorf("%v cannot travel", v)
+			return nil, fmt.Errorf("%v cannot be sent", v)
 		}
 		return v, left.spend(9)
 	case string:
@@ -119,7 +119,7 @@ func (left *headerBudget) value(v any, depth int) (any, error) {
 		return int64(v), left.spend(9)
 	case uint64:
 		if v > math.MaxInt64 {
-			return nil, fmt.Errorf("%d is larger than an int64", v)
+			return nil, fmt.Errorf("%d does not fit in an int64", v)
 		}
 		return int64(v), left.spend(9)
 	case []byte:
@@ -134,7 +134,7 @@ func (left *headerBudget) value(v any, depth int) (any, error) {
 	}
 	plain, ok := plainHeader(v)
 	if !ok {
-		return nil, fmt.Errorf("a value of type %T cannot travel", v)
+		return nil, fmt.Errorf("a value of type %T cannot be sent", v)
 	}
 	return left.value(plain, depth)
 }

@@ -356,7 +356,7 @@ func checkValue(typ argType, raw []byte, from leaf) *Mismatch {
 			}
 			key, _ := unquote(quoted)
 			if _, twice := seen[key]; twice { // only a json.RawMessage or a MarshalJSON can do that
-				return &Mismatch{Got: "the key " + text.Excerpt(quoted) + " twice"}
+				return &Mismatch{Got: "the duplicate key " + text.Excerpt(quoted)}
 			}
 			seen[key] = struct{}{}
 		}

@@ -247,7 +247,7 @@ func (o *Outbox) Add(ctx context.Context, e dispatcher.OutboxEntry) error {
 		return fmt.Errorf("%w: %w", dispatcher.ErrNotSent, err)
 	}
 	if len(e.RoutingKey) > maxKey {
-		return fmt.Errorf("%w: the routing key has %d bytes", dispatcher.ErrRejected, len(e.RoutingKey))
+		return fmt.Errorf("%w: the routing key is too long: %d bytes", dispatcher.ErrRejected, len(e.RoutingKey))
 	}
 	e.Refused, e.RefusedAt = "", time.Time{}
 	payload, err := encodeEntry(&e)

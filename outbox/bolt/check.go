@@ -24,7 +24,7 @@ func check(db *bbolt.DB, file *os.File) error {
 			return err
 		}
 		if info.Size() < tx.Size() {
-			return fmt.Errorf("%w: it has %d of %d bytes", ErrDamaged, info.Size(), tx.Size())
+			return fmt.Errorf("%w: it is cut short: %d of %d bytes", ErrDamaged, info.Size(), tx.Size())
 		}
 		if err := checkBounds(tx, file); err != nil {
 			return err
@@ -53,7 +53,7 @@ func checkHeader(file *os.File, offset int64) error {
 	_, _ = hash.Write(b[:sum])
 	native := binary.NativeEndian
 	if native.Uint32(b[:]) != magic || native.Uint32(b[4:]) != version || native.Uint64(b[sum:]) != hash.Sum64() {
-		return errors.New("the checksum does not fit; the last commit may be in it")
+		return errors.New("the checksum does not match; the last commit may be in this page")
 	}
 	return nil
 }
@@ -87,7 +87,7 @@ func checkEntries(tx *bbolt.Tx) error {
 		}
 	}
 	if found != t.state {
-		return fmt.Errorf("%w: it holds %d entries and %d dead ones with %d bytes, and %d and %d with %d were written", ErrDamaged,
+		return fmt.Errorf("%w: it holds %d entries and %d dead ones with %d bytes; %d and %d with %d bytes were written", ErrDamaged,
 			found.entries, found.dead, found.bytes, t.state.entries, t.state.dead, t.state.bytes)
 	}
 	return nil

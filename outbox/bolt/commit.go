@@ -117,7 +117,7 @@ func (c *change) end(err error, undone bool) {
 	case err != nil && undone:
 		c.err = fmt.Errorf("%w: %w", dispatcher.ErrNotSent, err)
 	case err != nil:
-		c.err = fmt.Errorf("it is not known what is on the disk: %w", err)
+		c.err = fmt.Errorf("the state on the disk is unknown: %w", err)
 	}
 	close(c.done)
 }

@@ -57,7 +57,7 @@ func checkBounds(tx *bbolt.Tx, file *os.File) error {
 // read returns a page together with its overflow pages.
 func (w *pages) read(id uint64) ([]byte, error) {
 	if id >= w.end {
-		return nil, fmt.Errorf("%w: page %d is behind the last one", ErrDamaged, id)
+		return nil, fmt.Errorf("%w: page %d is beyond the last one", ErrDamaged, id)
 	}
 	var header [pageHeader]byte
 	if _, err := w.file.ReadAt(header[:], int64(id)*w.size); err != nil {
@@ -65,7 +65,7 @@ func (w *pages) read(id uint64) ([]byte, error) {
 	}
 	more := uint64(binary.NativeEndian.Uint32(header[12:]))
 	if id+more >= w.end {
-		return nil, fmt.Errorf("%w: page %d ends behind the last one", ErrDamaged, id)
+		return nil, fmt.Errorf("%w: page %d ends beyond the last one", ErrDamaged, id)
 	}
 	if binary.NativeEndian.Uint64(header[:]) != id {
 		return nil, fmt.Errorf("%w: page %d has another number", ErrDamaged, id)
@@ -94,7 +94,7 @@ func (w *pages) freelist(id uint64) error {
 		first, n = first+8, binary.NativeEndian.Uint64(b[pageHeader:])
 	}
 	if binary.NativeEndian.Uint16(b[8:]) != freelistPage || n > (uint64(len(b))-first)/8 {
-		return fmt.Errorf("%w: page %d is no list of free pages", ErrDamaged, id)
+		return fmt.Errorf("%w: page %d is not a list of free pages", ErrDamaged, id)
 	}
 	for i := range n {
 		page := binary.NativeEndian.Uint64(b[first+8*i:])
@@ -130,7 +130,7 @@ func (w *pages) page(id uint64, b []byte, depth int) error {
 		e := b[at : at+element]
 		if flags == branchPage {
 			if _, ok := slice(b, at, uint64(native.Uint32(e)), uint64(native.Uint32(e[4:]))); !ok {
-				return fmt.Errorf("%w: element %d of page %d ends behind it", ErrDamaged, i, id)
+				return fmt.Errorf("%w: element %d of page %d ends beyond it", ErrDamaged, i, id)
 			}
 			if err := w.tree(native.Uint64(e[8:]), depth+1); err != nil {
 				return err
@@ -140,13 +140,13 @@ func (w *pages) page(id uint64, b []byte, depth int) error {
 		behindKey := uint64(native.Uint32(e[4:])) + uint64(native.Uint32(e[8:]))
 		value, ok := slice(b, at, behindKey, uint64(native.Uint32(e[12:])))
 		if !ok {
-			return fmt.Errorf("%w: element %d of page %d ends behind it", ErrDamaged, i, id)
+			return fmt.Errorf("%w: element %d of page %d ends beyond it", ErrDamaged, i, id)
 		}
 		if native.Uint32(e)&bucketElement == 0 {
 			continue
 		}
 		if len(value) < bucketHeader {
-			return fmt.Errorf("%w: element %d of page %d is no bucket", ErrDamaged, i, id)
+			return fmt.Errorf("%w: element %d of page %d is not a bucket", ErrDamaged, i, id)
 		}
 		var err error
 		if root := native.Uint64(value); root != 0 {

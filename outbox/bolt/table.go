@@ -51,7 +51,7 @@ func newTable(tx *bbolt.Tx) (*table, error) {
 	t := &table{tx: tx, waiting: tx.Bucket(waitingBucket), dead: tx.Bucket(deadBucket)}
 	states := tx.Bucket(stateBucket)
 	if t.waiting == nil || t.dead == nil || states == nil {
-		return nil, fmt.Errorf("%w: it is not that of an outbox", ErrDamaged)
+		return nil, fmt.Errorf("%w: it is not the file of an outbox", ErrDamaged)
 	}
 	t.raw = append(t.raw, states.Get(stateBucket)...)
 	return t, t.state.decode(t.raw)
@@ -76,7 +76,7 @@ func (t *table) add(routingKey string, payload []byte, cfg Config) error {
 	value := seal(key, payload)
 	size := uint64(len(key) + len(value))
 	if n := t.state.entries + t.state.dead; n >= uint64(cfg.MaxEntries) || t.state.bytes+size > uint64(cfg.MaxBytes) {
-		return fmt.Errorf("%w: it holds %d entries, %d of them dead, with %d bytes; the most is %d with %d; this one has %d bytes",
+		return fmt.Errorf("%w: it holds %d entries, %d of them dead, with %d bytes; the maximum is %d entries with %d bytes; this entry has %d bytes",
 			dispatcher.ErrOutboxFull, n, t.state.dead, t.state.bytes, cfg.MaxEntries, cfg.MaxBytes, size)
 	}
 	t.state.last++
@@ -176,7 +176,7 @@ func entryKey(routingKey string, number uint64) []byte {
 // splitKey is the reverse of entryKey.
 func splitKey(key []byte) (routingKey string, number uint64, err error) {
 	if len(key) < 10 || len(key) != 10+int(binary.BigEndian.Uint16(key)) {
-		return "", 0, fmt.Errorf("%w: a key is not that of an entry", ErrDamaged)
+		return "", 0, fmt.Errorf("%w: a key is not the key of an entry", ErrDamaged)
 	}
 	return string(key[2 : len(key)-8]), binary.BigEndian.Uint64(key[len(key)-8:]), nil
 }
@@ -204,7 +204,7 @@ func (s *state) decode(value []byte) error {
 		}
 		*f, payload = binary.BigEndian.Uint64(payload), payload[8:]
 		if f == &s.format && s.format != format {
-			return fmt.Errorf("it has format %d, and this program knows format %d", s.format, format)
+			return fmt.Errorf("the file has format %d, but this program knows only format %d", s.format, format)
 		}
 	}
 	return nil
@@ -220,7 +220,7 @@ func seal(key, payload []byte) []byte {
 // unseal is the reverse of seal.
 func unseal(key, value []byte) ([]byte, error) {
 	if len(value) < 4 || binary.BigEndian.Uint32(value) != checksum(key, value[4:]) {
-		return nil, fmt.Errorf("%w: the checksum of %q does not fit", ErrDamaged, key)
+		return nil, fmt.Errorf("%w: the checksum of %q does not match", ErrDamaged, key)
 	}
 	return value[4:], nil
 }
