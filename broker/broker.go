@@ -6,8 +6,8 @@
 //
 // # Who does what
 //
-// A session is one live connection. It never reconnects: it dies with a reason ([Session.Err]), and the supervisor in
-// the root opens the next one. Everything that a session handed out dies with it, so no delivery is ever settled on a
+// A session is one live connection. It never reconnects: it dies with a reason ([Session.Err]), and the library's
+// supervisor opens the next one. Everything that a session handed out dies with it, so no delivery is ever settled on a
 // connection other than its own. With RabbitMQ a delivery tag is only a number of its channel, and acknowledging it
 // elsewhere would settle another message.
 //
