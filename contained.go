@@ -12,9 +12,9 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
-// The user's Log and Outbox are called on the library's goroutines, where a panic would end the process. fire contains
-// the panics of hooks, and shift.invoke those of task functions. hooks.go describes the effects of runtime.Goexit in a
-// hook.
+// The user's Log and Outbox are called on the library's goroutines, where a panic would end the process. contain.Call
+// contains the panics of hooks, and Shift.invoke those of task functions. hooks.go describes the effects of
+// runtime.Goexit in a hook.
 
 // contain wraps the user's Log in c and returns the library's logger.
 func (c *ServerConfig) contain() *slog.Logger {

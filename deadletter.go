@@ -14,10 +14,10 @@ import (
 
 // Reasons why a task became a dead letter: DeadLetter.Reason. There may be others in the future.
 const (
-	ReasonFailed        = "failed"        // its function returned an error or panicked, and no attempt was left
+	ReasonFailed        = "failed"        // its function returned an error or panicked, and its policy allows no further attempt
 	ReasonPermanent     = "permanent"     // its function returned a Permanent error
-	ReasonTimeout       = "timeout"       // its function returned late or never
-	ReasonExpired       = "expired"       // it was too old when a worker could have run it
+	ReasonTimeout       = "timeout"       // its function returned an error after its timeout, or did not return
+	ReasonExpired       = "expired"       // Task.ExpiresAt had passed before an attempt, or would have before the next one
 	ReasonUnknownTask   = "unknown_task"  // no function of its name was registered
 	ReasonBadArguments  = "bad_arguments" // its arguments do not fit its function
 	ReasonMalformed     = "malformed"     // its body is not a task, or its headers cannot be read
@@ -32,7 +32,7 @@ type DeadLetter struct {
 	Name string // of the task; the message's type if the body has none
 
 	Queue      string // where a replay sends it; "" = to its exchange, with RoutingKey
-	Exchange   string // of an undeliverable task; "" if it was on its way to Queue alone, and for all others
+	Exchange   string // of an undeliverable task that was published with a delay; "" for all other letters
 	RoutingKey string // the key it was published with, as far as known
 
 	Reason   string    // one of the constants Reason…; "" = the message has none

@@ -14,8 +14,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
-// Undeliverable is the name to pass to Server.DeadLetters for the delayed tasks whose queue was gone when they were
-// due. They are those of all programs that use the same broker.
+// Undeliverable is the name to pass to Server.DeadLetters for the delayed tasks that no queue took when they were due.
+// They are those of all programs that use the same broker.
 const Undeliverable = broker.Undeliverable
 
 // DeadLetters gives access to the dead letters of one queue, oldest first. Make it with [Server.DeadLetters]. All
@@ -23,14 +23,14 @@ const Undeliverable = broker.Undeliverable
 //
 // Reading borrows dead letters from the broker and returns them. A concurrent call may miss the borrowed ones: a List
 // beside another List, Replay or Delete may miss some. Nothing is lost or doubled by that, even if the connection or
-// the process ends in between: an unfinished letter is still a dead letter. Each call looks at no more letters than
-// were there when it began, so it ends even while tasks go on dying. It passes over at most 10,000 letters with
-// 128 MiB; more is an error.
+// the process ends in between: a borrowed letter is still a dead letter. Each call looks at no more letters than were
+// there when it began, so it ends even while tasks go on dying. It passes over at most 10,000 letters with 128 MiB;
+// more is an error.
 //
 // All methods wait for a connection, at most ServerConfig.PublishTimeout, and end with ctx. Their errors name the queue
 // and the operation that failed: [ErrDisconnected], [ErrServerClosed], [ErrQueueGone] if the queue of dead letters does
-// not exist, ctx's own error, or others for a name that no worker's queue can have. If the queue of Undeliverable does
-// not exist, there are no letters.
+// not exist, ctx's own error, or another one if the name is invalid for a worker's queue. If the queue of Undeliverable
+// does not exist, there are no letters.
 type DeadLetters struct {
 	server *Server
 	queue  string
@@ -45,8 +45,8 @@ func (s *Server) DeadLetters(queue string) *DeadLetters {
 
 // DeadLetterFilter selects the dead letters that match all fields that are set. The zero value matches all. List
 // accepts it; Replay and Delete do not, so that a forgotten parameter does not run or remove everything. Letters that
-// do not match are passed over, and no call passes over more than 10,000. Tasks that must be told apart in such numbers
-// need queues of their own.
+// do not match are passed over, and no call passes over more than 10,000. Kinds of tasks that produce so many need
+// queues of their own.
 type DeadLetterFilter struct {
 	UUID       string
 	Name       string    // of the task

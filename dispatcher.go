@@ -1,7 +1,8 @@
 // Package dispatcher turns plain functions into background tasks.
 //
 // A [Server] is one connection to a message broker. It publishes a [Task], which names a function and carries typed
-// arguments. It also runs the functions registered with its [Worker]s, on this machine or any other:
+// arguments. It also runs the functions that are registered with its [Worker]s. The program that publishes a task and
+// the one that runs it may be different, on different machines. Here they are one:
 //
 //	server, _, err := dispatcher.NewServer(&dispatcher.ServerConfig{
 //		AMQPConnectionString: "amqp://user:password@localhost/", // or Broker: memory.New()
@@ -19,8 +20,8 @@
 // confirmed. So a confirmed task runs at least once, and after a crash or a lost link perhaps twice. Functions should
 // therefore tolerate a second run. docs/guarantees.md has every case.
 //
-// All methods may be called by many goroutines at once. Every method returns in bounded time, whatever the broker does;
-// its documentation states the bound.
+// All methods may be called by many goroutines at once. Every method returns in bounded time, whatever the broker does,
+// unless it is configured to wait for ever. docs/guarantees.md lists the bounds.
 package dispatcher
 
 import (
@@ -83,12 +84,12 @@ type ServerConfig struct {
 	//
 	// While a routing key has entries in the outbox, all its tasks go through it, so that none overtakes another. They
 	// leave in their order, one at a time, each confirmed before the next, and up to 64 keys side by side. So a key
-	// stays in the outbox while it is published to faster than the broker confirms one by one.
+	// stays in the outbox as long as its tasks are published faster than the broker confirms them one by one.
 	//
 	// An entry whose outcome is unknown is sent again with the same uuid, so it may run twice. A nacked entry
-	// ([ErrNacked]) is sent again until its queue takes it. An entry becomes a dead entry if the broker refuses it or
-	// ends five connections or channels over it. Dead entries are kept, counted in Stats.OutboxDead and reported to
-	// Hooks.OutboxRefused, and the next entry is sent.
+	// ([ErrNacked]) is sent again until its queue takes it. An entry becomes a dead entry if the broker refuses it, or
+	// ends five connections or channels because of it. Dead entries are kept, counted in Stats.OutboxDead and reported
+	// to Hooks.OutboxRefused, and the next entry is sent.
 	//
 	// Entries go to the exchange that they were published to, even if Exchange has changed since.
 	//
@@ -96,12 +97,12 @@ type ServerConfig struct {
 	// [ErrOutboxNotEmpty], or logs a warning if the outbox is a [DurableOutbox].
 	//
 	// With an outbox, NewServer returns a server even while the broker cannot be reached. Shutdown and Close use their
-	// time to connect and empty the outbox; a durable one they empty only as long as the broker takes tasks.
+	// time to connect and empty the outbox. If it is durable, they stop as soon as the broker takes no tasks.
 	// [MemoryOutbox] ends with the process; package outbox/bolt keeps tasks in a file.
 	Outbox Outbox
 
 	// PublishTimeout bounds every publish, including the wait for a connection, for a broker that blocks publishers,
-	// and for the confirmation. 0: 30 s. Negative: an error.
+	// and for the confirmation. An outbox may take five seconds more to store the task. 0: 30 s. Negative: an error.
 	PublishTimeout time.Duration
 	// ShutdownTimeout is how long Close waits for running tasks and the outbox, in total. 0: 30 s. Negative: without
 	// limit, as gofort/dispatcher did.
@@ -122,7 +123,7 @@ type ServerConfig struct {
 	DebugMode bool
 }
 
-// String returns everything but the credentials in AMQPConnectionString, whatever the format.
+// String returns all fields, without the credentials in AMQPConnectionString.
 func (c ServerConfig) String() string {
 	type plain ServerConfig
 	p := plain(c)
@@ -132,7 +133,7 @@ func (c ServerConfig) String() string {
 	return fmt.Sprintf("%+v", p)
 }
 
-// GoString is String.
+// GoString returns what String returns, so that no format shows credentials.
 func (c ServerConfig) GoString() string { return c.String() }
 
 // Queue is a queue and the routing keys that lead to it. It will never get more fields, because programs write it
@@ -164,16 +165,16 @@ type WorkerConfig struct {
 	Retry *RetryPolicy
 	// Middleware wraps every function, outside the tasks' own; the first is outermost. No element may be nil.
 	Middleware []Middleware
-	// UnknownTaskMaxAge is how long a task that no worker of the queue knows is put off, counted from when it was first
-	// missed. Then it becomes a dead letter. In a rolling deployment a worker that knows it may still come. 0: 1 h.
-	// Negative: a dead letter at once.
+	// UnknownTaskMaxAge is how long a task is put off whose name this worker does not know, counted from the first
+	// time. Then it becomes a dead letter. It is put off because in a rolling deployment a worker that knows it may
+	// still come. 0: 1 h. Negative: a dead letter at once.
 	UnknownTaskMaxAge time.Duration
 }
 
 // Log receives the library's log messages. *logrus.Logger and *logrus.Entry implement it, and [SlogLogger] makes one of
 // a *slog.Logger.
 //
-// These get a message as a short text, and its queue, worker, task, uuid, attempt, err and so on as fields or
+// These three receive a message as a short text, and its queue, worker, task, uuid, attempt, err and so on as fields or
 // attributes. Any other Log gets one text with the attributes behind it: attempt failed queue=mail worker=mailer
 // task=send … err="no route". Only the stack of a panic has lines of its own.
 //

@@ -14,13 +14,14 @@ import (
 // answer "may I publish it again?" in this order: yes; no, it will be refused again until the cause is fixed; it may
 // run twice; no, it would run twice.
 var (
-	// ErrNotSent means that the task is certainly in no queue. Publishing again is safe, after a pause. It is of no use
-	// if the error also Is [ErrServerClosed].
+	// ErrNotSent means that the task is certainly in no queue. Publishing again is safe, after a pause. It is useless
+	// if the error also Is [ErrServerClosed]: use a new server.
 	ErrNotSent = broker.ErrNotSent
-	// ErrRejected means that the broker, or a check before it, refused the task. The same task will be refused again.
+	// ErrRejected means that the broker, or a check before it, refused the task. It will be refused again until the
+	// cause is fixed.
 	ErrRejected = broker.ErrRejected
-	// ErrUnconfirmed means that the task was sent, and no answer came in time, or one that proves nothing
-	// ([ErrNacked]). The task may run or not; publishing again may run it twice.
+	// ErrUnconfirmed means that the task was sent, and no answer came in time, or an answer that proves nothing
+	// ([ErrNacked]). The task may run or not. Publishing it again may run it twice.
 	ErrUnconfirmed = broker.ErrUnconfirmed
 	// ErrInOutbox means that the task is in ServerConfig.Outbox and will be sent as soon as possible. It is as safe as
 	// that outbox. Do not publish it again.
@@ -45,7 +46,7 @@ var (
 	// ErrDisconnected means that there is no connection now. From Publish it Is ErrNotSent. NewWorker returns it too.
 	ErrDisconnected = fault.ErrDisconnected
 	// ErrServerClosed means that the server was closed, or has given up its connection for good. In the second case the
-	// error that wraps it says since when and why. It Is ErrNotSent.
+	// text of the error says since when and why. It Is ErrNotSent.
 	ErrServerClosed = fault.ErrServerClosed
 	// ErrOutboxFull means that the task had to go to ServerConfig.Outbox, which has no room for it. It Is ErrNotSent.
 	ErrOutboxFull = fault.New("outbox is full", ErrNotSent)
@@ -72,7 +73,7 @@ var (
 )
 
 // Reasons why an attempt of a task ended, or was never made. context.Cause of the task's context returns ErrTimeout and
-// ErrShutdown. All appear in the log and in the error header of dead letters.
+// ErrShutdown. Their texts appear in the log and in DeadLetter.Error.
 var (
 	// ErrTimeout means that the task's timeout has passed. It Is context.DeadlineExceeded.
 	ErrTimeout = fault.ErrTimeout
@@ -106,9 +107,9 @@ var (
 // abandoned calls, which are counted separately, are dead letters already.
 var ErrTasksRunning = fault.ErrTasksRunning
 
-// ErrOutboxNotEmpty means that Shutdown ended while tasks were waiting in ServerConfig.Outbox, which is no
-// [DurableOutbox] or cannot count. The error that wraps it says how many. Those in a [MemoryOutbox] end with the
-// process; a server that is given the same outbox sends them.
+// ErrOutboxNotEmpty means that Shutdown ended while tasks were waiting in ServerConfig.Outbox. The text of the error
+// says how many. Another server with the same outbox sends them. Those in a [MemoryOutbox] are lost when the process
+// ends. For a [DurableOutbox], Shutdown returns this error only if the outbox cannot count them.
 var ErrOutboxNotEmpty = fault.ErrOutboxNotEmpty
 
 // ArgumentError describes the argument of a task that does not fit: its declared type is unknown, its value is not of

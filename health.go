@@ -40,7 +40,7 @@ type Health struct {
 
 // OK reports whether the connection stands, publishing is not blocked, the outbox does not fail, everything is
 // declared, and every started worker takes tasks, can settle them and can fetch suspects. It ignores Delays, Channels,
-// Unreadable and Unanswered: a new process would not change them.
+// Unreadable and Unanswered: restarting the program would not improve them.
 func (h Health) OK() bool {
 	for _, w := range h.Workers {
 		if w.Started && (!w.Consuming || w.Stuck > 0 || w.Suspects != "") {
@@ -117,7 +117,7 @@ func healthText(err error) string {
 
 // Health describes the server and returns at the latest when ctx ends, with unknown values marked as not known. It asks
 // the broker how full the workers' queues are, which also shows that the connection answers. Without a worker it asks
-// nothing; a silent broker then shows after about 20 s, when the connection is given up.
+// nothing. A silent broker is then noticed only after about 20 s, when the connection counts as lost.
 func (s *Server) Health(ctx context.Context) Health {
 	l, _ := s.sup.Now()
 	h := Health{State: State(l.State), Since: l.Since, LastError: l.Err, LastErrorAt: l.ErrAt}

@@ -4,11 +4,11 @@ import (
 	"time"
 )
 
-// Hooks are called when something has happened: for metrics, logs and tests. Every field may be nil, and costs nothing
-// then. New fields may be added at any time: write literals with names.
+// Hooks are called when something has happened: for metrics, logs and tests. Every field may be nil, and a nil field
+// costs nothing. New fields may be added at any time: write literals with names.
 //
-// Events carry no arguments, which may be secret. Put what hooks need into Task.Headers. Task.Headers of events are
-// those of the message, the library's x-dispatcher-… among them.
+// Events carry no arguments, which may be secret. Put what hooks need into Task.Headers. In events, Task.Headers
+// includes the library's own headers, x-dispatcher-…, and must not be changed.
 //
 // Finished is called before the verdict is carried out, Retried and DeadLettered after the broker has confirmed it. So
 // the next attempt may begin before Retried is called. A process that dies at the wrong moment has done something
@@ -16,7 +16,8 @@ import (
 //
 // Hooks run on the goroutine that does the work, many at once, so they must be quick and safe for concurrent use. A
 // task or a publish waits for its hook, and a hook that never returns holds a slot for ever. Hooks may publish, with
-// two exceptions: nothing connects while Disconnected runs, and a task that Published publishes calls Published again.
+// two exceptions: the server does not reconnect while Disconnected runs, and a task that Published publishes calls
+// Published again.
 //
 // A hook that panics is logged and harms nothing else. A hook that ends its goroutine (runtime.Goexit, FailNow of a
 // test) harms nothing else either, with two exceptions: in Started it fails the attempt, and in Published it ends the
@@ -38,10 +39,10 @@ type Hooks struct {
 type PublishEvent struct {
 	UUID, Name, RoutingKey string
 	Err                    error         // the outcome, as Publish returns it; nil = confirmed
-	Duration               time.Duration // from the call of Publish to the outcome; in a batch, to its end; in PublishAll, from taking the task to yielding it; also for tasks that leave the outbox
+	Duration               time.Duration // from the call of Publish to the outcome; in a batch, to its end; in PublishAll, from taking the task to yielding it; for an entry of the outbox, from its publish to leaving the outbox
 }
 
-// StartEvent describes an attempt that begins. Task.Headers are read only.
+// StartEvent describes an attempt that begins.
 type StartEvent struct{ Task TaskInfo }
 
 // FinishEvent describes an attempt that has ended.

@@ -50,7 +50,7 @@ func handlerOf(l Log) slog.Handler {
 }
 
 // drain calls stop and logs the begin and the end of a shutdown, with the number of running calls and the time it took.
-// again means that the shutdown is already under way or over. said is as in brief.
+// again means that the shutdown is already under way or over. said is as in logs.Brief.
 func drain(log *slog.Logger, again bool, running int, stop func() error, said ...string) error {
 	began := time.Now()
 	if !again {

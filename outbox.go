@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// Outbox stores tasks that cannot be sent until they can be: see ServerConfig.Outbox. [MemoryOutbox] lives in the
-// memory of the process. Other implementations may write to a file or a database.
+// Outbox stores tasks that cannot be sent now until they can be sent: see ServerConfig.Outbox. [MemoryOutbox] lives in
+// the memory of the process. Other implementations may write to a file or a database.
 //
 // An outbox keeps the entries of each routing key in the order of [Outbox.Add]. Beside them it keeps the dead entries,
 // which the broker has refused, for a person to look at. The server decides what becomes of an entry; the outbox does
@@ -14,9 +14,9 @@ import (
 //
 // Every method must be safe for concurrent use and must return soon after its ctx ends. A method that panics or ends
 // its goroutine counts as one that returned an error: its effect is unknown. An outbox belongs to one server at a time.
-// That server learns of entries that others put in only from an [OutboxNotifier]. When it is closed, another server, in
-// this process or the next one, may take the outbox and goes on with its entries. Package outboxtest checks these
-// rules.
+// Entries that were not added by that server reach it at once only if the outbox is an [OutboxNotifier]. When it is
+// closed, another server, in this process or the next one, may take the outbox and goes on with its entries. Package
+// outboxtest checks these rules.
 //
 // An entry is read-only once it has been handed over, in either direction. Body and Headers are not copied.
 type Outbox interface {
@@ -34,8 +34,8 @@ type Outbox interface {
 	Remove(ctx context.Context, e OutboxEntry) error
 
 	// Bury moves an entry to the dead ones and stores the Refused and RefusedAt of e with it. Otherwise it behaves like
-	// Remove. There must be room for it: dead entries count towards the outbox's bounds. An entry that is already dead
-	// stays as it is.
+	// Remove. It must not fail for want of room: the entry had a place, and dead entries count towards the outbox's
+	// bounds. An entry that is already dead stays as it is.
 	Bury(ctx context.Context, e OutboxEntry) error
 
 	// Keys returns the routing keys that have entries, in any order. Dead entries do not count. NewServer calls it
@@ -79,13 +79,13 @@ type OutboxEntry struct {
 	// ID is chosen by the outbox and means nothing to others. Together with RoutingKey it identifies the entry, also
 	// among the dead ones.
 	ID string
-	// Exchange is where the task was published and where it is sent. "" stands for the server's exchange: the program
-	// that stored the entry did not store its exchange yet.
+	// Exchange is where the task was published and where it is sent. "" stands for the server's exchange: an older
+	// version of this library stored the entry without it.
 	Exchange    string
 	RoutingKey  string
 	UUID        string // of the task; the same each time the entry is sent
 	Name        string // of the task
-	ContentType string // of Body; "" = application/json, from a program that did not store it yet
+	ContentType string // of Body; "" = application/json, stored by an older version
 	Body        []byte
 	// Headers hold string, bool, int64, float64, []byte, time.Time, nil, and []any and map[string]any of these. An
 	// outbox that writes them must return the same types.

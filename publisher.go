@@ -42,9 +42,9 @@ func (s *Server) PublishContext(ctx context.Context, task *Task) error {
 	return s.publisher.publish(ctx, []*Task{task}, true)[0]
 }
 
-// PublishBatch publishes tasks in their order and waits for all of them. It returns one error a task, in the same
-// order, or nil if all were published. Each error is as from [Server.PublishContext], and a bad task does not hold up
-// the others. It is much faster than one call a task, since the broker confirms many at once.
+// PublishBatch publishes tasks in their order and waits for all of them. It returns one error for each task, in the
+// same order, or nil if all were published. Each error is as from [Server.PublishContext], and a bad task does not hold
+// up the others. It is much faster than one call for each task, since the broker confirms many at once.
 // ServerConfig.PublishTimeout bounds the whole batch: for more than some thousands of tasks use [Server.PublishAll].
 func (s *Server) PublishBatch(ctx context.Context, tasks []*Task) []error {
 	errs := s.publisher.publish(ctx, tasks, true)
@@ -61,8 +61,8 @@ func (s *Server) PublishBatch(ctx context.Context, tasks []*Task) []error {
 // publishes twice. It is as fast as [Server.PublishBatch] (measured on RabbitMQ, bench/README.md). It needs constant
 // memory: at most 2,000 tasks, or 8 MiB of bodies, are taken from the sequence and not yet yielded.
 //
-// Each error is as from [Server.PublishContext]. ServerConfig.PublishTimeout, or a hundredth less, bounds each task,
-// from when it is taken from the sequence. While there is no connection, or the broker blocks publishers, known
+// Each error is as from [Server.PublishContext]. ServerConfig.PublishTimeout, or up to a hundredth less, bounds each
+// task, from when it is taken from the sequence. While there is no connection, or the broker blocks publishers, known
 // outcomes are yielded first and no other task is taken. With ServerConfig.Outbox tasks go to the outbox meanwhile. A
 // nil task is yielded with an error that Is [ErrRejected].
 //
@@ -75,7 +75,8 @@ func (s *Server) PublishBatch(ctx context.Context, tasks []*Task) []error {
 // PublishAll waits for their outcomes, at most for PublishTimeout or until ctx ends, and reports them only to Stats and
 // Hooks.Published. The same holds if the sequence or the body of the loop panics; the panic then goes on.
 //
-// PublishAll starts no goroutine and calls the sequence on the caller's, so results wait while the sequence does.
+// PublishAll starts no goroutine. It calls the sequence on the caller's goroutine, so while the sequence blocks, no
+// result is yielded.
 func (s *Server) PublishAll(ctx context.Context, tasks iter.Seq[*Task]) iter.Seq2[*Task, error] {
 	return func(yield func(*Task, error) bool) {
 		st := publish.NewStream(ctx, s.publisher.sender, publish.StreamConfig[*Task]{Prepare: s.publisher.prepare, Conclude: s.publisher.conclude})

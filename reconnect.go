@@ -18,7 +18,7 @@ type State string
 
 const (
 	StateConnected  State = "connected"
-	StateConnecting State = "connecting" // lost, and the server is reconnecting
+	StateConnecting State = "connecting" // lost, or not yet made; the server tries to connect
 	StateGivenUp    State = "given up"   // lost for good, because the retries are used up
 	StateClosed     State = "closed"     // closed by Close or Shutdown
 )

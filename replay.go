@@ -23,12 +23,12 @@ import (
 // An undeliverable letter goes to the queue or the routing key that it was meant for. If it was published to another
 // exchange than this server's, it stays and is an error.
 //
-// A letter is removed after its task is confirmed in its queue. So none is lost, whether ctx, the connection or the
-// process ends first.
+// A letter is removed after its task is confirmed in its queue. So none is lost, even if ctx, the connection or the
+// process ends in between.
 //
 // If the error Is [ErrUnconfirmed], some tasks may be both in their queue and among the dead letters. They would run
 // twice if they were replayed again; the uuid shows it. After any other error, the letters that were not counted are
-// still dead letters. It Is [ErrUnroutable] if their queue does not exist, [ErrRejected], [ErrNotSent], or an error
+// still dead letters. Such an error Is [ErrUnroutable] if the queue does not exist, [ErrRejected], [ErrNotSent], or one
 // that all methods return. One refused letter does not hold up the others.
 func (d *DeadLetters) Replay(ctx context.Context, filter DeadLetterFilter) (int, error) {
 	if filter.isZero() {

@@ -10,7 +10,8 @@ import (
 )
 
 // RetryPolicy decides whether and when a task whose attempt failed is tried again. It is set for a task, a worker or
-// the whole server; the nearest one counts, as a whole. Without any, a task has one attempt.
+// the whole server. The task's policy replaces the worker's, and the worker's replaces the server's; fields are not
+// merged. Without any policy, a task has one attempt.
 //
 // The pause after attempt n is InitialInterval × Multiplier^(n-1), at most MaxInterval, then changed at random by
 // Jitter. Attempts that ended with [RetryAfter] do not count in this n, since a task that waits for a rate limit has

@@ -41,19 +41,19 @@ type Server struct {
 //
 // It blocks until the first connection stands, with Exchange and InitQueues declared, or until
 // ServerConfig.ReconnectionRetries are used up: by default one try, 30 s at most. With ReconnectionRetriesForever and
-// no broker it blocks for ever; use [NewServerContext] to bound it. A wrong address or a refused declaration is an
-// error without retries. A queue whose node is down is retried like a connection.
+// no broker it blocks for ever; use [NewServerContext] to bound it. An address that does not parse, or a refused
+// declaration, is an error without retries. A queue whose node is down is retried like a connection.
 //
-// With ServerConfig.Outbox it tries once, at most 30 s. If the try fails for a reason that may pass, and a retry is
-// left, NewServer returns a server that goes on connecting as in any other outage: publishes go to the outbox, Health
-// reports [StateConnecting], and [Server.NewWorker] returns [ErrDisconnected]. The failed try counts as the first of
-// the outage. Hooks.Disconnected is called at once, and Hooks.Reconnected when the connection stands. A declaration
-// that the broker refuses then is in Health.Undeclared or retried; it is not an error here.
+// With ServerConfig.Outbox it tries once, at most 30 s. If the try fails for a reason that may be temporary, and a
+// retry is left, NewServer returns a server that goes on connecting as in any other outage: publishes go to the outbox,
+// Health reports [StateConnecting], and [Server.NewWorker] returns [ErrDisconnected]. The failed try counts as the
+// first of the outage. Hooks.Disconnected is called at once, and Hooks.Reconnected when the connection stands. A
+// declaration that the broker refuses then is in Health.Undeclared or retried; it is not an error here.
 //
 // The returned channel is closed once the connection is given up for good, after running tasks have ended or
-// ServerConfig.ShutdownTimeout has passed. That happens only with ReconnectionRetries set. The server is of no use
-// then, so a program should exit and let its supervisor start it again. Close and Shutdown do not close the channel. It
-// is nil if the error is not.
+// ServerConfig.ShutdownTimeout has passed. That happens only with ReconnectionRetries set. The server is useless then,
+// so a program should exit and be started again, for instance by systemd or Kubernetes. Close and Shutdown do not close
+// the channel. The channel is nil if NewServer returns an error.
 //
 // Errors of the configuration are [ErrExchangeRequired], [ErrDefaultRoutingKeyRequired], [ErrEmptyQueueName],
 // [ErrEmptyBindingKey] and others that name the field.
@@ -61,8 +61,9 @@ func NewServer(cfg *ServerConfig) (*Server, chan struct{}, error) {
 	return NewServerContext(context.Background(), cfg)
 }
 
-// NewServerContext is [NewServer] whose first connect ends with ctx. Afterwards the server does not use ctx. With
-// ServerConfig.Outbox, a deadline that passes while it connects is a reason that may pass; a canceled ctx is an error.
+// NewServerContext is [NewServer] with a first connect that ends with ctx. Afterwards the server does not use ctx. With
+// ServerConfig.Outbox, a deadline that passes during the first connect counts as a temporary failure. A canceled ctx is
+// an error.
 func NewServerContext(ctx context.Context, cfg *ServerConfig) (*Server, chan struct{}, error) {
 	if cfg == nil {
 		return nil, nil, errors.New("ServerConfig is nil")
@@ -188,7 +189,7 @@ func (s *Server) GetWorkerByName(name string) (*Worker, error) {
 }
 
 // Close ends the server as [Server.Shutdown] does, bounded by ServerConfig.ShutdownTimeout. Calling it twice is safe. A
-// task that closes its own server waits for itself until that bound.
+// task that calls Close waits for itself until that bound.
 func (s *Server) Close() {
 	ctx, cancel := s.shutdownContext()
 	defer cancel()
@@ -207,13 +208,12 @@ func (s *Server) shutdownContext() (context.Context, context.CancelFunc) {
 // running tasks end, and may still publish; their outcomes are settled; the tasks in the outbox are sent; publishes
 // under way are confirmed; the connection is closed.
 //
-// For the outbox, Shutdown also waits for a lost connection, unless it is a [DurableOutbox]. The outbox has the time
-// that ctx has left. It is given up earlier if the connection is given up, and, if ctx has no deadline, once no task
-// has left it for ServerConfig.PublishTimeout. If tasks are left in an outbox that is not durable, the error Is
-// [ErrOutboxNotEmpty].
+// For the outbox, Shutdown also waits for a lost connection, unless it is a [DurableOutbox]. The outbox may use the
+// time that ctx has left. Shutdown stops sending earlier if the connection is given up or, without a deadline, once no
+// task has left the outbox for ServerConfig.PublishTimeout. If tasks are left in an outbox that is not durable, the
+// error Is [ErrOutboxNotEmpty].
 //
-// If the broker is the embedded one, Shutdown counts and logs, once, the tasks that are left in it and that no other
-// server takes.
+// If the broker is the embedded one, Shutdown logs once how many tasks are left in it that no other server takes.
 //
 // When ctx ends first, the contexts of running tasks are cancelled with [ErrShutdown] as their cause, and they have one
 // more second. Functions that still run then are left behind, and the error Is [ErrTasksRunning]: see

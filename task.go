@@ -41,15 +41,15 @@ type Task struct {
 	// RabbitMQ adds to a message and a worker must still be able to read it.
 	Headers map[string]interface{} `json:"-"`
 	// Delay keeps the task back for that long, counted from the call of Publish. It is never early, slightly late
-	// (docs/guarantees.md says how late). 0: no delay. Negative, or more than 366 days: an error. On RabbitMQ the
-	// broker keeps the pause, accurate to 32 ms. Publish then returns nil when the broker has stored the task. If its
-	// routing key leads nowhere when it is due, the task is in DeadLetters(Undeliverable).
+	// (docs/rabbitmq.md says how late). 0: no delay. Negative, or more than 366 days: an error. The task waits in the
+	// broker, on RabbitMQ accurate to 32 ms. Publish returns nil when the broker has stored it. If its routing key
+	// leads nowhere when it is due, the task goes to DeadLetters(Undeliverable).
 	Delay time.Duration `json:"-"`
 	// NotBefore is Delay as a time, by this machine's clock. Zero or past: no delay. Setting both is an error.
 	NotBefore time.Time `json:"-"`
 	// ExpiresAt is the time, by the worker's clock, after which the task is not started any more. It then becomes a
-	// dead letter with the reason expired; earlier, if an attempt fails and the next one would begin too late. A replay
-	// forgets it. Zero: never. Past, or not after the delay: an error.
+	// dead letter with the reason expired. If an attempt fails and the next one would begin too late, it becomes one at
+	// once. A replay removes ExpiresAt. Zero: never. Past, or not after the delay: an error.
 	ExpiresAt time.Time `json:"-"`
 }
 
@@ -74,9 +74,9 @@ type TaskConfig struct {
 	// from several goroutines at once, as many as WorkerConfig.Limit.
 	//
 	// An integer fits any integer parameter that can hold the value. float32 fits float64, and float64 fits float32
-	// when nothing is lost. In json, an array must have as many elements as the array it fills, and an integer must be
-	// one that its float can hold. A parameter of type any gets the declared type. Numbers that json decodes into any
-	// are [json.Number], so that large integers stay exact.
+	// when nothing is lost. In json, a list that fills a Go array must have as many elements as the array, and an
+	// integer that fills a float must be one that the float can hold exactly. A parameter of type any receives a value
+	// of the declared type. Numbers that json decodes into any are [json.Number], so that large integers stay exact.
 	Function interface{}
 	// TaskUUIDAsFirstArg passes the task's uuid before its arguments; that parameter must be a string.
 	TaskUUIDAsFirstArg bool
@@ -106,9 +106,10 @@ func NewTask(name string, args ...any) *Task {
 //     as an argument of its own keeps its bytes, without white space around them; inside another value encoding/json
 //     changes white space and escapes.
 //
-// Args never panics. A chan, func, complex number, uintptr or unsafe.Pointer, a struct with fields none of which JSON
-// sees, or a slice, array, map or pointer of those, keeps the Type "", and Publish returns an *ArgumentError with its
-// position. The values are not copied deeply: don't change what they point to before Publish returns.
+// Args never panics. A chan, func, complex number, uintptr or unsafe.Pointer, a struct all of whose fields are
+// invisible to encoding/json, or a slice, array, map or pointer of those, keeps the Type "", and Publish returns an
+// *ArgumentError with its position. The values are not copied deeply: don't change what they point to before Publish
+// returns.
 func Args(values ...any) []TaskArgument {
 	if len(values) == 0 {
 		return nil

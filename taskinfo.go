@@ -12,15 +12,15 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
-// TaskInfo describes the task that a task function runs. All fields except Worker and Queue come from the message and
-// were written by the publisher of the task.
+// TaskInfo describes the task that a task function runs. Worker and Queue describe the worker. All other fields come
+// with the message and are as trustworthy as the programs that may write to the queue.
 type TaskInfo struct {
 	UUID        string
 	Name        string
 	Queue       string         // the worker's queue
 	RoutingKey  string         // the key it was published with
 	Worker      string         // name of the worker
-	Headers     map[string]any // the publisher's own; slices and maps inside are read only. nil = none. Integers are int64.
+	Headers     map[string]any // the publisher's own; in events also the library's, x-dispatcher-…. Slices and maps inside are read only. nil = none. Integers are int64.
 	Attempt     int            // number of this attempt, from 1
 	PublishedAt time.Time      // by the publisher's clock, whole seconds on RabbitMQ; zero if unknown
 	Redelivered bool           // the task was handed out before, to this worker or another, and may have run

@@ -14,14 +14,14 @@ import (
 // every failure in RetryAfter does not overrule a function that wants no other attempt.
 
 // Permanent marks an error that trying again cannot cure. The task becomes a dead letter at once, with
-// [ReasonPermanent], whatever its policy. If err is nil, Permanent returns nil. It counts before [Discard] and
-// [RetryAfter] in the same error, however they are wrapped. It is backoff's own mark, so backoff.Permanent of
-// cenkalti/backoff/v4 does the same.
+// [ReasonPermanent], whatever its policy. If err is nil, Permanent returns nil. It takes precedence over [Discard] and
+// [RetryAfter] in the same error, however they are wrapped. backoff.Permanent of cenkalti/backoff/v4 has the same
+// effect.
 func Permanent(err error) error { return backoff.Permanent(err) }
 
 // Discard marks an error after which nobody needs the task. The task is acknowledged, counted in Stats.Discarded and
-// logged, and not kept. If err is nil, Discard returns nil. It counts before [RetryAfter] in the same error, however
-// they are wrapped, and after [Permanent].
+// logged, and not kept. If err is nil, Discard returns nil. In the same error it takes precedence over [RetryAfter],
+// and [Permanent] over it, however they are wrapped.
 func Discard(err error) error {
 	if err == nil {
 		return nil
@@ -31,9 +31,9 @@ func Discard(err error) error {
 
 // RetryAfter asks for the next attempt after d instead of the policy's pause, for instance because of a Retry-After
 // header. A d below 0 counts as 0, and more than a year as a year. MaxAttempts and MaxAge of the policy still hold, and
-// the policy's later pauses do not become longer. Without a policy nothing bounds the attempts, and the function
-// decides by TaskInfo.Attempt. err may be nil: the attempt has failed all the same. A [Permanent] or [Discard] in err
-// counts first.
+// the policy's later pauses do not become longer. Without a policy nothing bounds the attempts, so the function should
+// stop by TaskInfo.Attempt. err may be nil: the attempt has failed nevertheless. A [Permanent] or [Discard] in err
+// takes precedence.
 func RetryAfter(d time.Duration, err error) error {
 	return &verdict.RetryAfterError{After: min(max(d, 0), broker.MaxDelay), Err: err}
 }

@@ -116,8 +116,9 @@ func (w *Worker) current() *engine.Shift {
 	return w.shift
 }
 
-// Start begins to take tasks. s must be the server that made the worker; it is an argument because gofort/dispatcher
-// has it. Start blocks until the broker has accepted the consumer, at most 30 s, also while a queue's node is down.
+// Start begins to take tasks. s must be the server that made the worker. It is an argument because it is one in
+// gofort/dispatcher. Start blocks until the broker has accepted the consumer, at most 30 s, also while a queue's node
+// is down.
 //
 // From then on the worker outlives lost connections: its queue is declared and consumed again in every new one. A queue
 // that cannot be declared then is shown in Health.Undeclared, and consumed nevertheless if the broker allows it. After
@@ -171,14 +172,15 @@ func (w *Worker) Close() {
 }
 
 // Shutdown takes no more tasks, gives back those that have not started, and waits for running ones until ctx ends. Then
-// it cancels their contexts with [ErrShutdown] as their cause and gives them one more second. Tasks that return an
-// error because of that are given back to the queue, not failed.
+// it cancels their contexts with [ErrShutdown] as their cause and gives them one more second. Tasks that then return an
+// error, any error, are given back to the queue and have not failed.
 //
 // Calls that still run then are left behind, and the error Is [ErrTasksRunning] and says how many. Their messages are
 // unsettled and the broker delivers them again, except those of calls that were abandoned before, which are dead
 // letters already.
 //
-// A task whose retry or dead letter the broker does not take is given back after half a minute, or when ctx ends.
+// If the broker does not take the retry or dead letter of a task, the task is given back after half a minute, or when
+// ctx ends.
 //
 // Shutdown returns at most about seven seconds after ctx ended, whatever the broker does. Each concurrent call has its
 // own bound. It does nothing if the worker does not run. The begin and the end are logged, and so is the error.

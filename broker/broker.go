@@ -1,15 +1,15 @@
 // Package broker is the seam between dispatcher and message brokers.
 //
 // A broker adapter implements [Broker], [Session], [Consumer] and [Settler] and passes the suite in broker/brokertest.
-// It imports this package and never the root. The root imports this package and knows no transport.
-// docs/adr/0002-broker-seam.md explains why the seam is cut here.
+// It imports this package and never the root. The root imports this package; it knows broker/rabbitmq only as the
+// default. docs/adr/0002-broker-seam.md explains why the seam is cut here.
 //
 // # Who does what
 //
-// A session is one live connection. It never reconnects: it dies with a reason ([Session.Err]), and the library's
-// supervisor opens the next one. Everything that a session handed out dies with it, so no delivery is ever settled on a
-// connection other than its own. With RabbitMQ a delivery tag is only a number of its channel, and acknowledging it
-// elsewhere would settle another message.
+// A session is one live connection. It never reconnects: it dies with a reason ([Session.Err]), and the supervisor
+// (internal/link) opens the next one. Everything that a session handed out dies with it, so no delivery is ever settled
+// on a connection other than its own. With RabbitMQ a delivery tag is only a number of its channel, and acknowledging
+// it elsewhere would settle another message.
 //
 // # Rules for every method
 //
@@ -18,8 +18,8 @@
 //     settling methods that take no ctx never wait for the peer longer than their documentation says.
 //   - After the session has died, it returns an error that Is [ErrSessionLost]. This includes Stop and Close of the
 //     session's consumers. Session.Close returns nil.
-//   - If the broker cannot do something, [Capabilities] says so and the method returns [errors.ErrUnsupported]. It is
-//     never ignored.
+//   - If the broker cannot do something, [Capabilities] says so and the method returns [errors.ErrUnsupported]. It
+//     never ignores a request silently.
 //   - It does not call user code, except the done function of [Session.Publish].
 package broker
 
@@ -60,8 +60,8 @@ type Session interface {
 	Declare(ctx context.Context, t Topology) error
 
 	// Publish writes msgs in order and returns when all are written or have failed. Messages to different exchanges may
-	// overtake each other. It blocks only for the window of unconfirmed messages, for a broker that blocks publishers,
-	// and for the write.
+	// overtake each other. It blocks only for the write, for a broker that blocks publishers, and while the session has
+	// as many unconfirmed messages as it may have (its window).
 	//
 	// done is called exactly once for every message, with its index in msgs, in any order: on a goroutine of the
 	// session or, before Publish returns, on the caller's. It must not block and must not call the session. Its err is
@@ -79,9 +79,9 @@ type Session interface {
 	// done is still called, at the latest when the session dies. But the message gives up its place in the window and
 	// its ID, Close does not wait for it, and Status counts it. The caller must report it as unconfirmed itself.
 	//
-	// Message.ID is unique among the messages to an exchange and key that a caller waits for. A second publish of an ID
-	// waits, within ctx, for the outcome of the first and then gets its own. An empty ID is refused with ErrRejected.
-	// Bodies and headers are not copied: the caller must not change them after the call.
+	// Message.ID identifies a message among those to one exchange and key that callers wait for. A second publish of
+	// the same ID waits, within ctx, for the outcome of the first, and then has its own. An empty ID is refused with
+	// ErrRejected. Bodies and headers are not copied: the caller must not change them after the call.
 	Publish(ctx context.Context, msgs []Message, done func(i int, err error))
 
 	// Consume starts a consumer of an existing queue. If there is none, the error is [ErrQueueGone].
@@ -184,9 +184,8 @@ type Capabilities struct {
 	// order they are released. Without it they come again in the order of their release. It does not apply to
 	// [Undeliverable].
 	KeepsPlace bool
-	// ExactLosses: Delivery.Losses counts every loss, and only of received deliveries. Without it the count is at most
-	// the number of losses, and deliveries that were prefetched and never received may be charged as well, since the
-	// broker cannot know.
+	// ExactLosses: Delivery.Losses counts every loss, and only of received deliveries. Without it the count may be too
+	// low, and may include deliveries that were prefetched and never received, since the broker cannot know.
 	ExactLosses bool
 }
 

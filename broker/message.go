@@ -14,7 +14,7 @@ type Message struct {
 	Exchange   string // where it is published; "" = the default exchange, which routes by queue name
 	RoutingKey string // at most 255 bytes, like every name here (an AMQP short string has one byte of length)
 
-	ID              string // identity of the message; unique among those in flight of one session
+	ID              string // identity of the message; Session.Publish says among which it is unique
 	Type            string // the task's name
 	ContentType     string
 	ContentEncoding string
@@ -24,9 +24,9 @@ type Message struct {
 	Priority        uint8     // 0 = none
 	Timestamp       time.Time // zero = none; brokers keep whole seconds
 
-	// Headers must not be changed once published or received: deliveries of the same message may share it. It carries
-	// string, bool, int64, finite float64, []byte, time.Time, nil, and []any and map[string]any of these. A received
-	// message may hold other types, as the broker's client made them. A time has whole seconds and is in UTC.
+	// Headers must not be changed once published or received: deliveries of the same message may share the map. It
+	// holds string, bool, int64, finite float64, []byte, time.Time, nil, and []any and map[string]any of these. A
+	// received message may hold other types, as the broker's client made them. A time has whole seconds and is in UTC.
 	Headers map[string]any
 
 	Body []byte
@@ -156,7 +156,7 @@ type Settler interface {
 // The suffixes of the queues that belong to a queue.
 const (
 	DeadSuffix     = ".dead"     // its dead letters
-	SuspectsSuffix = ".suspects" // messages whose consumer was lost more than once; Delivery.Redelivered must not say so of others there
+	SuspectsSuffix = ".suspects" // messages whose consumer was lost more than once; in it, Delivery.Redelivered must be false unless a message was handed out
 )
 
 // Owner returns the queue that a queue belongs to: <queue> for <queue>.suspects, and any other queue itself.

@@ -28,8 +28,8 @@ type Result struct {
 
 // RunUntilIdle waits until the started workers have nothing left to do: no task is queued for them, running, or
 // delayed. Then only dead letters and tasks that nobody takes are left. It waits for follow-up tasks and retries as
-// well. It starts no worker and leaves no goroutine. It does not know of tasks in an outbox, nor of goroutines that are
-// about to publish.
+// well. It starts no worker and leaves no goroutine. It does not know about tasks in an outbox, nor about goroutines
+// that are about to publish.
 //
 // If ctx ends first, the error Is ctx's and lists what is left to do, and Result holds what happened so far. Give ctx a
 // deadline: a task that never returns or is retried for ever keeps the Kit busy, also inside testing/synctest, where a

@@ -41,8 +41,8 @@ func New() *Kit {
 
 // Config returns a copy of cfg that uses the Kit, for a program that makes its server itself. It sets Broker to the
 // Kit's, empties the five fields of RabbitMQ (AMQPConnectionString, TLSConfig, SecureConnection, ConnectionName,
-// QueueType), and calls the Kit's hooks before those of cfg. Everything else stays. Add hooks to cfg before: a Kit
-// whose hooks were replaced sees no attempts.
+// QueueType), and calls the Kit's hooks before those of cfg. Everything else stays. Add your hooks to cfg before
+// calling Config. If you replace the hooks of the result, the Kit sees no attempts.
 //
 // A nil cfg stands for an exchange, a default routing key and a queue, all named "test".
 func (k *Kit) Config(cfg *dispatcher.ServerConfig) *dispatcher.ServerConfig {

@@ -15,8 +15,8 @@
 // came before. A delayed message may be late but never early. If a test is too slow to act before a message is due, it
 // tries again with more time.
 //
-// The tests of a server share one queue, [broker.Undeliverable]. They take only their own messages from it and give
-// back the rest.
+// All tests that run on one broker share one queue, [broker.Undeliverable]. They take only their own messages from it
+// and give back the rest.
 package brokertest
 
 import (

@@ -1,5 +1,5 @@
 // Package memory is the embedded broker: queues in the memory of this process, for tests, quickstarts and programs that
-// need no broker of their own.
+// need no separate broker.
 //
 // It implements the whole contract of package broker and has all [broker.Capabilities]. Its own rules are:
 //

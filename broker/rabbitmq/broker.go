@@ -3,21 +3,22 @@
 // It keeps the contract of package broker and passes the suite in broker/brokertest. Specific to RabbitMQ:
 //
 //   - A session is two connections. When RabbitMQ runs out of memory or disk, it stops reading a connection that
-//     publishes, and acks on it would be held up too. When either connection dies, the session dies. While the broker
-//     blocks publishers, nothing is published and consuming goes on.
+//     publishes, and acks on that connection would be held up too. So one publishes and the other consumes. When either
+//     connection dies, the session dies. While the broker blocks publishers, nothing is published and consuming goes
+//     on.
 //   - Messages are published on up to four channels, with publisher confirms and the mandatory flag: for the default
 //     exchange, for delayed messages, for exchanges that have taken a message in this session, and for other exchanges.
 //     At most 1,000 messages that a caller waits for are unconfirmed at a time. Of these places, 64 are kept for Retry,
 //     Suspect and DeadLetter, so that busy publishers do not hold up settling.
-//   - At most 150 messages of one exchange and routing key are unanswered, more when answers come. Of copies that
-//     settle deliveries, at most 16 for one queue are unanswered. So a queue that does not answer does not fill the
-//     window. Further messages to it wait, and are [broker.ErrNotSent] when their ctx ends. Without this bound,
-//     RabbitMQ would stop reading the connection.
+//   - At most 150 messages of one exchange and routing key are unanswered, more when answers come. Of the copies that
+//     Retry, Suspect and DeadLetter publish, at most 16 for one queue are unanswered. So a queue that does not answer
+//     does not take all places. Further messages to it wait, and are [broker.ErrNotSent] when their ctx ends. Without
+//     this bound, RabbitMQ would stop reading the connection.
 //   - RabbitMQ closes the channel to refuse a message that is too large, or to an exchange that does not exist or that
 //     the user may not write to. That message is [broker.ErrRejected]. RabbitMQ ignores the messages behind it, so they
 //     are written again on the next channel. Earlier ones that had no answer are [broker.ErrUnconfirmed]. If an
-//     exchange is deleted while messages to it are in flight, they and those between them are ErrUnconfirmed. The size
-//     limit is remembered for the session.
+//     exchange is deleted while messages to it are in flight, these and the messages between them are ErrUnconfirmed.
+//     The size limit is remembered for the session.
 //   - After a nack, or when answers are due and none came for 500 ms, the next message goes through a new channel, at
 //     most every 500 ms. The old one is closed when all its messages are answered.
 //   - Retry, Suspect and DeadLetter publish a copy through the default exchange and then ack.
@@ -27,9 +28,9 @@
 //     it does not exist yet. So does a delayed message that finds a part of it deleted. Delays need a server that
 //     identifies itself as RabbitMQ, 3.10 or later; others have no Capabilities.Delay. Delays are accurate to 32 ms,
 //     and the delay of a Retry may be an eighth longer.
-//   - So a delayed message finds queues and bindings that were declared with this package. It finds others, and
-//     ephemeral and dead letter queues, only as a Retry, which binds its queue; if that queue is deleted, this is
-//     noticed when the message is due. With a fanout exchange, sessions that have declared the exchange may use any
+//   - So a delayed publish reaches only queues and bindings that were declared with this package, and no ephemeral or
+//     dead letter queues. A Retry reaches every queue, because it binds the queue first. If that queue is deleted, this
+//     is noticed when the message is due. With a fanout exchange, sessions that have declared the exchange may use any
 //     key; other sessions must use a key that a queue was bound with.
 //   - The client ends the connection over headers that it cannot read. So they are replaced before it reads them, and
 //     Message.Unreadable is set. Publishing such headers is [broker.ErrHeadersTooLarge].
@@ -38,8 +39,8 @@
 //     counts against that limit before RabbitMQ 4.3. Closing a consumer may lose some of the last acks, and those
 //     messages come again.
 //   - An ephemeral queue takes messages from all sessions. All other operations of other sessions on it are ErrLocked.
-//   - SetPrefetch adds or replaces subscriptions, since basic.qos does not affect a live one. So the broker's tools may
-//     show several consumers for one, with tags that end in #2, #3, …
+//   - SetPrefetch adds or replaces subscriptions, since basic.qos does not affect a live one. So for one consumer the
+//     broker's tools may show several, with tags that end in #2, #3, …
 package rabbitmq
 
 import (

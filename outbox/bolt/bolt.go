@@ -23,7 +23,7 @@
 // (commit.go). A lone call does not wait for others.
 //
 // bbolt has checksums for its header pages only. Here every entry has one as well, which includes its key. [Open] reads
-// the whole file and compares it with "state" (check.go), since nobody would notice a lost task.
+// the whole file and compares it with "state" (check.go). Otherwise nobody would notice a lost task.
 //
 // The file does not shrink. The space of removed entries is used again.
 package bolt
@@ -240,8 +240,8 @@ func (o *Outbox) named(err error) error {
 }
 
 // Add implements [dispatcher.Outbox]. Nil means that e is on the disk. The error Is [dispatcher.ErrOutboxFull] if e
-// does not fit into the bounds. It Is [dispatcher.ErrNotSent] if the disk is full or does not take e, unless that is
-// not certain.
+// does not fit into the bounds. It Is [dispatcher.ErrNotSent] if e is certainly not stored, for instance because the
+// disk is full.
 func (o *Outbox) Add(ctx context.Context, e dispatcher.OutboxEntry) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%w: %w", dispatcher.ErrNotSent, err)
@@ -319,8 +319,8 @@ func (o *Outbox) RetryDead(ctx context.Context, e dispatcher.OutboxEntry) (bool,
 	return found, err
 }
 
-// RemoveDead deletes a dead entry, identified by its RoutingKey and ID. It returns false if there is no such entry. No
-// method takes all of them at once: if the process died after it, they would be lost.
+// RemoveDead deletes a dead entry, identified by its RoutingKey and ID. It returns false if there is no such entry.
+// There is no TakeDead as in a MemoryOutbox: if the process died after it, the entries would be lost.
 func (o *Outbox) RemoveDead(ctx context.Context, e dispatcher.OutboxEntry) (bool, error) {
 	return o.move(ctx, e, func(t *table, k []byte) (bool, error) { return t.remove(t.dead, k) })
 }
