@@ -12,15 +12,16 @@ help: ## Show this list
 demo: ## Run a real job on the embedded broker: SHA-256 of every file of this project
 	@go run ./examples/checksums
 
-# internal/systemtest takes longest, so it starts first. In the other modules go warns that the pattern matches nothing.
+# internal/systemtest takes longest, so it starts first. In the other modules, go warns that this pattern matches
+# nothing.
 test: toolchain check fuzz ## Install what is missing, start RabbitMQ, then run every check and every test of every module
 	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && DISPATCHER_TEST_NODES=1 scripts/brokers.sh run "$$dir" -- \
 		scripts/modules.sh env CGO_ENABLED=1 go test -race -count=1 -timeout 15m ./.../systemtest ./...
 
-cluster: toolchain ## Break a cluster of three nodes under load in every way, and print what became of the tasks (twenty minutes)
+cluster: toolchain ## Break a cluster of three nodes under load in every way, and print the outcome of the tasks (twenty minutes)
 	@DISPATCHER_TEST_NODES=1 CGO_ENABLED=1 go test -race -count=1 -timeout 30m -v -run '^TestCluster' ./internal/systemtest -cluster.full
 
-check: ## gofmt, go vet and staticcheck
+check: ## Run gofmt, go vet and staticcheck
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
 	@scripts/modules.sh go vet ./...
 	@scripts/modules.sh go run $(STATICCHECK) ./...
@@ -29,20 +30,20 @@ check: ## gofmt, go vet and staticcheck
 fuzz: ## Run each fuzz target for FUZZTIME (10s)
 	@scripts/modules.sh "$(CURDIR)/scripts/fuzz.sh" $(FUZZTIME)
 
-bench: ## Measure: decode + dispatch, and a task's whole way through the embedded broker
+bench: ## Measure decoding and dispatch, and the whole way of a task through the embedded broker
 	@go test -run '^$$' -bench . -benchmem ./...
 
-test-rabbitmq4: toolchain ## Every test that needs RabbitMQ, on 4.0 and then on 4.3 (as root; unpacks Debian's packages once, 250 MB each)
+test-rabbitmq4: toolchain ## Run every test that needs RabbitMQ, on 4.0 and then on 4.3 (as root; unpacks Debian's packages once, 250 MB each)
 	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && for version in 4.0 4.3; do \
 		echo "RabbitMQ $$version:"; \
 		DISPATCHER_AMQP_CON= DISPATCHER_RABBITMQ=$$version DISPATCHER_TEST_NODES=1 scripts/brokers.sh run "$$dir/$$version" -- \
 			env CGO_ENABLED=1 go test -race -count=1 -timeout 30m . ./internal/systemtest ./broker/rabbitmq || exit; \
 	done
 
-chaos: ## What takes too long for make test: a storm of 10,000 tasks, 10,000,000 tasks and 1,000 reconnects beside one task, 10,000,000 through PublishAll (forty minutes)
+chaos: ## Run the tests that take too long for make test: a storm of 10,000 tasks, 10,000,000 tasks and 1,000 reconnects beside one task, 10,000,000 through PublishAll (forty minutes)
 	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && scripts/brokers.sh run "$$dir" -- \
 		go test -count=1 -timeout 90m -v -run '^(TestARetryStormLeavesNothingBehind|TestTheHeap.*)$$' ./internal/systemtest \
 			-storm.tasks 10000 -heap.tasks 10000000 -heap.reconnects 1000 -heap.published 10000000
 
-toolchain: # the C compiler that the race detector needs
+toolchain: # installs the C compiler that the race detector needs
 	@scripts/toolchain.sh

@@ -14,7 +14,7 @@ func TestVerdictsUseTheRootsWords(t *testing.T) {
 		ReasonUnknownTask: verdict.ReasonUnknownTask, ReasonCrashLoop: verdict.ReasonCrashLoop,
 	} {
 		if got != want {
-			t.Errorf("%q, and the root has %q", got, want)
+			t.Errorf("package verdict has %q, and the root has %q", got, want)
 		}
 	}
 }

@@ -11,11 +11,11 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// The acceptance of the library, one promise a test, through the public API only. Every test runs on the embedded broker,
-// and on RabbitMQ when DISPATCHER_AMQP_CON is set. Package internal/systemtest tests each
+// These are the acceptance tests of the library. Each tests one promise, through the public API only. Every test runs
+// on the embedded broker, and on RabbitMQ when DISPATCHER_AMQP_CON is set. Package internal/systemtest tests each
 // promise in depth.
 
-// A sender and a worker are two servers, as they are two programs in production.
+// The sender and the worker are two servers, as they are two programs in production.
 func TestDispatcher_ATaskRunsInAnotherProgramWithItsTypedArguments(t *testing.T) {
 	t.Parallel()
 	type order struct {
@@ -119,7 +119,7 @@ func TestDispatcher_AtMostLimitTasksRunAtOnce(t *testing.T) {
 				closeFull()
 			}
 			mu.Unlock()
-			<-full // so that as many run at once as may
+			<-full // waits until as many run at once as may
 			mu.Lock()
 			now--
 			mu.Unlock()
@@ -137,7 +137,7 @@ func TestDispatcher_AtMostLimitTasksRunAtOnce(t *testing.T) {
 	})
 }
 
-// Every task that was confirmed runs, however often the links are lost; some may run twice.
+// Every confirmed task runs, however often the links are lost. Some tasks may run twice.
 func TestDispatcher_NothingIsLostWhenLinksAreCut(t *testing.T) {
 	t.Parallel()
 	const count = 200
@@ -160,7 +160,7 @@ func TestDispatcher_NothingIsLostWhenLinksAreCut(t *testing.T) {
 	})
 }
 
-// Close waits for the tasks that run. What has not started goes to another worker.
+// Close waits for running tasks. Tasks that have not started go to another worker.
 func TestDispatcher_CloseDrains(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
@@ -176,7 +176,7 @@ func TestDispatcher_CloseDrains(t *testing.T) {
 		eventually(v.t, "the worker takes nothing more", func() bool { return !first.Health(v.t.Context()).Workers[0].Consuming })
 		select {
 		case <-closed:
-			v.t.Error("Close has not waited for the running task")
+			v.t.Error("Close did not wait for the running task")
 		default:
 		}
 		close(gate)
@@ -194,7 +194,7 @@ func TestDispatcher_CloseDrains(t *testing.T) {
 	})
 }
 
-// A failed task is tried again as its policy says, is kept with its reason, and can be run again.
+// A failed task is tried again as its policy says. Then it is kept with its reason, and can be run again.
 func TestDispatcher_RetriesAndDeadLetters(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {

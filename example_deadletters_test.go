@@ -9,7 +9,7 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// newExampleWithDeadLetters makes a server whose tasks of the given addresses have failed. fixed mends the function.
+// newExampleWithDeadLetters makes a server whose tasks for the given addresses have failed. fixed repairs the function.
 func newExampleWithDeadLetters(addresses ...string) (server *dispatcher.Server, fixed func()) {
 	server = newExample()
 	broken := make(chan struct{})
@@ -31,7 +31,7 @@ func newExampleWithDeadLetters(addresses ...string) (server *dispatcher.Server, 
 	return server, func() { close(broken) }
 }
 
-// waitForDeadLetters waits until a queue has so many.
+// waitForDeadLetters waits until a queue has n dead letters.
 func waitForDeadLetters(server *dispatcher.Server, queue string, n int) {
 	for {
 		count, err := server.DeadLetters(queue).Count(context.Background())
@@ -45,7 +45,7 @@ func waitForDeadLetters(server *dispatcher.Server, queue string, n int) {
 	}
 }
 
-// What has failed, and why.
+// List shows which tasks failed, and why.
 func ExampleDeadLetters_List() {
 	server, _ := newExampleWithDeadLetters("ann@example.org", "bob@example.org")
 	defer server.Close()
@@ -67,7 +67,7 @@ func ExampleDeadLetters_List() {
 	// send "bob@example.org": failed after 1 attempt: no route to host
 }
 
-// Once the cause is mended, the tasks run again, under the same uuids.
+// Once the cause is fixed, Replay runs the tasks again under the same uuids.
 func ExampleDeadLetters_Replay() {
 	server, fixed := newExampleWithDeadLetters("ann@example.org", "bob@example.org")
 	fixed()
@@ -87,7 +87,7 @@ func ExampleDeadLetters_Replay() {
 	// sent to bob@example.org
 }
 
-// Those that are of no use any more.
+// Delete and Purge remove dead letters that are no longer needed.
 func ExampleDeadLetters_Delete() {
 	server, _ := newExampleWithDeadLetters("ann@example.org", "bob@example.org")
 	defer server.Close()
@@ -100,7 +100,8 @@ func ExampleDeadLetters_Delete() {
 	// 2 <nil>
 }
 
-// A delayed task is routed when it is due. If no queue takes it then, it is kept, and can be replayed when there is one.
+// A delayed task is routed when it is due. If no queue takes it then, it is kept, and can be replayed once there is a
+// queue.
 func ExampleServer_DeadLetters_undeliverable() {
 	server := newExample()
 	defer server.Close()

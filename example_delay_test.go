@@ -8,7 +8,7 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// A task for later. The broker keeps it, not this program; nothing waits behind it.
+// A task can be published for later. The broker keeps it, not this program. No other task waits behind it.
 func ExampleTask_delay() {
 	server := newExample()
 	defer server.Close()
@@ -29,7 +29,7 @@ func ExampleTask_delay() {
 	// never early: true
 }
 
-// The same as a time, by this machine's clock.
+// NotBefore delays a task until a time by this machine's clock.
 func ExampleTask_notBefore() {
 	server := newExample()
 	defer server.Close()
@@ -42,13 +42,13 @@ func ExampleTask_notBefore() {
 	fmt.Println("early:", (<-ran).Before(task.NotBefore))
 
 	task.NotBefore = time.Now().AddDate(2, 0, 0)
-	fmt.Println("refused:", errors.Is(server.Publish(task), dispatcher.ErrRejected)) // a year is the most
+	fmt.Println("refused:", errors.Is(server.Publish(task), dispatcher.ErrRejected)) // the limit is a year
 	// Output:
 	// early: false
 	// refused: true
 }
 
-// A task that is of no use after an hour: it does not start later than that, and is not tried again later than that.
+// A task is of no use after an hour. It does not start later than that, and is not tried again later than that.
 func ExampleTask_expiresAt() {
 	dead := make(chan dispatcher.DeadLetterEvent)
 	server := newExampleWithHooks(dispatcher.Hooks{DeadLettered: func(e dispatcher.DeadLetterEvent) { dead <- e }})

@@ -37,7 +37,8 @@ func ExampleRetryPolicy() {
 	// attempt 3 sends to ann@example.org
 }
 
-// The sender decides how often a task is tried: its wish travels in a header, the worker has no RetryPolicy, and a middleware is the policy.
+// The sender decides how often a task is tried. Its wish travels in a header. The worker has no RetryPolicy, and a
+// middleware applies the wish.
 func ExampleRetryAfter_senderDecides() {
 	dead := make(chan string, 1)
 	server := newExampleWithHooks(dispatcher.Hooks{DeadLettered: func(e dispatcher.DeadLetterEvent) { dead <- e.Reason }})
@@ -77,7 +78,7 @@ func ExampleRetryAfter_senderDecides() {
 	// dead letter: failed
 }
 
-// What trying again cannot cure is a dead letter at once, whatever the policy says.
+// An error that another attempt cannot cure makes the task a dead letter at once, whatever the policy says.
 func ExamplePermanent() {
 	dead := make(chan dispatcher.DeadLetterEvent)
 	server := newExampleWithHooks(dispatcher.Hooks{DeadLettered: func(e dispatcher.DeadLetterEvent) { dead <- e }})
@@ -93,7 +94,7 @@ func ExamplePermanent() {
 	// Output: permanent at attempt 1: no such mailbox: nobody@example.org
 }
 
-// A task that is of no use any more is neither tried again nor kept.
+// A task that is no longer of use is neither tried again nor kept.
 func ExampleDiscard() {
 	ended := make(chan dispatcher.FinishEvent)
 	server := newExampleWithHooks(dispatcher.Hooks{Finished: func(e dispatcher.FinishEvent) { ended <- e }})
@@ -105,21 +106,21 @@ func ExampleDiscard() {
 	publish(server, dispatcher.NewTask("send", "ann@example.org"))
 	e := <-ended
 	fmt.Printf("%s: %v\n", e.Verdict, e.Err)
-	server.Close() // the verdict has been carried out
+	server.Close() // returns when the verdict has been carried out
 	fmt.Println("discarded:", server.Stats().Discarded, "dead letters:", server.Stats().DeadLettered)
 	// Output:
 	// discard: has unsubscribed
 	// discarded: 1 dead letters: 0
 }
 
-// The other side says when it wants to be asked again. That needs no policy; with one, its MaxAttempts still holds.
+// The other side says when to ask again. RetryAfter needs no policy. With a policy, MaxAttempts still applies.
 func ExampleRetryAfter() {
 	server := newExample()
 	defer server.Close()
-	var asked time.Time // never by two attempts at once
+	var asked time.Time // never used by two attempts at once
 	done := make(chan struct{})
 	run(server, map[string]dispatcher.TaskConfig{"send": {Function: func(ctx context.Context) error {
-		const pause = 20 * time.Millisecond // of a Retry-After header, say
+		const pause = 20 * time.Millisecond // from a Retry-After header, for example
 		if task, _ := dispatcher.TaskFromContext(ctx); task.Attempt == 1 {
 			asked = time.Now()
 			return dispatcher.RetryAfter(pause, errors.New("too many requests"))

@@ -8,7 +8,7 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// Metrics and a log, each with the hooks it needs; both are called, in this order.
+// Metrics and a log each set the hooks that they need. Tee calls both, in this order.
 func ExampleTee() {
 	metrics := dispatcher.Hooks{
 		Started:  func(e dispatcher.StartEvent) { fmt.Printf("attempts_total{task=%q} +1\n", e.Task.Name) },
@@ -35,7 +35,7 @@ func ExampleTee() {
 	// send of tenant blue: dead_letter, no route to host
 }
 
-// A function around the task function: it sees the context and the error of every attempt.
+// A middleware is a function around the task function. It sees the context and the error of every attempt.
 func ExampleMiddleware() {
 	traced := func(next dispatcher.TaskFunc) dispatcher.TaskFunc {
 		return func(ctx context.Context) error {

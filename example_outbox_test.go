@@ -24,7 +24,7 @@ func (b *farAway) Open(ctx context.Context) (broker.Session, error) {
 	return b.Broker.Open(ctx)
 }
 
-// With an outbox a program goes on publishing while its broker is out of reach.
+// With an outbox, a program can publish while its broker is out of reach.
 func ExampleServerConfig_outbox() {
 	link := &farAway{Broker: memory.New()}
 	server, _, err := dispatcher.NewServer(&dispatcher.ServerConfig{

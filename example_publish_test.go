@@ -13,7 +13,7 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// The error of a publish says whether it may be tried again.
+// The error of Publish says whether the program may try again.
 func ExampleServer_Publish() {
 	server := newExample()
 	defer server.Close()
@@ -34,7 +34,7 @@ func ExampleServer_Publish() {
 	// Output: no queue takes this key: start a worker, or set InitQueues
 }
 
-// Many tasks at once: one outcome for each.
+// PublishBatch publishes many tasks at once and returns one outcome for each.
 func ExampleServer_PublishBatch() {
 	server := newExample()
 	defer server.Close()
@@ -57,7 +57,7 @@ func ExampleServer_PublishBatch() {
 	// 2 <nil>
 }
 
-// Very many tasks: the sequence makes each when it is needed, and each has its outcome.
+// PublishAll publishes very many tasks. The sequence makes each task when it is needed, and each task has its outcome.
 func ExampleServer_PublishAll() {
 	server := newExample()
 	defer server.Close()
@@ -85,8 +85,8 @@ func ExampleServer_PublishAll() {
 			case errors.Is(err, dispatcher.ErrRejected):
 				fmt.Println(task.UUID, err) // the task is wrong: note it for a person
 			case errors.Is(err, dispatcher.ErrServerClosed):
-				return // so is the rest; likewise when a ctx of your own has ended
-			default: // ErrNotSent or ErrUnconfirmed: under the same uuid
+				return // the rest is not sent either; the same holds when your own ctx has ended
+			default: // ErrNotSent or ErrUnconfirmed: try again under the same uuid
 				again = append(again, task)
 			}
 		}

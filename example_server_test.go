@@ -9,7 +9,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/memory"
 )
 
-// A queue that exists before the first worker runs.
+// InitQueues declares queues before the first worker runs.
 func ExampleServerConfig_initQueues() {
 	server, _, err := dispatcher.NewServer(&dispatcher.ServerConfig{
 		Broker: memory.New(), Exchange: "app", DefaultRoutingKey: "mail", Logger: quiet,
@@ -23,7 +23,7 @@ func ExampleServerConfig_initQueues() {
 	// Output: <nil>
 }
 
-// What an operator wants to know.
+// Health reports the state of the server to an operator.
 func ExampleServer_Health() {
 	server := newExample()
 	defer server.Close()
@@ -39,7 +39,8 @@ func ExampleServer_Health() {
 	// mailer takes tasks: true waiting: 0 dead: 0
 }
 
-// The end of a program: tasks have five seconds to finish, then their contexts are cancelled and they are given back.
+// At the end of a program, tasks have five seconds to finish. Then their contexts are cancelled, and the tasks are
+// given back.
 func ExampleServer_Shutdown() {
 	server := newExample()
 	started := make(chan struct{})
@@ -60,7 +61,7 @@ func ExampleServer_Shutdown() {
 	// <nil>
 }
 
-// A program on the embedded broker finishes its work before it ends, retries and delayed tasks included.
+// A program on the embedded broker finishes its work before it ends, including retries and delayed tasks.
 func ExampleServer_Shutdown_embeddedBroker() {
 	embedded := memory.New()
 	server, _, err := dispatcher.NewServer(&dispatcher.ServerConfig{

@@ -8,7 +8,8 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// A function may take a context first: it ends with the task's timeout, and knows the task.
+// A task function may take a context as its first parameter. The context ends with the task's timeout, and carries the
+// task.
 func ExampleTaskFromContext() {
 	server := newExample()
 	defer server.Close()
@@ -30,7 +31,7 @@ func ExampleTaskFromContext() {
 	// Output: send blue ann@example.org true
 }
 
-// Arguments get their types from the values; a worker of any program that speaks the format can read them.
+// Args takes the type of each argument from its value. A worker of any program that knows the format can read them.
 func ExampleArgs() {
 	type order struct{ ID int64 }
 	for _, a := range dispatcher.Args("ann", 7, 2.5, []string{"a", "b"}, order{9}) {
@@ -44,7 +45,7 @@ func ExampleArgs() {
 	// json {9}
 }
 
-// A message that some other program has read, decoded as a worker would.
+// DecodeTask decodes a message that some other program has read, as a worker would.
 func ExampleDecodeTask() {
 	task, err := dispatcher.DecodeTask([]byte(`{"uuid":"u-1","name":"send","args":[{"type":"string","value":"ann"},{"type":"int","value":2}]}`))
 	if err != nil {
@@ -62,7 +63,7 @@ func ExampleDecodeTask() {
 	// want 1 argument, got 2
 }
 
-// A task of many workers: each runs on its own, found by its name.
+// A server may have many workers. Each of them can be found by its name and runs on its own.
 func ExampleServer_GetWorkerByName() {
 	server := newExample()
 	defer server.Close()

@@ -21,7 +21,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience bounds every wait for something that must happen. It is no measure of speed.
+// patience bounds every wait for something that must happen. It does not measure speed.
 const patience = 30 * time.Second
 
 // tasks shortens the tables of the tests.
@@ -60,16 +60,16 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// venue is a place of a test's own on some broker. Exchange, default key and queue have its name.
+// venue is a test's own part of some broker. Its exchange, default key and queue have its name.
 type venue struct {
 	t      *testing.T
 	name   string
-	broker broker.Broker           // past whatever the servers go through
-	config dispatcher.ServerConfig // of a server there
+	broker broker.Broker           // reached directly, not through the proxy of the servers
+	config dispatcher.ServerConfig // for a server of this venue
 	kill   func()                  // cuts the links of all servers
 }
 
-// everywhere runs a test on the embedded broker and on RabbitMQ. Without DISPATCHER_AMQP_CON the latter is skipped.
+// everywhere runs a test on the embedded broker and on RabbitMQ. It skips RabbitMQ if DISPATCHER_AMQP_CON is not set.
 func everywhere(t *testing.T, f func(v *venue)) {
 	for name, open := range map[string]func(*testing.T) *venue{"memory": onMemory, "rabbitmq": onRabbitMQ} {
 		t.Run(name, func(t *testing.T) {
@@ -88,7 +88,7 @@ func onMemory(t *testing.T) *venue {
 	return &venue{t: t, name: "jobs", broker: mem, config: dispatcher.ServerConfig{Broker: mem}, kill: func() { mem.KillSessions() }}
 }
 
-// onRabbitMQ makes a place that no other test uses, in this package or another.
+// onRabbitMQ makes a venue that no other test uses, in this package or another.
 func onRabbitMQ(t *testing.T) *venue {
 	raw := os.Getenv("DISPATCHER_AMQP_CON")
 	if raw == "" {
@@ -132,7 +132,7 @@ func sweep(url, name string) error {
 	return ch.ExchangeDelete(name, false, false)
 }
 
-// server starts one more server; it is closed when the test ends.
+// server starts another server, which is closed when the test ends.
 func (v *venue) server(edit ...func(*dispatcher.ServerConfig)) *dispatcher.Server {
 	v.t.Helper()
 	cfg := v.config
@@ -147,7 +147,7 @@ func (v *venue) server(edit ...func(*dispatcher.ServerConfig)) *dispatcher.Serve
 	return s
 }
 
-// balanced checks, of a server that is closed, that every delivery is counted once. A call that never ends has no verdict.
+// balanced checks that a closed server has counted every delivery once. A call that never ends has no verdict.
 func balanced(t *testing.T, server *dispatcher.Server) {
 	t.Helper()
 	running := 0
@@ -186,7 +186,7 @@ func (v *venue) publish(s *dispatcher.Server, name string, args ...any) *dispatc
 	return task
 }
 
-// session opens a raw one, which no kill reaches on RabbitMQ.
+// session opens a session of the broker. On RabbitMQ, kill does not reach it.
 func (v *venue) session() broker.Session {
 	v.t.Helper()
 	s, err := v.broker.Open(v.t.Context())

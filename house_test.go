@@ -29,7 +29,7 @@ func TestRootLinksOnlyTheAgreedModules(t *testing.T) {
 		"github.com/google/uuid",
 		"github.com/rabbitmq/amqp091-go",
 		"github.com/sirupsen/logrus",
-		"golang.org/x/sys", // of logrus
+		"golang.org/x/sys", // needed by logrus
 	}
 	for _, p := range deps(t, ".") {
 		if !slices.ContainsFunc(allowed, func(m string) bool { return p == m || strings.HasPrefix(p, m+"/") }) {
@@ -38,8 +38,8 @@ func TestRootLinksOnlyTheAgreedModules(t *testing.T) {
 	}
 }
 
-// Imports point down only. The seam imports only the standard library, an adapter only the seam, and a room only the rooms
-// below it.
+// Imports point down only. The seam imports only the standard library, an adapter only the seam, and a room only the
+// rooms below it.
 func TestArrowsPointDown(t *testing.T) {
 	t.Parallel()
 	const module = "github.com/seed-416683c9/dispatcher"
@@ -80,7 +80,7 @@ func TestArrowsPointDown(t *testing.T) {
 		"internal/engine":     {"github.com/cenkalti/backoff/v4", "github.com/google/uuid", "github.com/sirupsen/logrus", "golang.org/x/sys"},
 		"internal/deadletter": {"github.com/cenkalti/backoff/v4", "github.com/sirupsen/logrus", "golang.org/x/sys"}, // through internal/link
 		"internal/publish":    {"github.com/cenkalti/backoff/v4", "github.com/sirupsen/logrus", "golang.org/x/sys"}, // through internal/link
-		"internal/verdict":    {"github.com/cenkalti/backoff/v4"},                                                   // its mark is our Permanent
+		"internal/verdict":    {"github.com/cenkalti/backoff/v4"},                                                   // its permanent error is our Permanent
 	}
 	for pkg, below := range allowed {
 		for _, p := range deps(t, "./"+pkg) {
@@ -124,7 +124,7 @@ func TestReflectStaysInItsFiles(t *testing.T) {
 		}
 		for _, imp := range f.Imports {
 			if path, _ := strconv.Unquote(imp.Path.Value); path == "reflect" && !slices.Contains(allowed, filepath.ToSlash(file)) {
-				t.Errorf("%s imports reflect: everything that needs it belongs into one of %q", file, allowed)
+				t.Errorf("%s imports reflect: code that needs it belongs in one of %q", file, allowed)
 			}
 		}
 	}
@@ -164,7 +164,7 @@ func TestTheTestKitImportsTheStandardLibraryAndOursOnly(t *testing.T) {
 	}
 	for _, p := range strings.Fields(string(out)) {
 		if strings.Contains(p, ".") && p != module && !strings.HasPrefix(p, module+"/") {
-			t.Errorf("it imports %s", p)
+			t.Errorf("the test kit imports %s", p)
 		}
 	}
 }
@@ -246,7 +246,7 @@ func TestDefaultsKeepEveryFieldThatIsSet(t *testing.T) {
 		t.Errorf("got  %+v\nwant %+v", *got, policy)
 	}
 	if got.BindingKeys[0] = "changed"; worker.BindingKeys[0] != "x" {
-		t.Error("the copy shares its binding keys with the caller's")
+		t.Error("the copy shares its binding keys with the caller")
 	}
 }
 
@@ -298,8 +298,8 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-// Programs written for gofort/dispatcher set these fields, with these types. They may write Queue and TaskArgument without
-// field names.
+// Programs written for gofort/dispatcher set these fields, with these types. They may write Queue and TaskArgument
+// without field names.
 func TestTheTypesOfGofortDispatcherAreKept(t *testing.T) {
 	t.Parallel()
 	_ = ServerConfig{AMQPConnectionString: "", ReconnectionRetriesForever: true, ReconnectionRetries: 1, ReconnectionIntervalSeconds: int64(1),

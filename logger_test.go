@@ -61,7 +61,7 @@ func TestSlogLoggerKeepsTextAndLevel(t *testing.T) {
 		}
 	}
 	if SlogLogger(nil) == nil {
-		t.Error("nil logger")
+		t.Error("SlogLogger(nil) returned nil")
 	}
 }
 

@@ -58,13 +58,13 @@ func TestAbsurdPoliciesAreRefusedByName(t *testing.T) {
 			t.Errorf("%+v: got %v, want %q", p, err, field)
 		}
 		if err := (&WorkerConfig{Name: "w", Queue: "q", Retry: &p}).validate(); err == nil {
-			t.Errorf("a worker takes %+v", p)
+			t.Errorf("a worker accepts %+v", p)
 		}
 		if err := (&ServerConfig{Exchange: "e", DefaultRoutingKey: "k", Retry: &p}).validate(); err == nil {
-			t.Errorf("a server takes %+v", p)
+			t.Errorf("a server accepts %+v", p)
 		}
 		if _, err := (&Server{}).planTasks(&WorkerConfig{}, map[string]TaskConfig{"t": {Function: func() {}, Retry: &p}}); err == nil || !strings.Contains(err.Error(), `task "t"`) {
-			t.Errorf("a task takes %+v: %v", p, err)
+			t.Errorf("a task accepts %+v: %v", p, err)
 		}
 	}
 }

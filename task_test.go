@@ -152,7 +152,7 @@ func TestArgsInferTypes(t *testing.T) {
 	}
 }
 
-// The tests of package wire cover which values are refused. This one covers the error that the root makes of it.
+// The tests of package wire cover which values are refused. This test covers the root's error for them.
 func TestEncodeNamesTheArgumentItRefuses(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

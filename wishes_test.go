@@ -26,7 +26,7 @@ func TestWishesSurviveWrapping(t *testing.T) {
 			t.Errorf("%v hides its cause", err)
 		}
 	}
-	// A panic may have such an error as its value.
+	// The value of a panic may be an error with a wish.
 	if got := verdict.WishOf(&PanicError{Value: Permanent(boom)}); got.Kind != verdict.WishPermanent {
 		t.Errorf("a panic with a permanent error: got %+v", got)
 	}
@@ -34,6 +34,6 @@ func TestWishesSurviveWrapping(t *testing.T) {
 		t.Error("nil became an error")
 	}
 	if RetryAfter(0, nil).Error() == "" {
-		t.Error("no text")
+		t.Error("the error has no text")
 	}
 }

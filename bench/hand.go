@@ -10,7 +10,7 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// window is how many publishes wait for their confirmation.
+// window is how many publishes may wait for their confirmation.
 const window = 1000
 
 // onChannel calls f with a channel of its own connection.
@@ -30,7 +30,7 @@ func onChannel(p *place, f func(ch *amqp.Channel) error) error {
 	return conn.Close()
 }
 
-// publishByHand publishes ready-made bodies, persistent and confirmed, with nothing else that costs.
+// publishByHand publishes ready-made bodies, persistent and confirmed, and does nothing else that costs time.
 func publishByHand(p *place, n int) (rate float64, err error) {
 	if rate, err = fill(p, n); err != nil {
 		return 0, err
@@ -69,7 +69,8 @@ func fill(p *place, n int) (rate float64, err error) {
 	return rate, err
 }
 
-// handBodies are n tasks as the library would encode them. Each has a uuid of its own: a worker does not run two tasks of one at once.
+// handBodies returns n tasks as the library would encode them. Each has a uuid of its own, because a worker does not
+// run two tasks with the same uuid at once.
 func handBodies(n int) ([][]byte, error) {
 	bodies := make([][]byte, n)
 	for i := range bodies {
@@ -87,7 +88,7 @@ func handBodies(n int) ([][]byte, error) {
 	return bodies, nil
 }
 
-// drainByHand receives and acks one after the other, and does nothing else: it does not even decode.
+// drainByHand receives and acks one message after another. It does nothing else, not even decode.
 func drainByHand(p *place, n int) (rate float64, err error) {
 	if _, err := fill(p, n); err != nil {
 		return 0, err
@@ -124,5 +125,5 @@ func drainByHand(p *place, n int) (rate float64, err error) {
 
 func perSecond(n int, began time.Time) float64 { return float64(n) / time.Since(began).Seconds() }
 
-// newTask makes the task that all publish: a string and a number.
+// newTask makes the task that every program publishes. Its arguments are a string and a number.
 func newTask() *dispatcher.Task { return dispatcher.NewTask("bench", text, 42) }

@@ -1,5 +1,5 @@
-// Command bench measures dispatcher on RabbitMQ against programs that somebody would write by hand with amqp091-go, in one run
-// and in turns, and prints the ratios. See README.md.
+// Command bench compares dispatcher on RabbitMQ with programs that somebody would write by hand with amqp091-go. It
+// measures both in one run and in turns, and prints the ratios. See README.md.
 package main
 
 import (
@@ -65,7 +65,7 @@ func run(ctx context.Context, args []string, url string, stdout, stderr io.Write
 type contest struct {
 	name          string
 	first, second func(p *place, n int) (rate float64, err error)
-	rates         [2][]float64 // of first and second, one a round
+	rates         [2][]float64 // of first and second, one per round
 }
 
 // compare runs the rounds and prints the table.
@@ -80,7 +80,7 @@ func compare(ctx context.Context, url string, rounds, n int, out io.Writer) (err
 		{name: "publish, PublishBatch | PublishAll", first: publishWithLibrary, second: publishAllWithLibrary},
 		{name: "drain, by hand, prefetch 10 | Limit 10", first: drainByHand, second: drainWithLibrary},
 	}
-	for round := -1; round < rounds; round++ { // the first one warms up
+	for round := -1; round < rounds; round++ { // the first round warms up
 		size := n
 		if round < 0 {
 			size = min(n, 2000)
@@ -88,7 +88,7 @@ func compare(ctx context.Context, url string, rounds, n int, out io.Writer) (err
 		for _, c := range contests {
 			programs := []func(*place, int) (float64, error){c.first, c.second}
 			for turn := range programs {
-				who := (turn + round + 2) % 2 // who begins changes, so that a slow drift of the machine favours nobody
+				who := (turn + round + 2) % 2 // the programs take turns to begin, so that a slow drift of the machine favours neither
 				if ctx.Err() != nil {
 					return ctx.Err()
 				}
@@ -125,7 +125,7 @@ func spread(values []float64, format string) string {
 	return fmt.Sprintf(format+" ["+format+"–"+format+"]", median, v[0], v[len(v)-1])
 }
 
-// place is an exchange and a queue of this run's own, with the same name.
+// place is an exchange and a queue that only this run uses. Both have the same name.
 type place struct {
 	url  string
 	name string
@@ -148,7 +148,7 @@ func newPlace(url string) (*place, error) {
 	return p, nil
 }
 
-// declare does as the library does: direct, durable, no arguments.
+// declare declares as the library does: direct, durable, no arguments.
 func (p *place) declare() error {
 	if err := p.ch.ExchangeDeclare(p.name, "direct", true, false, false, false, nil); err != nil {
 		return err
@@ -159,7 +159,7 @@ func (p *place) declare() error {
 	return p.ch.QueueBind(p.name, p.name, p.name, false, nil)
 }
 
-// holds checks how many messages are in the queue, when nobody consumes it.
+// holds checks how many messages are in the queue while nobody consumes it.
 func (p *place) holds(want int) error {
 	q, err := p.ch.QueueDeclarePassive(p.name, true, false, false, false, nil)
 	if err == nil && q.Messages != want {

@@ -62,7 +62,7 @@ func TestContextEndsWithTheTest(t *testing.T) {
 	var ctx context.Context
 	t.Run("", func(t *testing.T) { ctx = dispatchertest.Context(t, dispatcher.TaskInfo{}) })
 	if ctx.Err() == nil {
-		t.Error("it goes on")
+		t.Error("the context outlives its test")
 	}
 }
 
@@ -70,7 +70,7 @@ func TestContextRefusesHeadersThatCannotTravel(t *testing.T) {
 	t.Parallel()
 	fake := &fakeTB{TB: t}
 	if ctx := dispatchertest.Context(fake, dispatcher.TaskInfo{Headers: map[string]any{"c": make(chan int)}}); ctx == nil {
-		t.Error("nil")
+		t.Error("Context returned nil")
 	}
 	if !strings.HasPrefix(fake.failure, `dispatchertest: a task cannot have these headers: header "c": a value of type chan int cannot be sent`) {
 		t.Errorf("failure %q", fake.failure)

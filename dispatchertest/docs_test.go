@@ -14,9 +14,9 @@ import (
 	"github.com/seed-416683c9/dispatcher/dispatchertest"
 )
 
-// The tests that docs/testing.md shows, word for word.
+// docs/testing.md shows these tests word for word.
 
-// What docs/testing.md shows is what runs here.
+// The code that docs/testing.md shows is the code that runs here.
 func TestTheDocumentShowsTestsThatRun(t *testing.T) {
 	t.Parallel()
 	document, err := os.ReadFile("../docs/testing.md")
@@ -35,7 +35,7 @@ func TestTheDocumentShowsTestsThatRun(t *testing.T) {
 		}
 	}
 	if shown < 5 {
-		t.Errorf("%d pieces of code", shown)
+		t.Errorf("docs/testing.md shows only %d pieces of code", shown)
 	}
 
 	kit, fake := dispatchertest.New(), &fakeTB{TB: t}

@@ -11,7 +11,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/dispatchertest"
 )
 
-// newServer makes a server of the kit without a test. In a test it is kit.NewServer(t, nil).
+// newServer makes a server of the kit without a test. In a test, use kit.NewServer(t, nil).
 func newServer(kit *dispatchertest.Kit) *dispatcher.Server {
 	cfg := kit.Config(nil)
 	cfg.Logger = discard{}
@@ -22,7 +22,7 @@ func newServer(kit *dispatchertest.Kit) *dispatcher.Server {
 	return server
 }
 
-// What was published, with its arguments as Go values.
+// Published returns the published tasks. DecodeArgs returns their arguments as Go values.
 func ExampleKit_Published() {
 	kit := dispatchertest.New()
 	server := newServer(kit)
@@ -45,7 +45,7 @@ func ExampleKit_Published() {
 	// Output: remind ann@example.org 3 after 48h0m0s
 }
 
-// Workers run until they have nothing left to do.
+// RunUntilIdle waits until the workers have nothing left to do.
 func ExampleKit_RunUntilIdle() {
 	kit := dispatchertest.New()
 	server := newServer(kit)

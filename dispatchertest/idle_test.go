@@ -15,7 +15,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/dispatchertest"
 )
 
-// patience is no measure of speed.
+// patience is a generous limit. It does not measure speed.
 const patience = time.Minute
 
 var errBroken = errors.New("broken")
@@ -66,7 +66,8 @@ func TestRunUntilIdleReturnsWhatHappened(t *testing.T) {
 		if r.Waiting != nil {
 			t.Errorf("waiting %v", r.Waiting)
 		}
-		// Two pauses of an hour for shaky; the unknown task is given up sooner. Not a moment longer: nothing is polled.
+		// shaky pauses twice for an hour, and the unknown task is given up sooner. It takes not a moment longer,
+		// because nothing is polled.
 		if took := time.Since(began); took != 2*time.Hour {
 			t.Errorf("it took %v", took)
 		}
@@ -113,7 +114,7 @@ func TestRunUntilIdleWaitsForFollowUpTasksAndDelays(t *testing.T) {
 	})
 }
 
-// Five attempts over eight hours.
+// Five attempts over eight hours take almost no real time.
 func TestHoursTakeNoTime(t *testing.T) {
 	t.Parallel()
 	began := time.Now()
@@ -132,7 +133,7 @@ func TestHoursTakeNoTime(t *testing.T) {
 			t.Error(r)
 		}
 		if took := time.Since(began); took != 8*time.Hour {
-			t.Errorf("by the clock of the test it took %v", took)
+			t.Errorf("it took %v by the clock of the test", took)
 		}
 	})
 	if took := time.Since(began); took > patience {
@@ -140,7 +141,7 @@ func TestHoursTakeNoTime(t *testing.T) {
 	}
 }
 
-// The embedded broker knows when it is empty; under load and in real time.
+// The embedded broker knows when it is empty, even under load and in real time.
 func TestRunUntilIdleUnderLoad(t *testing.T) {
 	t.Parallel()
 	kit := dispatchertest.New()
@@ -188,7 +189,7 @@ func TestRunUntilIdleReturnsWithoutWorkers(t *testing.T) {
 	}
 }
 
-// A task for another program, delayed: it ends where nobody takes it.
+// A delayed task for another program ends in a queue from which nobody takes it.
 func TestRunUntilIdleWaitsForWhatIsDelayedForNobody(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -241,7 +242,7 @@ func TestRunUntilIdleEndsWithItsContext(t *testing.T) {
 	})
 }
 
-// A worker that is closed while somebody waits for its queue.
+// A worker is closed while RunUntilIdle waits for its queue.
 func TestRunUntilIdleSeesAWorkerStop(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -257,7 +258,7 @@ func TestRunUntilIdleSeesAWorkerStop(t *testing.T) {
 	})
 }
 
-// The queue of a worker that is disconnected is not left alone.
+// RunUntilIdle still waits for the queue of a disconnected worker.
 func TestRunUntilIdleWaitsForAWorkerToComeBack(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -319,7 +320,7 @@ func TestRunUntilIdleWaitsForSuspects(t *testing.T) {
 	})
 }
 
-// They are read page by page.
+// The kit reads dead letters page by page.
 func TestResultHasAllDeadLetters(t *testing.T) {
 	t.Parallel()
 	kit := dispatchertest.New()
@@ -342,7 +343,7 @@ func TestResultPrintsItself(t *testing.T) {
 	t.Parallel()
 	kit := dispatchertest.New()
 	server := kit.NewServer(t, nil)
-	one := func(c *dispatcher.WorkerConfig) { c.Limit = 1 } // so that the first dies first
+	one := func(c *dispatcher.WorkerConfig) { c.Limit = 1 } // so that the first task fails first
 	start(t, server, tasks{"bad": {Function: func(string) error { return dispatcher.Permanent(errBroken) }}}, one)
 	publish(t, server, &dispatcher.Task{UUID: "u-1", Name: "bad", Args: dispatcher.Args("secret")}, &dispatcher.Task{UUID: "u-2", Name: "bad"})
 	got := idle(t, kit).String()

@@ -13,7 +13,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/dispatchertest"
 )
 
-// A test may hand over the configuration that the program has in production.
+// A test may pass the configuration that the program uses in production.
 func TestConfigReplacesTheBrokerAndKeepsTheRest(t *testing.T) {
 	t.Parallel()
 	kit := dispatchertest.New()
@@ -61,7 +61,7 @@ func TestConfigReplacesTheBrokerAndKeepsTheRest(t *testing.T) {
 	}
 }
 
-// Whoever changes what Config returned may still let NewServer make the server.
+// A test may change the result of Config and still pass it to NewServer.
 func TestConfigTwiceIsOnce(t *testing.T) {
 	t.Parallel()
 	kit := dispatchertest.New()
@@ -78,7 +78,7 @@ func TestNewServerFailsTheTestOverAConfiguration(t *testing.T) {
 	t.Parallel()
 	wantFailure(t, "dispatchertest: create a server: Exchange parameter is required", func(tb testing.TB) {
 		if s := dispatchertest.New().NewServer(tb, &dispatcher.ServerConfig{DefaultRoutingKey: "k"}); s != nil {
-			t.Error("a server")
+			t.Error("NewServer returned a server")
 		}
 	})
 }

@@ -13,7 +13,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// fakeTB is a test that takes note of its failure and goes on.
+// fakeTB is a test that records its failure and goes on.
 type fakeTB struct {
 	testing.TB
 	failure string
@@ -26,7 +26,7 @@ func (f *fakeTB) Fatalf(text string, args ...any) { f.failure += fmt.Sprintf(tex
 func (f *fakeTB) Log(args ...any)                 { fmt.Fprintln(&f.log, args...) }
 func (f *fakeTB) Cleanup(fn func())               { f.cleanup = append(f.cleanup, fn) }
 
-// end is the end of the fake test.
+// end ends the fake test by running its cleanups.
 func (f *fakeTB) end() {
 	for len(f.cleanup) > 0 {
 		last := len(f.cleanup) - 1
@@ -36,7 +36,7 @@ func (f *fakeTB) end() {
 	}
 }
 
-// wantFailure runs an assertion that has to fail, and compares its text.
+// wantFailure runs an assertion that must fail, and compares the text of the failure.
 func wantFailure(t *testing.T, want string, assert func(tb testing.TB)) {
 	t.Helper()
 	fake := &fakeTB{TB: t}
@@ -84,7 +84,7 @@ func idle(t *testing.T, kit *dispatchertest.Kit) dispatchertest.Result {
 	return r
 }
 
-// names lists the tasks of attempts.
+// names lists the task and the number of each attempt.
 func names(attempts []dispatcher.FinishEvent) string {
 	var out []string
 	for _, e := range attempts {

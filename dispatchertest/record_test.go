@@ -103,7 +103,7 @@ func TestPublishedKeepsTheOrder(t *testing.T) {
 	}
 }
 
-// The same without a race: the second is published before the publish of the first returns.
+// This is the same case without a race. The second task is always published before the publish of the first returns.
 func TestPublishedGoesByTheBeginningOfAPublish(t *testing.T) {
 	t.Parallel()
 	kit := dispatchertest.New()
@@ -123,7 +123,7 @@ func TestPublishedGoesByTheBeginningOfAPublish(t *testing.T) {
 	}
 }
 
-// What the outbox keeps is not published yet. The Kit's broker may be made to fail by brokertest.Chaos.
+// Tasks in the outbox are not published yet. brokertest.Chaos can make the Kit's broker fail.
 func TestPublishedSeesWhatLeavesTheOutbox(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -15,10 +15,10 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// defectVariable tells a child process of this test binary which broken outbox to run the suite on.
+// defectVariable is the environment variable that names the broken outbox to a child process of this test binary.
 const defectVariable = "OUTBOXTEST_DEFECT"
 
-// broken is a MemoryOutbox with some methods replaced. nil = as it should be.
+// broken is a MemoryOutbox with some methods replaced. A nil field leaves its method as it is.
 type broken struct {
 	*dispatcher.MemoryOutbox
 	add    func(o *dispatcher.MemoryOutbox, ctx context.Context, e dispatcher.OutboxEntry) error
@@ -79,7 +79,7 @@ func (b *broken) Notify(added func(string)) {
 	}
 }
 
-// altered is an Add that changes the entry first.
+// altered returns an outbox whose Add changes the entry first.
 func altered(change func(e *dispatcher.OutboxEntry)) broken {
 	return broken{add: func(o *dispatcher.MemoryOutbox, ctx context.Context, e dispatcher.OutboxEntry) error {
 		change(&e)
@@ -87,7 +87,7 @@ func altered(change func(e *dispatcher.OutboxEntry)) broken {
 	}}
 }
 
-// withHeaders is altered for the values of headers, at every depth.
+// withHeaders returns an outbox whose Add changes the values of headers, at every depth.
 func withHeaders(change func(v any) any) broken {
 	var deep func(v any) any
 	deep = func(v any) any {
@@ -265,7 +265,7 @@ var defects = []struct {
 	{"IDs begin anew", "restart", "new entries are behind old ones, with IDs of their own", broken{}},
 }
 
-// restarts are what Restart does in the defects of that area.
+// restarts holds what Restart does in the defects of the area "restart", by name.
 var restarts = map[string]func(o *broken) dispatcher.Outbox{
 	"dead ones end with the process": func(o *broken) dispatcher.Outbox { o.TakeDead(); return o },
 	"IDs begin anew": func(o *broken) dispatcher.Outbox {
@@ -297,7 +297,7 @@ func TestSuiteCatchesBrokenOutboxes(t *testing.T) {
 			case !strings.Contains(string(out), want):
 				t.Errorf("%s: area %s failed, but not %q: %v\n%s", d.name, d.area, d.test, err, out)
 			case strings.Contains(string(out), "panic: ") || strings.Contains(string(out), "DATA RACE"):
-				t.Errorf("%s: the suite or the broken outbox is broken itself:\n%s", d.name, out)
+				t.Errorf("%s: the suite or the broken outbox panicked or has a data race:\n%s", d.name, out)
 			}
 		})
 	}
@@ -312,12 +312,13 @@ func TestEveryAreaCatchesSomething(t *testing.T) {
 	}
 	for _, ar := range areas {
 		if !caught[ar.name] {
-			t.Errorf("no broken outbox shows that area %s catches anything", ar.name)
+			t.Errorf("area %s has no broken outbox to catch", ar.name)
 		}
 	}
 }
 
-// TestBrokenOutbox is run by TestSuiteCatchesBrokenOutboxes, in a child process, and has to fail there.
+// TestBrokenOutbox runs the suite on a broken outbox. TestSuiteCatchesBrokenOutboxes runs it in a child process, where
+// it must fail.
 func TestBrokenOutbox(t *testing.T) {
 	name := os.Getenv(defectVariable)
 	for _, d := range defects {

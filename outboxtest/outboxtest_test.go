@@ -6,7 +6,7 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// memoryHarness makes a MemoryOutbox, or what wrap makes of one.
+// memoryHarness returns a harness for a MemoryOutbox that wrap has wrapped.
 func memoryHarness(wrap func(*dispatcher.MemoryOutbox) dispatcher.Outbox) Harness {
 	inner := func(o dispatcher.Outbox) *dispatcher.MemoryOutbox {
 		if b, ok := o.(*broken); ok {
@@ -18,7 +18,7 @@ func memoryHarness(wrap func(*dispatcher.MemoryOutbox) dispatcher.Outbox) Harnes
 		New: func(_ testing.TB, maxEntries int) dispatcher.Outbox {
 			return wrap(dispatcher.NewMemoryOutbox(dispatcher.MemoryOutboxConfig{MaxEntries: maxEntries}))
 		},
-		// It ends with its process: this only exercises the tests of that area.
+		// A MemoryOutbox ends with its process, so this only exercises the tests of the area.
 		Restart: func(_ testing.TB, o dispatcher.Outbox) dispatcher.Outbox { return o },
 		Dead:    func(o dispatcher.Outbox) ([]dispatcher.OutboxEntry, error) { return inner(o).Dead(), nil },
 		Retry:   func(o dispatcher.Outbox, e dispatcher.OutboxEntry) (bool, error) { return inner(o).RetryDead(e), nil },

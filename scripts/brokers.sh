@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Starts and stops the broker that the tests need: a RabbitMQ of its own, on free ports of 127.0.0.1, beside any other.
+# Starts and stops the broker that the tests need. It is a RabbitMQ of its own, on free ports of 127.0.0.1, beside any other.
 #
-#   brokers.sh start DIR         starts it, if it does not run yet, and prints NAME=value lines (DIR/env holds them too)
-#   brokers.sh stop DIR          ends all that start began, whatever became of it, and forgets its data
-#   brokers.sh run DIR -- CMD…   start, CMD with the variables set and without input, stop; exits as CMD did
+#   brokers.sh start DIR         starts it unless it is running, and prints NAME=value lines (DIR/env holds them too)
+#   brokers.sh stop DIR          ends all processes that start began, in whatever state, and deletes the data
+#   brokers.sh run DIR -- CMD…   starts it, runs CMD with the variables and without input, stops it, and exits as CMD did
 #
-#   DISPATCHER_AMQP_CON=URL      if it is set already, that broker is the one to use: start prints it and starts nothing
+#   DISPATCHER_AMQP_CON=URL      if it is set already, that broker is used: start prints it and starts nothing
 #   DISPATCHER_RABBITMQCTL=FILE  rabbitmqctl of that node: $DISPATCHER_RABBITMQCTL eval '…'
-#   DISPATCHER_RABBITMQ=4.0|4.3  the version to start instead of that of this machine's packages. Needs root, and debootstrap
+#   DISPATCHER_RABBITMQ=4.0|4.3  the version to start instead of that of this machine's packages. Needs root. debootstrap
 #                                unpacks it once (40 s, 250 MB)
-#   DISPATCHER_CACHE=DIR         where it is kept for the next time; /var/cache/dispatcher
-#   DISPATCHER_BROKERS_PEER=DIR  for start: the node joins the cluster of DIR's node, which runs, and uses its epmd
+#   DISPATCHER_CACHE=DIR         where it is kept for the next time (default /var/cache/dispatcher)
+#   DISPATCHER_BROKERS_PEER=DIR  for start: the node joins the cluster of DIR's running node, and uses its epmd
 #   DISPATCHER_BROKERS_CONF=…    for start: more lines of rabbitmq.conf
 #   DISPATCHER_BROKERS_ERL=…     for start: the content of advanced.config
 #
-# DIR names the node; its log is DIR/rabbitmq.log. A node that died is started again by start, with its data, at the same URL.
-# Installs Debian's packages that are missing: rabbitmq-server, or debootstrap. Messages go to stderr.
+# DIR names the node. Its log is DIR/rabbitmq.log. If a node died, start starts it again with its data, at the same URL.
+# The script installs missing packages of Debian: rabbitmq-server, or debootstrap. Messages go to stderr.
 set -euo pipefail
 
 readonly server=/usr/lib/rabbitmq/bin/rabbitmq-server
@@ -28,18 +28,19 @@ die() { say "$*"; exit 1; }
 
 state_of() { printf /tmp/dispatcher-brokers-%s "$(printf %s "$1" | sha256sum | cut -c 1-12)"; }
 
-# The data is not in DIR: it must belong to the user rabbitmq, whom a parent of DIR may keep out (/root, mktemp -d), and
-# RabbitMQ's scripts break at spaces. Its place follows from DIR's path, so that stop finds it when DIR is gone.
+# The data is not in DIR. It must belong to the user rabbitmq, whom a parent of DIR may keep out (/root, mktemp -d).
+# RabbitMQ's scripts also break at spaces. The place of the data follows from DIR's path, so that stop finds it when DIR
+# is gone.
 name_state() {
 	dir=$(realpath -m -- "$1")
 	state=$(state_of "$dir")
-	tag=DISPATCHER_BROKERS=$state # in the environment of everything we start, and so the proof that a process is ours
+	tag=DISPATCHER_BROKERS=$state # in the environment of everything we start, so it proves that a process is ours
 	if [ -L "$state" ] || { [ -e "$state" ] && ! [ -O "$state" ]; }; then
 		die "$state belongs to another user"
 	fi
 }
 
-# One start or stop of a DIR at a time. The lock is on the folder itself: no file to leave behind.
+# Only one start or stop of a DIR runs at a time. The lock is on the folder itself, so no file is left behind.
 locked=
 lock() {
 	[ -z "$locked" ] && [ -d "$dir" ] || return 0
@@ -53,7 +54,7 @@ unlock() {
 	locked=
 }
 
-# An unpacked server without its user is one that somebody is installing right now.
+# If the server is unpacked but its user does not exist yet, somebody is installing it right now.
 installed() { [ -x "$server" ] && command -v epmd >/dev/null && getent passwd rabbitmq >/dev/null; }
 
 install_rabbitmq() {
@@ -78,15 +79,16 @@ install_packages() {
 		export DEBIAN_FRONTEND=noninteractive
 		apt-get update -q || say "apt-get update failed, trying with the lists that are there"
 		apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=300 "$@" || exit
-		[ "$1" != rabbitmq-server ] || update-rc.d rabbitmq-server disable # nor at the machine's next boot
+		[ "$1" != rabbitmq-server ] || update-rc.d rabbitmq-server disable # do not start it at the machine's next boot either
 	) >&2 </dev/null 8<&- 9<&- || die "cannot install $*"
 }
 
-# Sets port to the first of 32 free ports. A node's are: epmd, AMQP, Erlang's, and the rest for its command line tools.
+# Sets port to the first of 32 free ports. A node uses them for epmd, AMQP and Erlang, and the rest for its command line
+# tools.
 reserve_ports() {
 	local tries=0 other
 	exec 8</tmp
-	flock -w 60 8 || die "somebody holds a lock on /tmp" # ours, until the reservation is written
+	flock -w 60 8 || die "somebody holds a lock on /tmp" # we hold it until the reservation is written
 	if [ -f "$state/port" ]; then
 		port=$(cat "$state/port")
 	else
@@ -106,7 +108,7 @@ reserve_ports() {
 
 listens() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# Whether the node greets a client as AMQP 0-9-1 demands: with a method frame, Connection.Start.
+# Reports whether the node greets a client as AMQP 0-9-1 demands: with a method frame, Connection.Start.
 greets() (
 	exec 3<>"/dev/tcp/127.0.0.1/$((port + 1))" || exit 1
 	printf 'AMQP\0\0\11\1' >&3
@@ -126,7 +128,7 @@ write_state() {
 	fi
 	owner=$(id -un)
 	if [ -n "$root" ]; then
-		owner=$(sed -n 's/^rabbitmq:[^:]*:\([0-9]*:[0-9]*\):.*/\1/p' "$root/etc/passwd") # numbers of that system
+		owner=$(sed -n 's/^rabbitmq:[^:]*:\([0-9]*:[0-9]*\):.*/\1/p' "$root/etc/passwd") # the IDs in that system
 		as="unshare --mount --propagation private $state/enter"
 		write_enter
 	elif [ "$owner" = root ]; then
@@ -136,7 +138,7 @@ write_state() {
 	install -d -m 700 -o "${owner%:*}" "$node"
 	if [ -n "$peer" ]; then
 		install -m 400 -o "${owner%:*}" "$peer/node/.erlang.cookie" "$node/.erlang.cookie"
-	elif ! [ -f "$node/.erlang.cookie" ]; then # peers know the first one
+	elif ! [ -f "$node/.erlang.cookie" ]; then # peers know the first cookie
 		od -An -N 20 -tx1 /dev/urandom | tr -d ' \n' | install -m 400 -o "${owner%:*}" /dev/stdin "$node/.erlang.cookie"
 	fi
 	{
@@ -145,7 +147,7 @@ write_state() {
 		printf '%s\n' "${DISPATCHER_BROKERS_CONF:-}"
 	} >"$state/rabbitmq.conf"
 	printf '%s\n' "${DISPATCHER_BROKERS_ERL:-[].}" >"$state/advanced.config"
-	# Runs a command as the node's user, in its folder, with its environment and nothing of ours.
+	# Runs a command as the node's user, in the node's folder, with the node's environment and none of ours.
 	cat >"$state/as-node" <<-END
 		#!/bin/sh
 		cd $node && exec env -i $tag PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=$node LANG=C.UTF-8 \\
@@ -171,7 +173,7 @@ write_state() {
 	chmod 644 "$state/rabbitmq.conf" "$state/advanced.config" "$state/port" # whatever the umask
 }
 
-# The processes that carry our tag, but not those called $1.
+# Prints the processes that carry our tag, except those called $1.
 ours() {
 	local pid name
 	grep -lsxzF -e "$tag" /proc/[0-9]*/environ | cut -d / -f 3 | while read -r pid; do
@@ -181,7 +183,8 @@ ours() {
 	done || true
 }
 
-# Ends what runs, but not processes called $1. SIGKILL, since no data outlives stop, and start repairs the data as RabbitMQ does after a crash.
+# Ends all our processes except those called $1. It uses SIGKILL, because no data outlives stop, and RabbitMQ repairs
+# its data when it starts, as after a crash.
 kill_ours() {
 	local pids deadline=$((SECONDS + 20))
 	while mapfile -t pids < <(ours "${1:-}") && [ ${#pids[@]} != 0 ]; do
@@ -229,10 +232,10 @@ boot() {
 	until grep -q 'Server startup complete' "$log" && greets; do
 		alive "RabbitMQ does not start"
 	done
-	disown -a # no remark of the shell on its end
+	disown -a # the shell prints nothing when it ends
 }
 
-# A session of its own keeps the terminal's Ctrl-C from it.
+# A session of its own protects the process from the terminal's Ctrl-C.
 spawn() {
 	setsid "$state/as-node" "$@" </dev/null >>"$log" 2>&1 9<&- &
 	pid=$!
@@ -257,24 +260,24 @@ stop() {
 	unlock
 }
 
-# If the script ends before what it started is somebody else's to stop.
+# Stops everything if the script ends before the caller is responsible for stopping it.
 undo() {
 	local code=$?
 	trap '' HUP INT TERM
 	if [ -n "$half" ]; then
-		{ jobs -p | xargs -r kill -KILL; wait; } 2>/dev/null || true # what is so young that it has no tag yet
+		{ jobs -p | xargs -r kill -KILL; wait; } 2>/dev/null || true # kills processes that are too young to have the tag
 		stop
 	fi
 	exit "$code"
 }
 
-# CMD gets a process group of its own, to be able to pass a signal on to all of it: `go test` alone would leave test binaries
-# behind. A group that is not the terminal's cannot read from it, hence no input.
+# CMD gets a process group of its own, so that a signal can be passed on to all of its processes. `go test` alone would
+# leave test binaries behind. A group that is not the terminal's cannot read from it, so CMD has no input.
 run() {
 	local name value code
 	if [ -z "${DISPATCHER_AMQP_CON:-}" ]; then
 		start
-		half=yes # also if it ran already
+		half=yes # even if it was running already
 		while IFS="=" read -r name value; do export "$name=$value"; done <"$dir/env"
 	fi
 	trap 'pass HUP' HUP
@@ -290,7 +293,7 @@ run() {
 		wait "$group" || code=$?
 		kill -0 "$group" 2>/dev/null || break
 	done
-	[ -z "$caught" ] || kill -KILL -- "-$group" 2>/dev/null || true # what heeds no signal
+	[ -z "$caught" ] || kill -KILL -- "-$group" 2>/dev/null || true # kills processes that ignore signals
 	exit "$code"
 }
 
@@ -306,9 +309,9 @@ usage() {
 
 [ $# -ge 2 ] || usage
 verb=$1
-half= # whether there is something to undo
-group= # of CMD
-caught= # the signal that came last
+half= # not empty = there is something to undo
+group= # the process group of CMD
+caught= # the last signal received
 name_state "$2"
 shift 2
 trap 'exit 129' HUP

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what `go test -race` needs beside Go: a C compiler and the C library's headers, from Debian's packages.
+# Installs what `go test -race` needs besides Go: a C compiler and the headers of the C library, from Debian's packages.
 set -eu
 if command -v gcc >/dev/null && echo '#include <stdlib.h>' | gcc -E - >/dev/null 2>&1; then
 	exit 0

@@ -14,10 +14,10 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/memory"
 )
 
-// defectVariable tells a child process of this test binary which broken broker to run the suite on.
+// defectVariable is the environment variable that names the broken broker to a child process of this test binary.
 const defectVariable = "BROKERTEST_DEFECT"
 
-// hooks replace what a session does. nil = as it should be.
+// hooks replaces parts of a session. A nil field leaves its part as it is.
 type hooks struct {
 	publish func(s broker.Session, ctx context.Context, msgs []broker.Message, done func(i int, err error))
 	declare func(s broker.Session, ctx context.Context, t broker.Topology) error
@@ -33,19 +33,19 @@ type hooks struct {
 	restart func(s broker.Session)
 }
 
-// defect is one way to break a broker, and the test that is meant to catch it.
+// defect is one way to break a broker, with the test that must catch it.
 type defect struct {
 	name, area, test string
-	make             func() hooks // for every broker anew
+	make             func() hooks // called for every broker
 }
 
-// allDefects are the brokers that the suite must catch, at least one an area.
+// allDefects returns the broken brokers that the suite must catch, at least one for each area.
 func allDefects() []defect { return slices.Concat(defects, delayDefects, failureDefects) }
 
 func TestSuiteCatchesBrokenBrokers(t *testing.T) {
 	t.Parallel()
 	var wg sync.WaitGroup
-	slots := make(chan struct{}, 8) // children mostly wait for what never comes
+	slots := make(chan struct{}, 8) // children mostly wait for events that never come
 	for _, d := range allDefects() {
 		wg.Go(func() {
 			slots <- struct{}{}
@@ -62,7 +62,7 @@ func TestSuiteCatchesBrokenBrokers(t *testing.T) {
 			case !strings.Contains(string(out), want):
 				t.Errorf("%s: area %s failed, but not %q: %v\n%s", d.name, d.area, d.test, err, out)
 			case strings.Contains(string(out), "panic: ") || strings.Contains(string(out), "DATA RACE"):
-				t.Errorf("%s: the suite or the broken broker is broken itself:\n%s", d.name, out)
+				t.Errorf("%s: the suite or the broken broker panicked or has a data race:\n%s", d.name, out)
 			}
 		})
 	}
@@ -74,12 +74,13 @@ func TestEveryAreaCatchesSomething(t *testing.T) {
 	all := allDefects()
 	for _, ar := range areas {
 		if !slices.ContainsFunc(all, func(d defect) bool { return d.area == ar.name }) {
-			t.Errorf("no broken broker shows that area %s catches anything", ar.name)
+			t.Errorf("area %s has no broken broker to catch", ar.name)
 		}
 	}
 }
 
-// TestBrokenBroker is run by TestSuiteCatchesBrokenBrokers, in a child process, and has to fail there.
+// TestBrokenBroker runs the suite on a broken broker. TestSuiteCatchesBrokenBrokers runs it in a child process, where
+// it must fail.
 func TestBrokenBroker(t *testing.T) {
 	name := os.Getenv(defectVariable)
 	all := allDefects()
@@ -175,7 +176,7 @@ func (s *brokenSession) Err() error {
 	return s.b.err(s.Session.Err())
 }
 
-// Capabilities says that losses are not exact, since tap receives what the test does not.
+// Capabilities reports that losses are not exact, because tap receives deliveries that the test does not receive.
 func (s *brokenSession) Capabilities() broker.Capabilities {
 	caps := s.Session.Capabilities()
 	caps.ExactLosses = false

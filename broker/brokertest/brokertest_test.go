@@ -16,7 +16,8 @@ import (
 
 func TestMain(m *testing.M) {
 	if os.Getenv(defectVariable) != "" {
-		// A broken broker is waited for in vain, and leaves behind what it broke: no check for leaks.
+		// A test of a broken broker waits in vain and may leak goroutines. So patience is short, and leaks are not
+		// checked.
 		patience = 2 * time.Second
 		os.Exit(m.Run())
 	}
@@ -29,12 +30,12 @@ func TestMemoryPassesTheSuite(t *testing.T) {
 	Run(t, Harness{
 		New:  func(testing.TB) broker.Broker { return memory.New() },
 		Kill: kill,
-		// Nothing of it outlives its process, so this only exercises the tests of that area.
+		// The embedded broker does not outlive its process, so this only exercises the tests of the area.
 		Restart: kill,
 	})
 }
 
-// A broker that can do only what every broker must, and says so, passes as well.
+// A broker without any optional capability passes too, if it says so.
 func TestBrokerWithoutCapabilitiesPassesTheSuite(t *testing.T) {
 	t.Parallel()
 	Run(t, Harness{
@@ -43,7 +44,7 @@ func TestBrokerWithoutCapabilitiesPassesTheSuite(t *testing.T) {
 	})
 }
 
-// modest leaves out everything that Capabilities may offer.
+// modest returns the hooks of a broker that offers none of the Capabilities.
 func modest() hooks {
 	return hooks{
 		caps: func(c *broker.Capabilities) { *c = broker.Capabilities{} },

@@ -59,7 +59,7 @@ func TestChaosFailsOpenAndDeclareUntilToldOtherwise(t *testing.T) {
 	other := k.name("other")
 	k.is("Declare", k.s.Declare(k.ctx, broker.Topology{Queues: []broker.QueueSpec{{Name: other}}}), broken)
 	c.RefuseDeclare(nil)
-	k.is("publish to what was not declared", k.publish(k.s, message(other, "m"))[0], broker.ErrUnroutable)
+	k.is("publish to an undeclared queue", k.publish(k.s, message(other, "m"))[0], broker.ErrUnroutable)
 	k.send(message(q, "m"))
 }
 
@@ -91,18 +91,18 @@ func TestChaosBlocksWhateverPublishes(t *testing.T) {
 	k.ok("an ack meanwhile", ds[1].Ack())
 
 	cancel()
-	k.wait("the outcome of the one whose context ended", ends.all)
+	k.wait("the outcome of the publish whose context ended", ends.all)
 	k.is("publish whose context ended", ends.errs[0], broker.ErrNotSent)
 	k.is("publish whose context ended", ends.errs[0], context.Canceled)
 	k.close(other)
-	k.wait("the outcome of the one whose session ended", dies.all)
+	k.wait("the outcome of the publish whose session ended", dies.all)
 	k.is("publish whose session ended", dies.errs[0], broker.ErrNotSent)
 	if closed(waits.all) {
 		k.Error("a blocked broker confirmed")
 	}
 
 	c.Block(false)
-	k.wait("the outcome of the one that waited", waits.all)
+	k.wait("the outcome of the publish that waited", waits.all)
 	k.ok("publish that waited", waits.errs[0])
 	k.returns("the retry", func() { k.ok("retry that waited", <-retried) })
 	k.returns("every Publish", func() { <-returned; <-returned; <-returned })
@@ -120,16 +120,16 @@ func TestChaosHoldsConfirmationsUntilReleased(t *testing.T) {
 	k.s.Publish(k.ctx, []broker.Message{message(k.name("nowhere"), "m")}, bad.done)
 	k.expectIDs(k.take(k.s, q, 2), "m0000", "m0001") // they have arrived
 	if closed(good.all) || closed(bad.all) {
-		k.Error("held outcomes were told")
+		k.Error("done ran for held outcomes")
 	}
 	closing := make(chan error, 1)
-	go func() { closing <- k.s.Close(k.ctx) }() // waits for them
+	go func() { closing <- k.s.Close(k.ctx) }() // waits for the held outcomes
 	c.HoldConfirms(false)
 	k.wait("the outcomes", good.all)
 	k.wait("the outcomes", bad.all)
 	k.returns("Close", func() { k.ok("close", <-closing) })
 	good.once(k)
-	// Close is free to come first, and then it waits for the answers, which are true.
+	// Close may run first. It then waits for the outcomes, which must still be true.
 	for _, err := range good.errs {
 		k.ok("publish", err)
 	}

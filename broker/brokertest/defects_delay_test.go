@@ -9,7 +9,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// delayDefects are those of the area "delay".
+// delayDefects are the defects of the area "delay".
 var delayDefects = []defect{
 	{
 		name: "ignores the delay", area: "delay",
@@ -71,7 +71,7 @@ var delayDefects = []defect{
 		}),
 	},
 	{
-		// The time to live of single messages in one queue does this: they expire at its head.
+		// Per-message TTLs do this, because messages expire only at the head of a queue.
 		name: "holds what is published up behind a long delay", area: "delay",
 		test: "a delay of 300 days is taken and holds nobody up",
 		make: func() hooks {

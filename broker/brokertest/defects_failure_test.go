@@ -10,7 +10,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// failureDefects are those of what becomes of tasks that fail: retries, suspects and the accounting of crashes.
+// failureDefects are the defects in handling failed tasks: retries, suspects and the accounting of crashes.
 var failureDefects = []defect{
 	{
 		name: "retries a suspect among the suspects", area: "retry",
@@ -127,7 +127,7 @@ var failureDefects = []defect{
 		},
 	},
 	{
-		// The count of a quorum queue does this until RabbitMQ 4.0.
+		// Until RabbitMQ 4.0, the delivery count of a quorum queue does this.
 		name: "counts what is given back as lost", area: "crash",
 		test: "what is given back after a loss is charged that one only",
 		make: func() hooks {
@@ -160,14 +160,14 @@ var failureDefects = []defect{
 
 func isSuspect(d broker.Delivery) bool { return strings.HasSuffix(d.Queue, broker.SuspectsSuffix) }
 
-// headerTime reads a time that is told as text.
+// headerTime parses a header that holds a time as text.
 func headerTime(v any) (time.Time, bool) {
 	text, _ := v.(string)
 	at, err := time.Parse(time.RFC3339Nano, text)
 	return at, err == nil
 }
 
-// counts counts, from 1, by name.
+// counts counts calls from 1, separately for each name.
 type counts struct {
 	mu sync.Mutex
 	n  map[string]int

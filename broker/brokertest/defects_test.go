@@ -10,7 +10,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// defects are those of publishing, consuming, settling and sessions.
+// defects are the defects of publishing, consuming, settling and sessions.
 var defects = []defect{
 	{
 		name: "confirms before routing", area: "publish",
@@ -220,7 +220,7 @@ var defects = []defect{
 		test: "a late ack after a lost link touches nothing",
 		make: func() hooks {
 			var mu sync.Mutex
-			owners := make(map[string]broker.Delivery) // by message
+			owners := make(map[string]broker.Delivery) // by message ID
 			return hooks{settler: func(_ broker.Session, d broker.Delivery) broker.Settler {
 				mu.Lock()
 				defer mu.Unlock()
@@ -232,7 +232,7 @@ var defects = []defect{
 						defer mu.Unlock()
 						_ = owners[d.ID].Ack()
 					}
-					return err // the truth, so that only the message can tell
+					return err // the true error, so that only the lost message reveals the defect
 				}}
 			}}
 		},

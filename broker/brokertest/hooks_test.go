@@ -9,7 +9,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// settler replaces methods of the embedded one. nil = as it should be.
+// settler replaces methods of the embedded Settler. A nil field leaves its method as it is.
 type settler struct {
 	broker.Settler
 	ack, release        func() error
@@ -52,7 +52,7 @@ func (s settler) DeadLetter(ctx context.Context, m broker.Message) error {
 	return s.Settler.DeadLetter(ctx, m)
 }
 
-// not hides one error.
+// not returns err, or nil if err Is hidden.
 func not(err, hidden error) error {
 	if errors.Is(err, hidden) {
 		return nil
@@ -60,7 +60,7 @@ func not(err, hidden error) error {
 	return err
 }
 
-// publishing makes hooks that change what done is told.
+// publishing makes hooks that change the outcomes that done receives.
 func publishing(change func(done func(i int, err error)) func(i int, err error)) func() hooks {
 	return func() hooks {
 		return hooks{publish: func(s broker.Session, ctx context.Context, msgs []broker.Message, done func(i int, err error)) {
@@ -80,8 +80,8 @@ func settling(change func(s broker.Session, d broker.Delivery) settler) func() h
 	}
 }
 
-// delaying makes hooks that change the messages that are published with a delay. refuse = done is told its error, and the message
-// is not published.
+// delaying makes hooks that change messages published with a delay. If change returns refuse, the message is not
+// published and done receives err.
 func delaying(change func(s broker.Session, m *broker.Message) (refuse bool, err error)) func() hooks {
 	return func() hooks {
 		return hooks{publish: func(s broker.Session, ctx context.Context, msgs []broker.Message, done func(i int, err error)) {
@@ -96,13 +96,13 @@ func delaying(change func(s broker.Session, m *broker.Message) (refuse bool, err
 				}
 				kept, index = append(kept, m), append(index, i)
 			}
-			// At once, since the session's Done waits for one call and not for the next.
+			// A single call, because the session's Done waits for a running call and not for the next one.
 			s.Publish(ctx, kept, func(i int, err error) { done(index[i], err) })
 		}}
 	}
 }
 
-// sendTo publishes m to a queue in the name of a broken settler.
+// sendTo publishes m to a queue for a broken settler.
 func sendTo(ctx context.Context, s broker.Session, queue string, m broker.Message) (err error) {
 	m.Exchange, m.RoutingKey, m.NotBefore = "", queue, time.Time{}
 	s.Publish(ctx, []broker.Message{m}, func(_ int, e error) { err = e })

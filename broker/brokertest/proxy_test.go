@@ -11,7 +11,8 @@ import (
 	"time"
 )
 
-// echo is a server that sends back what it gets. Each connection that ends sends its error (nil = the client's FIN) to ended.
+// echo is a server that sends back all that it receives. When a connection ends, its error goes to ended. The error is
+// nil after the client's FIN.
 type echo struct {
 	net.Listener
 	ended chan error
@@ -38,11 +39,11 @@ func newEcho(t *testing.T) *echo {
 			})
 		}
 	})
-	t.Cleanup(func() { _ = l.Close(); running.Wait() }) // after the proxy's, which ends the connections
+	t.Cleanup(func() { _ = l.Close(); running.Wait() }) // runs after the proxy's cleanup, which ends the connections
 	return e
 }
 
-// proxied is a client of an echo server behind a proxy.
+// proxied connects a client to an echo server through a proxy.
 func proxied(t *testing.T) (*Proxy, *echo, net.Conn) {
 	t.Helper()
 	t.Parallel()
@@ -79,7 +80,7 @@ func wantRead(t *testing.T, conn net.Conn, text string) {
 	}
 }
 
-// wantSilence checks that nothing comes, not even an end, for a while that is long on a loopback.
+// wantSilence checks that neither a byte nor the end of the connection arrives, for a time that is long on a loopback.
 func wantSilence(t *testing.T, conn net.Conn) {
 	t.Helper()
 	_ = conn.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
@@ -97,7 +98,7 @@ func wantReset(t *testing.T, side string, err error) {
 	}
 }
 
-// wantRefused checks that a new connection is reset, be it before the dial is over.
+// wantRefused checks that a new connection is reset, possibly before the dial returns.
 func wantRefused(t *testing.T, p *Proxy) {
 	t.Helper()
 	conn, err := net.Dial("tcp", p.Addr())
@@ -148,7 +149,7 @@ func TestProxyForwards(t *testing.T) {
 		t.Errorf("the server got %v, want EOF", err)
 	}
 	if n := p.Accepted(); n != 1 {
-		t.Errorf("%d accepted", n)
+		t.Errorf("%d connections accepted, want one", n)
 	}
 }
 
@@ -179,7 +180,7 @@ func TestProxyCutResetsBothSides(t *testing.T) {
 	wantRead(t, again, "again")
 }
 
-// A writer that is stuck since nobody reads is cut as well.
+// Cut also resets a connection whose writer is blocked because nobody reads.
 func TestProxyCutsInTheMiddleOfAWrite(t *testing.T) {
 	p, _, conn := proxied(t)
 	p.Stall(true)
@@ -208,7 +209,7 @@ func TestProxyCutsAfterSomeBytes(t *testing.T) {
 	send(t, conn, "678901")
 	wantCut(t, e, conn)
 
-	again := dial(t, p) // it cuts once
+	again := dial(t, p) // CutAfter cuts only once
 	send(t, again, strings.Repeat("x", 100))
 	wantRead(t, again, strings.Repeat("x", 100))
 	p.CutAfter(0)
@@ -237,7 +238,7 @@ func TestProxyStallHoldsAndReleases(t *testing.T) {
 	_ = fresh.Close()
 	select {
 	case err := <-e.ended:
-		t.Errorf("the server heard of an end during the stall: %v", err)
+		t.Errorf("the server noticed the end of a connection during the stall: %v", err)
 	case <-time.After(50 * time.Millisecond):
 	}
 	p.Stall(false)
@@ -328,7 +329,7 @@ func TestProxyTakesManyConnectionsAtOnce(t *testing.T) {
 	}
 }
 
-// Every knob at once and in any order: nothing hangs, nothing races, everything ends.
+// All faults may be set at once and in any order. Nothing hangs, nothing races and every connection ends.
 func TestProxyKnobsMayBeTurnedAtAnyTime(t *testing.T) {
 	t.Parallel()
 	e := newEcho(t)
@@ -355,7 +356,7 @@ func TestProxyKnobsMayBeTurnedAtAnyTime(t *testing.T) {
 			for range 25 {
 				conn, err := net.Dial("tcp", p.Addr())
 				if err != nil {
-					continue // reset before the dial was over
+					continue // reset before the dial returned
 				}
 				_, _ = io.WriteString(conn, strings.Repeat("x", 1000))
 				_ = conn.(*net.TCPConn).CloseWrite()

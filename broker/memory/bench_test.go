@@ -7,7 +7,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/memory"
 )
 
-// The path of a task through the broker: publish, deliver, ack.
+// BenchmarkPublishDeliverAck measures the path of a task through the broker.
 func BenchmarkPublishDeliverAck(b *testing.B) {
 	s := open(b, memory.New())
 	ok(b, s.Declare(bg, broker.Topology{
@@ -27,7 +27,7 @@ func BenchmarkPublishDeliverAck(b *testing.B) {
 	}
 }
 
-// A queue of 200,000 messages that are given back and taken again: nothing may depend on the depth but log n.
+// BenchmarkReleaseInDeepQueue takes and releases messages of a queue of 200,000. The cost may grow only as log n.
 func BenchmarkReleaseInDeepQueue(b *testing.B) {
 	s := open(b, memory.New())
 	declare(b, s, "q")

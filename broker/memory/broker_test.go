@@ -118,7 +118,7 @@ func TestConsumeRefuses(t *testing.T) {
 		t.Errorf("SetPrefetch after Stop: %v", err)
 	}
 	if _, err := s.Consume(bg, o); err != nil {
-		t.Errorf("the tag of a stopped consumer: %v", err)
+		t.Errorf("consume with the tag of a stopped consumer: %v", err)
 	}
 }
 
@@ -131,14 +131,14 @@ func TestDoneWaitsForRunningCallbacks(t *testing.T) {
 	s.Publish(bg, []broker.Message{{RoutingKey: "q", ID: "1"}, {RoutingKey: "q", ID: "2"}}, func(_ int, err error) {
 		outcomes = append(outcomes, err)
 		if n := b.KillSessions(); n != 2-len(outcomes) {
-			t.Errorf("killed %d", n)
+			t.Errorf("killed %d sessions", n)
 		}
 		if err := s.Close(ended()); !errors.Is(err, context.Canceled) {
 			t.Errorf("close while publishing: %v", err)
 		}
 		select {
 		case <-s.Done():
-			t.Error("Done before the last callback")
+			t.Error("Done is closed before the last callback has returned")
 		default:
 		}
 	})
@@ -150,7 +150,7 @@ func TestDoneWaitsForRunningCallbacks(t *testing.T) {
 		t.Errorf("close of a dead session: %v", err)
 	}
 	if !errors.Is(s.Err(), broker.ErrSessionLost) || errors.Is(s.Err(), broker.ErrClosed) {
-		t.Errorf("killed, not closed: %v", s.Err())
+		t.Errorf("error of a killed session: %v", s.Err())
 	}
 }
 

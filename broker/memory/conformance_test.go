@@ -14,6 +14,6 @@ func TestConformance(t *testing.T) {
 	brokertest.Run(t, brokertest.Harness{
 		New:     func(testing.TB) broker.Broker { return memory.New() },
 		Kill:    kill,
-		Restart: kill, // queues outlive sessions: from outside a restart is a loss of all of them
+		Restart: kill, // queues outlive sessions, so a restart looks like the loss of all sessions
 	})
 }

@@ -27,7 +27,7 @@ func TestPrefetchBoundsWhatIsOut(t *testing.T) {
 	one, two := next(t, c), next(t, c)
 	ok(t, one.Ack())
 	ok(t, two.Ack())
-	inChannel(1) // 3 is unsettled, which is the limit now
+	inChannel(1) // message 3 is unsettled and fills the new limit
 	three := next(t, c)
 	ok(t, c.SetPrefetch(bg, 0))
 	ok(t, three.Ack())
@@ -57,7 +57,7 @@ func TestConsumersTakeTurns(t *testing.T) {
 	}
 }
 
-// How a consumer can end and what becomes of 1 (acked), 2 (received), 3 (in the channel) and 4 (ready).
+// Each case ends a consumer in a different way. Message 1 is acked, 2 is received, 3 is in the channel and 4 is ready.
 func TestEndOfConsumer(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -150,12 +150,12 @@ func TestStoppedConsumerLosesItsDeliveriesWithTheSession(t *testing.T) {
 	b.KillSessions()
 	<-two.Lost()
 	if c.Err() != nil {
-		t.Errorf("stopped in peace, later: %v", c.Err())
+		t.Errorf("error of a consumer that stopped before its session died: %v", c.Err())
 	}
 	wantGet(t, open(t, b), "q", "1/1", "2/1")
 }
 
-// Sessions that die together must not hand each other what they give back.
+// Sessions that die together must not deliver their released messages to each other.
 func TestKilledTogether(t *testing.T) {
 	t.Parallel()
 	b := memory.New()
@@ -167,7 +167,7 @@ func TestKilledTogether(t *testing.T) {
 		next(t, c)
 	}
 	if n := b.KillSessions(); n != 4 {
-		t.Fatalf("killed %d", n)
+		t.Fatalf("killed %d sessions", n)
 	}
 	wantGet(t, open(t, b), "q", "1/1", "2", "3/1", "4", "5/1", "6")
 }
@@ -180,7 +180,7 @@ func TestWhatASessionGivesBackGoesToTheOthers(t *testing.T) {
 	fill(t, s, "q", 1, 5)
 	got, err := s.TryGet(bg, "q", 1)
 	ok(t, err)
-	next(t, consume(t, s, "q", 2)) // and 3 stays in its channel
+	next(t, consume(t, s, "q", 2)) // message 3 stays in its channel
 	c := consume(t, other, "q", 9)
 	if d := next(t, c); d.ID != "4" {
 		t.Fatalf("got %s", d.ID)

@@ -36,7 +36,7 @@ func TestContentCountsEverything(t *testing.T) {
 	}
 }
 
-// drains returns what tells the result of Drain, which waits now.
+// drains calls Drain and lets it wait. It returns a channel that receives the result.
 func drains(ctx context.Context, b *memory.Broker) <-chan error {
 	result := make(chan error, 1)
 	go func() { result <- b.Drain(ctx) }()
@@ -44,7 +44,7 @@ func drains(ctx context.Context, b *memory.Broker) <-chan error {
 	return result
 }
 
-// Whatever takes the last message away ends Drain at once.
+// Drain returns as soon as the last message is gone, whatever removed it.
 func TestDrainEndsWith(t *testing.T) {
 	t.Parallel()
 	get1 := func(t *testing.T, s broker.Session) broker.Delivery { return get(t, s, "q")[0] }
@@ -136,15 +136,15 @@ func TestEmptiedIsClosedWhenAQueueBecomesEmpty(t *testing.T) {
 	ds := get(t, s, "q")
 	ok(t, ds[0].Ack())
 	if closed(emptied) {
-		t.Error("closed while a message is left in each queue")
+		t.Error("Emptied is closed while each queue still has a message")
 	}
 	ok(t, ds[1].Ack())
 	if !closed(emptied) || closed(b.Emptied()) {
-		t.Error("not closed once the queue is empty, or closed for good")
+		t.Error("Emptied is not closed although the queue is empty, or the next channel is closed too")
 	}
 }
 
-// A consumer that publishes follow-ups: Drain must not return between two of them, nor miss the end.
+// Consumers publish follow-up messages. Drain must not return between two of them, and must not miss the end.
 func TestDrainUnderLoad(t *testing.T) {
 	t.Parallel()
 	for range 200 {
@@ -195,7 +195,7 @@ func TestStrandedIsWhatNobodyTakes(t *testing.T) {
 	fill(t, s, "reply", 12, 12)
 	c := consume(t, other, "q", 1)
 	ok(t, s.Close(bg))
-	stranded("5 0") // those for p
+	stranded("5 0") // the messages for p
 	ok(t, c.Stop(bg))
 	stranded("8 0")
 	ok(t, other.Close(bg))

@@ -51,7 +51,8 @@ func TestDelay(t *testing.T) {
 	})
 }
 
-// Many, in random order, some due at the same moment and some told without a monotonic reading, as a time from the wire is.
+// The messages are due in random order, some of them at the same moment. Half of the times have no monotonic reading,
+// like a time from the wire.
 func TestManyDelayed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -84,7 +85,7 @@ func TestManyDelayed(t *testing.T) {
 			ok(t, d.Ack())
 		}
 		if info, err := s.Inspect(bg, "q"); err != nil || info.Ready+info.Unsettled != 0 {
-			t.Errorf("more came than was sent: %+v %v", info, err)
+			t.Errorf("more messages came than were sent: %+v %v", info, err)
 		}
 	})
 }
@@ -111,7 +112,7 @@ func TestLongestDelay(t *testing.T) {
 		}
 		ok(t, d.Retry(bg, d.Forward(), broker.MaxDelay))
 		if err := d.Retry(bg, d.Forward(), broker.MaxDelay+1); !errors.Is(err, broker.ErrSettled) {
-			t.Errorf("retry of what is settled: %v, want ErrSettled", err)
+			t.Errorf("retry of a settled delivery: %v, want ErrSettled", err)
 		}
 		ok(t, publish(s, broker.Message{RoutingKey: "q", ID: "publish", NotBefore: start.Add(broker.MaxDelay)}))
 		c := consume(t, s, "q", 2)
@@ -124,7 +125,7 @@ func TestLongestDelay(t *testing.T) {
 	})
 }
 
-// A broker without sessions lets go of its timer. What was due meanwhile comes to the next session, in order.
+// A broker without sessions releases its timer. Messages that become due meanwhile go to the next session, in order.
 func TestDelayWithoutSessions(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -152,7 +153,7 @@ func TestDelayWithoutSessions(t *testing.T) {
 	})
 }
 
-// Nothing of a broker has to be closed but its sessions: a delay of a year must not keep it in memory for a year.
+// Only the sessions of a broker need closing. A delay of a year must not keep the broker in memory for a year.
 func TestForgottenBrokerIsCollected(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(b *memory.Broker, s broker.Session){

@@ -55,7 +55,8 @@ func TestFailedForwardLeavesTheDeliveryOpen(t *testing.T) {
 	}
 }
 
-// Of many that settle one delivery while its session dies exactly one wins, and the message is acked or back.
+// Many goroutines settle one delivery while its session dies. Either one of them wins or the delivery is lost. The
+// message is then settled once, or back in the queue.
 func TestSettleRaces(t *testing.T) {
 	t.Parallel()
 	b := memory.New()
@@ -99,7 +100,7 @@ func TestSettleRaces(t *testing.T) {
 		}
 		for _, d := range inQueue {
 			if total == 0 && d.Losses != 1 {
-				t.Fatalf("lost and %d losses", d.Losses)
+				t.Fatalf("the lost message has %d losses", d.Losses)
 			}
 		}
 		ok(t, s.Delete(bg, "q"))

@@ -61,7 +61,8 @@ func consume(t testing.TB, s broker.Session, queue string, prefetch int) broker.
 	return c
 }
 
-// next receives what is in the channel already: here a push happens before the call that made it possible returns.
+// next receives a delivery that is already in the channel. The embedded broker delivers within the call that makes the
+// delivery possible.
 func next(t testing.TB, c broker.Consumer) broker.Delivery {
 	t.Helper()
 	select {

@@ -16,11 +16,11 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/memory"
 )
 
-// A random crowd publishes, settles in every way, stops, closes, pauses, purges and kills. Then the books must balance:
-// every confirmed message was acked exactly once, is left exactly once, or was purged; nothing comes a second time as
-// if new; no more is charged than was received.
+// A random crowd publishes, settles in every way, stops, closes, pauses, purges and kills. Then the books must balance.
+// Every confirmed message was acked or dead-lettered exactly once, is left exactly once, or was purged. No message came
+// a second time without the mark of a redelivery. No message has more losses than it had earlier deliveries.
 //
-// DISPATCHER_STRESS_SEED replays the choices of a run; the interleaving is its own every time.
+// DISPATCHER_STRESS_SEED repeats the random choices of a run. The interleaving still differs every time.
 func TestStress(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
@@ -48,7 +48,7 @@ func TestStress(t *testing.T) {
 	x.balance()
 }
 
-// stress is what happened, as far as the crowd was told.
+// stress records the outcomes that the crowd has seen.
 type stress struct {
 	*testing.T
 	b *memory.Broker
@@ -57,8 +57,8 @@ type stress struct {
 	confirmed map[string]bool        // IDs
 	ended     map[string]int         // IDs that were acked or are dead letters
 	deadCount int                    // the dead letters among them
-	purged    int                    // how many messages
-	received  map[string][]reception // by ID and generation: a retry makes the next one
+	purged    int                    // the number of purged messages
+	received  map[string][]reception // by ID and generation; each retry begins a new generation
 	kills     int
 }
 
@@ -67,7 +67,7 @@ type reception struct {
 	losses      int
 }
 
-// open is the helper's for other goroutines than the test's, which must not call Fatal.
+// open is like the helper open, but any goroutine may call it, because it does not call Fatal.
 func (x *stress) open() broker.Session {
 	s, err := x.b.Open(bg)
 	if err != nil {
@@ -109,7 +109,7 @@ func (x *stress) publish(r *rand.Rand, actor int) {
 	_ = s.Close(bg)
 }
 
-// consume runs one consumer after the other.
+// consume runs one consumer after another.
 func (x *stress) consume(r *rand.Rand, stop <-chan struct{}) {
 	s := x.open()
 	for {
@@ -150,7 +150,7 @@ func (x *stress) consume(r *rand.Rand, stop <-chan struct{}) {
 	}
 }
 
-// receive takes and settles deliveries for a while and returns those still open; false = stop is closed.
+// receive takes and settles deliveries for a while and returns those still open. goOn is false if stop is closed.
 func (x *stress) receive(r *rand.Rand, c broker.Consumer, prefetch int, stop <-chan struct{}) (open []broker.Delivery, goOn bool) {
 	for range 20 + r.IntN(200) {
 		select {
@@ -210,7 +210,7 @@ func (x *stress) settle(r *rand.Rand, d broker.Delivery) {
 	}
 }
 
-// disturb takes messages by TryGet and purges.
+// disturb takes messages with TryGet and purges the queue.
 func (x *stress) disturb(r *rand.Rand, stop <-chan struct{}) {
 	s := x.open()
 	for {
@@ -239,7 +239,7 @@ func (x *stress) disturb(r *rand.Rand, stop <-chan struct{}) {
 	}
 }
 
-// balance compares what happened with what is left.
+// balance compares the recorded outcomes with the messages that are left.
 func (x *stress) balance() {
 	s := open(x.T, x.b)
 	if dead := get(x.T, s, "q.dead"); len(dead) != x.deadCount {
@@ -254,11 +254,11 @@ func (x *stress) balance() {
 			x.ended[d.ID]++
 			ok(x.T, d.Ack())
 		case <-time.After(10 * time.Second):
-			x.Fatalf("%d messages of %d that are left came", i, left)
+			x.Fatalf("received %d of the %d messages that are left", i, left)
 		}
 	}
 	if info, err := s.Inspect(bg, "q"); err != nil || info.Ready+info.Unsettled != 0 {
-		x.Errorf("more is left than was confirmed: %+v %v", info, err)
+		x.Errorf("more messages are left than were confirmed: %+v %v", info, err)
 	}
 	for id, n := range x.ended {
 		if n != 1 || !x.confirmed[id] {
@@ -276,7 +276,7 @@ func (x *stress) balance() {
 			}
 		}
 		if first > 1 {
-			x.Errorf("%s: came %d times as if new", key, first)
+			x.Errorf("%s: came %d times without the mark of a redelivery", key, first)
 		}
 	}
 	x.Logf("%d confirmed, %d purged, %d dead letters, %d left at the end, %d kills",

@@ -23,7 +23,7 @@ func TestRouting(t *testing.T) {
 		},
 	}
 	ok(t, s.Declare(bg, topology))
-	ok(t, s.Declare(bg, topology)) // twice is once
+	ok(t, s.Declare(bg, topology)) // declaring twice changes nothing
 	for _, test := range []struct {
 		exchange, key string
 		queues        string
@@ -46,7 +46,7 @@ func TestRouting(t *testing.T) {
 		ok(t, s.Delete(bg, q))
 	}
 	if err := publish(s, broker.Message{Exchange: "direct", RoutingKey: "2", ID: "m"}); !errors.Is(err, broker.ErrUnroutable) {
-		t.Errorf("after its queues were deleted: %v", err)
+		t.Errorf("publish after the queues were deleted: %v", err)
 	}
 	ok(t, publish(s, broker.Message{Exchange: "fanout", ID: "m"}))
 }
@@ -122,7 +122,7 @@ func TestEphemeralQueueIsALockOfItsSession(t *testing.T) {
 	ok(t, d.Retry(bg, d.Forward(), time.Hour))
 	ok(t, holder.Close(bg))
 	if _, err := other.Inspect(bg, "lock"); !errors.Is(err, broker.ErrQueueGone) {
-		t.Errorf("after its session: %v", err)
+		t.Errorf("inspect after the session has ended: %v", err)
 	}
 	ok(t, other.Declare(bg, lock))
 	wantGet(t, other, "lock")

@@ -11,12 +11,12 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// eval runs Erlang on the node, or skips the test.
+// eval runs Erlang code on the node, or skips the test.
 func eval(t testing.TB, code string) string {
 	t.Helper()
 	ctl := os.Getenv("DISPATCHER_RABBITMQCTL")
 	if ctl == "" || os.Getenv("DISPATCHER_TEST_NODES") != "1" {
-		t.Skip("needs DISPATCHER_TEST_NODES=1 and DISPATCHER_RABBITMQCTL, beside DISPATCHER_AMQP_CON, to reach into that node")
+		t.Skip("needs DISPATCHER_TEST_NODES=1 and DISPATCHER_RABBITMQCTL, beside DISPATCHER_AMQP_CON, to run code on that node")
 	}
 	out, err := exec.Command(ctl, "eval", code).CombinedOutput()
 	if err != nil {
@@ -25,8 +25,9 @@ func eval(t testing.TB, code string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// queueAway makes RabbitMQ say of a classic queue what it says when the queue's node is down. One node is enough: up to 3.13, and in later
-// versions without Khepri, the queue is then in the table of durable queues and not in that of queues.
+// queueAway makes RabbitMQ answer as if the node of a classic queue were down. One node is enough for that. Up to 3.13,
+// and in later versions without Khepri, a queue whose node is down is in the table of durable queues and not in the
+// table of queues.
 func queueAway(t testing.TB, names ...string) (back func()) {
 	t.Helper()
 	if eval(t, "lists:member(rabbit_queue, ets:all()).") != "true" {
@@ -45,7 +46,7 @@ func queueAway(t testing.TB, names ...string) (back func()) {
 	}
 }
 
-// boundQueue declares a queue with one binding of that name, and deletes it after the test.
+// boundQueue declares a queue with one binding of the same name, and deletes it after the test.
 func boundQueue(t testing.TB, s broker.Session) (name string, top broker.Topology) {
 	t.Helper()
 	name = uniqueName()
@@ -61,7 +62,7 @@ func boundQueue(t testing.TB, s broker.Session) (name string, top broker.Topolog
 	return name, top
 }
 
-// A classic queue whose node is down exists, and every method reports that.
+// A classic queue still exists while its node is down. Every method reports it as unavailable, not as gone.
 func TestQueueWhoseNodeIsDownIsUnavailable(t *testing.T) {
 	t.Parallel()
 	s := open(t, through(t, amqpURL(t), amqpURL(t).Host))
@@ -98,7 +99,8 @@ func TestQueueWhoseNodeIsDownIsUnavailable(t *testing.T) {
 	}
 }
 
-// RabbitMQ returns a message for a queue that is away as if there were none. An absence is not a refusal.
+// RabbitMQ returns a message for a queue that is away as if there were no queue. The message is not sent, but it is not
+// rejected.
 func TestPublishToAQueueThatIsAwayIsNotSent(t *testing.T) {
 	t.Parallel()
 	s := open(t, through(t, amqpURL(t), amqpURL(t).Host))
@@ -130,7 +132,7 @@ func TestPublishToAQueueThatIsAwayIsNotSent(t *testing.T) {
 	}
 }
 
-// When the node of a classic queue is back, the queue is there before its bindings.
+// When the node of a classic queue comes back, the queue returns before its bindings.
 func TestPublishToAQueueThatLostItsBindingIsNotSentAndBindsItAgain(t *testing.T) {
 	t.Parallel()
 	s := open(t, through(t, amqpURL(t), amqpURL(t).Host))
@@ -148,8 +150,8 @@ func TestPublishToAQueueThatLostItsBindingIsNotSentAndBindsItAgain(t *testing.T)
 	}
 }
 
-// RabbitMQ ends the connection over a get from a quorum queue that has no leader. Workers look for suspects all the time, and one such queue
-// would end all their sessions.
+// RabbitMQ closes the connection of a client that gets from a quorum queue without a leader. Workers look for suspects
+// all the time, so one such queue would end all their sessions.
 func TestSuspectsWithoutALeaderDoNotEndTheSession(t *testing.T) {
 	t.Parallel()
 	s := open(t, through(t, amqpURL(t), amqpURL(t).Host))

@@ -13,7 +13,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
-// One goroutine publishes 50,000 persistent messages of 256 bytes in one call, and waits for all their confirms.
+// One goroutine publishes 50,000 persistent messages of 256 bytes in one call, and waits for all their confirmations.
 func BenchmarkPublish50k(b *testing.B) {
 	s, q := benchQueue(b)
 	msgs := benchMessages(q, 50_000)
@@ -29,7 +29,7 @@ func BenchmarkPublish50k(b *testing.B) {
 	b.ReportMetric(50_000*float64(b.N)/b.Elapsed().Seconds(), "msg/s")
 }
 
-// One goroutine receives 10,000 messages and acks each, 10 in its hands at most.
+// One goroutine receives 10,000 messages with a prefetch of 10, and acks each.
 func BenchmarkDrain10k(b *testing.B) {
 	s, q := benchQueue(b)
 	msgs := benchMessages(q, 10_000)
@@ -55,7 +55,8 @@ func BenchmarkDrain10k(b *testing.B) {
 	b.ReportMetric(10_000*float64(b.N)/b.Elapsed().Seconds(), "msg/s")
 }
 
-// How late 1,000 messages with random delays of 50 ms to 8 s come, from NotBefore to the receiver's hands.
+// BenchmarkDelay1kLateness measures how late 1,000 messages with random delays of 50 ms to 8 s arrive. The lateness is
+// the time from NotBefore until a message is received.
 func BenchmarkDelay1kLateness(b *testing.B) {
 	s, q := benchQueue(b)
 	var late []time.Duration
@@ -73,7 +74,8 @@ func BenchmarkDelay1kLateness(b *testing.B) {
 	}
 }
 
-// How long 10,000 messages that are due at the same time take to be stored, and then to come out of their last level.
+// BenchmarkDelay10kAtOnce measures how fast 10,000 messages that are due at the same time are stored, and how fast they
+// then leave their last level.
 func BenchmarkDelay10kAtOnce(b *testing.B) {
 	s, q := benchQueue(b)
 	for b.Loop() {
@@ -87,7 +89,8 @@ func BenchmarkDelay10kAtOnce(b *testing.B) {
 	}
 }
 
-// lateness publishes msgs, receives them, and returns how long the first took, and how long after NotBefore each came.
+// lateness publishes and receives msgs. It returns the time that the publish took, and how long after NotBefore each
+// message arrived.
 func lateness(b *testing.B, s broker.Session, q string, msgs []broker.Message) (stored time.Duration, late []time.Duration) {
 	at := make(map[string]time.Time)
 	for _, m := range msgs {

@@ -2,7 +2,7 @@ package rabbitmq
 
 import "testing"
 
-// A session with all the workers that it has room for still sees whether delays are late.
+// A session with as many workers as it has room for can still notice late delays.
 func TestProbesTakeNoPlaceOfAWorker(t *testing.T) {
 	t.Parallel()
 	c := newChannels(2047)

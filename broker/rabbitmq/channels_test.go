@@ -10,11 +10,12 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
-// With as many consumers as a connection can have, everything else works, and one more is refused with the reason.
+// When a connection has as many consumers as it can have, everything else still works. One more consumer is refused
+// with the reason.
 func TestConsumersLeaveChannelsForOtherCalls(t *testing.T) {
 	t.Parallel()
 	u := *amqpURL(t)
-	u.RawQuery = "channel_max=16" // half of it is kept
+	u.RawQuery = "channel_max=16" // half of the channels are kept for other calls
 	s := open(t, newBroker(t, rabbitmq.Config{URLs: []string{u.String()}}))
 	q := queue(t, nil)
 	fill(t, s, q, 20)
@@ -29,7 +30,7 @@ func TestConsumersLeaveChannelsForOtherCalls(t *testing.T) {
 	_, err := s.Consume(ctx, broker.ConsumeOptions{Queue: q, Prefetch: 1})
 	for _, want := range []string{"8 of 16 channels", "another server", "channel_max"} {
 		if !errors.Is(err, broker.ErrRejected) || !strings.Contains(err.Error(), want) {
-			t.Errorf("one consumer too many: %v, want %q", err, want)
+			t.Errorf("consume beyond the limit: %v, want %q", err, want)
 		}
 	}
 	if full := s.Status().Channels; !strings.Contains(full, "8 of 16") {
@@ -42,7 +43,7 @@ func TestConsumersLeaveChannelsForOtherCalls(t *testing.T) {
 		t.Errorf("inspect: %v", err)
 	}
 	var held []broker.Delivery
-	for range 2 { // the other two channels for TryGet are for those of one message
+	for range 2 { // the other two channels for TryGet are kept for calls that want one message
 		ds, err := s.TryGet(ctx, q, 2)
 		if err != nil || len(ds) == 0 {
 			t.Fatalf("get: %d, %v", len(ds), err)
@@ -67,7 +68,7 @@ func TestConsumersLeaveChannelsForOtherCalls(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if ds, err := s.TryGet(ctx, q, 2); err != nil || len(ds) == 0 { // it waits until the lanes before it are over
+	if ds, err := s.TryGet(ctx, q, 2); err != nil || len(ds) == 0 { // it waits until the earlier lanes have ended
 		t.Errorf("get after settling: %d, %v", len(ds), err)
 	}
 	if err := consumers[0].Close(ctx); err != nil {

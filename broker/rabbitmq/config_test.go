@@ -12,7 +12,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
-// Every form of a bad URL is a permanent error, and none of them shows the password or a part of it.
+// Every bad URL is a permanent error. No error shows the password or a part of it.
 func TestBadConfigIsPermanentAndShowsNoCredentials(t *testing.T) {
 	t.Parallel()
 	const secret = "hush"
@@ -51,7 +51,7 @@ func TestBadConfigIsPermanentAndShowsNoCredentials(t *testing.T) {
 		}
 		for _, text := range []string{fmt.Sprint(err), fmt.Sprintf("%+v %#v %q", err, err, err), fmt.Sprintf("%v %+v %#v %s", cfg, cfg, cfg, &cfg)} {
 			if strings.Contains(text, secret) {
-				t.Errorf("%s: shows the password: %s", name, text)
+				t.Errorf("%s: the password is shown: %s", name, text)
 			}
 		}
 	}
@@ -62,7 +62,7 @@ func TestAllProblemsAreReportedAtOnce(t *testing.T) {
 	_, err := rabbitmq.New(rabbitmq.Config{URLs: []string{"amqp://localhost", "http://x", ""}, QueueType: "odd"})
 	for _, want := range []string{"URL 2 of 3", "URL 3 of 3", `"odd"`} {
 		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%v does not say %s", err, want)
+			t.Errorf("%v does not mention %s", err, want)
 		}
 	}
 }
@@ -72,7 +72,7 @@ func TestBrokerShowsNoCredentials(t *testing.T) {
 	b := newBroker(t, rabbitmq.Config{URLs: []string{"amqp://someone:hush@127.0.0.1:1/v", "amqps://someone:hush@127.0.0.1:1"}})
 	_, err := b.Open(testContext(t))
 	if err == nil || errors.Is(err, broker.ErrPermanent) {
-		t.Errorf("open with nobody listening: %v, want an error that may pass", err)
+		t.Errorf("open with nobody listening: %v, want an error that is not permanent", err)
 	}
 	for _, text := range []string{b.String(), fmt.Sprintf("%v %+v %#v %s", b, b, b, b), fmt.Sprint(err)} {
 		if strings.Contains(text, "hush") || strings.Contains(text, "someone") || !strings.Contains(text, "127.0.0.1:1") {
@@ -81,7 +81,7 @@ func TestBrokerShowsNoCredentials(t *testing.T) {
 	}
 }
 
-// What is declared has to be accepted by every RabbitMQ from 3.10 to 4.3, and newer ones deny more.
+// Every RabbitMQ from 3.10 to 4.3 must accept the declared arguments. Newer versions refuse more of them.
 func TestOnlyPortableArgumentsAreDeclared(t *testing.T) {
 	t.Parallel()
 	portable := map[string]bool{
@@ -100,12 +100,12 @@ func TestOnlyPortableArgumentsAreDeclared(t *testing.T) {
 	for _, args := range declared {
 		for name := range args {
 			if !portable[name] {
-				t.Errorf("%s is declared, with %v", name, args)
+				t.Errorf("argument %s is declared, with %v", name, args)
 			}
 		}
 	}
 	if args, _ := rabbitmq.QueueArguments(""); args != nil {
-		t.Errorf("bare queues are declared with %v", args)
+		t.Errorf("queues without a type are declared with %v", args)
 	}
 }
 
@@ -125,11 +125,11 @@ func TestConfigIsCopied(t *testing.T) {
 		t.Errorf("open after the caller changed its Config: %v", err)
 	}
 	if cfg.TLS.ServerName != "" || cfg.TLS.MinVersion != 0 {
-		t.Error("the caller's TLS configuration was written to")
+		t.Error("the caller's TLS configuration was changed")
 	}
 }
 
-// Nothing of a good URL is refused.
+// New accepts every valid URL.
 func TestGoodURLsAreTaken(t *testing.T) {
 	t.Parallel()
 	for _, u := range []string{

@@ -8,7 +8,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
-// linked is a broker behind a network that can fail.
+// linked is a broker behind a proxy that can cut its connections.
 type linked struct {
 	*rabbitmq.Broker
 	proxy *brokertest.Proxy

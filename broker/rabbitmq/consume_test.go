@@ -17,17 +17,18 @@ func TestConsumerTagsAreUniqueInASession(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := s.Consume(testContext(t), o); !errors.Is(err, broker.ErrRejected) {
-		t.Errorf("a tag in use: %v", err)
+		t.Errorf("consume with a tag in use: %v", err)
 	}
 	if err := c.Stop(testContext(t)); err != nil {
 		t.Error(err)
 	}
 	if _, err := s.Consume(testContext(t), o); err != nil {
-		t.Errorf("the tag of a stopped consumer: %v", err)
+		t.Errorf("consume with the tag of a stopped consumer: %v", err)
 	}
 }
 
-// However the limit moves under load, every place below it is filled sooner or later, and nothing is lost or doubled.
+// However the limit changes under load, every free place below it is filled sooner or later. Nothing is lost or
+// delivered twice.
 func TestEverySettlementMakesRoomWhileTheLimitMoves(t *testing.T) {
 	t.Parallel()
 	q := queue(t, nil)
@@ -65,7 +66,7 @@ func TestEverySettlementMakesRoomWhileTheLimitMoves(t *testing.T) {
 	}
 }
 
-// A queue that is deleted under a consumer of many subscriptions ends it as quickly as any other.
+// Deleting a queue ends a consumer with many subscriptions as quickly as any other consumer.
 func TestDeletedQueueEndsAConsumerOfManySubscriptions(t *testing.T) {
 	t.Parallel()
 	s := open(t, through(t, amqpURL(t), amqpURL(t).Host))

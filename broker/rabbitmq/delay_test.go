@@ -13,13 +13,14 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// anyDelay draws delays of all magnitudes alike.
+// anyDelay draws delays of all magnitudes with equal probability.
 func anyDelay(t *rapid.T) time.Duration {
 	magnitude := rapid.IntRange(0, 54).Draw(t, "magnitude")
 	return min(broker.MaxDelay, time.Duration(rapid.Int64Range(1, 1<<magnitude).Draw(t, "delay")))
 }
 
-// held is how long the levels and the exit hold a message for so many ticks at least: at each it may be a millisecond short.
+// held returns the shortest time for which the levels and the exit hold a message of that many ticks. Each of them may
+// be a millisecond short.
 func held(ticks uint64) time.Duration {
 	d := time.Duration(1<<exitLevel-1) * time.Millisecond
 	for level := lowestLevel; level <= highestLevel; level++ {
@@ -39,10 +40,10 @@ func TestDelayIsNeverShorterAndHardlyLongerThanAsked(t *testing.T) {
 			t.Fatalf("%v becomes %v, as a retry %v", d, held(exact), held(retry))
 		}
 		if late := exitTime + time.Duration(exact)*grain - d; late > 3*grain {
-			t.Errorf("%v becomes %v later", d, late)
+			t.Errorf("%v is %v late", d, late)
 		}
 		if late := exitTime + time.Duration(retry)*grain - d; late > d/8+3*grain {
-			t.Errorf("as a retry %v becomes %v later", d, late)
+			t.Errorf("as a retry %v is %v late", d, late)
 		}
 		if n := bits.OnesCount64(retry); n > retryDigits {
 			t.Errorf("a retry after %v waits at %d levels", d, n)
@@ -89,11 +90,11 @@ func TestTicksAtTheEdges(t *testing.T) {
 		t.Errorf("the longest retry is %b", n)
 	}
 	if n := ticks(1<<63-1, exactDigits); n != maxTicks {
-		t.Errorf("for ever is %b", n)
+		t.Errorf("the longest duration is %b", n)
 	}
 }
 
-// matches is what a topic exchange does, with # at the end only.
+// matches reports whether a topic exchange would match key with pattern. It knows # only at the end.
 func matches(pattern, key string) bool {
 	p, k := strings.Split(pattern, "."), strings.Split(key, ".")
 	if last := len(p) - 1; p[last] == "#" {
@@ -111,13 +112,13 @@ func matches(pattern, key string) bool {
 	return true
 }
 
-// A probe goes the way of all messages, and then to its own session only.
+// A probe takes the way of all messages, and then reaches only its own session.
 func TestProbesComeToTheirSession(t *testing.T) {
 	t.Parallel()
 	key := probeKey("7", "me")
 	for level := firstLevel(probeTicks); level >= lowestLevel; level-- {
 		if !matches(levelPattern(level, "1"), key) {
-			t.Errorf("passes level %d", level)
+			t.Errorf("the probe passes level %d", level)
 		}
 	}
 	if !matches(exitPattern("7"), key) || !matches(deliverPattern(probeWord), key) || !matches(probePattern("me"), key) || matches(probePattern("you"), key) {
@@ -160,18 +161,19 @@ func TestProbesTellWhatIsLate(t *testing.T) {
 	third := ids(after(60*time.Second), 2)
 	p.came(third["0"])
 	p.came(ids(after(90*time.Second), 2)["0"])
-	p.came(ids(after(120*time.Second), 1)["0"]) // enough of the other
+	p.came(ids(after(120*time.Second), 1)["0"]) // the other exit has enough probes already
 	p.came(third["f"])
 	late(after(99*time.Second), "")
-	p.came(first["f"]) // when it comes does not matter any more
+	p.came(first["f"]) // its arrival no longer matters
 	late(after(101*time.Second), "messages that were due 11s ago are held up in the levels 5 to 10 or in dispatcher.delay.v2.exit.f")
-	ids(after(20*time.Minute), 1) // the missing one is lost, and at the other exit nothing is waiting
+	ids(after(20*time.Minute), 1) // the missing probe is lost, and nothing waits at the other exit
 	late(after(20*time.Minute), "")
 	ids(after(time.Hour+5*time.Minute), 1)
 	ids(after(3*time.Hour), 0)
 }
 
-// A message that follows the bindings from exchange to exchange comes to each queue whose time it needs, and then to its target.
+// A message follows the bindings from exchange to exchange. It reaches each queue whose time it needs, and then its
+// target.
 func TestBindingsLeadThroughTheLevelsOfADelay(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -205,7 +207,7 @@ func TestBindingsLeadThroughTheLevelsOfADelay(t *testing.T) {
 			t.Errorf("%d exits for %q", ways, key)
 		}
 		if !matches(deliverPattern(to.word()), key) || matches(deliverPattern(target{to.exchange, to.key + "x"}.word()), key) {
-			t.Error("comes to another target")
+			t.Error("the key does not match its own target, or matches another")
 		}
 	})
 }
@@ -224,7 +226,7 @@ func TestArrivedMessageIsAsItWasPublished(t *testing.T) {
 	if m := decode(&d); m.Exchange != "" || m.RoutingKey != "q" || m.Headers != nil {
 		t.Errorf("got %+v", m)
 	}
-	// From anywhere else the header is just a header.
+	// In any other message the header has no special meaning.
 	for name, d := range map[string]amqp.Delivery{
 		"other exchange": {Exchange: "x", RoutingKey: "k", Headers: amqp.Table{targetHeader: "a\x00b"}},
 		"no target":      {Exchange: levelName(7), RoutingKey: "k", Headers: amqp.Table{targetHeader: "a"}},
@@ -278,6 +280,6 @@ func TestDelayBeyondTheLongestIsRefusedByName(t *testing.T) {
 		}
 	}
 	if _, err := s.newDelay(&broker.Message{Exchange: "a\x00b", NotBefore: time.Now().Add(time.Hour)}, exactDigits); !errors.Is(err, broker.ErrRejected) {
-		t.Errorf("an exchange whose name cannot be carried: %v", err)
+		t.Errorf("an exchange whose name the header cannot carry: %v", err)
 	}
 }

@@ -15,9 +15,9 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
-var campaignSize = flag.Int("campaign", 2000, "delayed messages of the queue that is deleted while they come due")
+var campaignSize = flag.Int("campaign", 2000, "number of delayed messages for the queue that is deleted while they become due")
 
-// passOnAnew is what docs/rabbitmq.md has an operator evaluate when delays are late.
+// passOnAnew is the code that docs/rabbitmq.md tells an operator to run when delays are late.
 const passOnAnew = `[begin Q = element(2, sys:get_state(P)), supervisor:terminate_child(rabbit_fifo_dlx_sup, P),
 	supervisor:start_child(rabbit_fifo_dlx_sup, [Q]) end || {_, P, _, _} <- supervisor:which_children(rabbit_fifo_dlx_sup), is_pid(P)].`
 
@@ -36,8 +36,8 @@ func (n *node) foreign(t testing.TB) *amqp.Channel {
 	return ch
 }
 
-// An operator cancels a campaign by deleting its queue while its messages are coming due. Those that RabbitMQ is passing on in that
-// moment keep their exit for minutes, and nothing else.
+// An operator cancels a campaign by deleting its queue while its messages become due. The messages that RabbitMQ is
+// passing on at that moment block their exit for minutes, and nothing else.
 func testDeletedTarget(t *testing.T, n *node) {
 	s := rabbitmq.WithProbes(open(t, n.broker(t)), 500*time.Millisecond, 5*time.Second)
 	doomed, other := workQueue(t, s), workQueue(t, s)
@@ -86,7 +86,8 @@ func testDeletedTarget(t *testing.T, n *node) {
 		t.Errorf("the others came %v to %v late", late[0], late[bystanders-1])
 	}
 
-	// What was being passed on is tried again after three to six minutes, or as docs/rabbitmq.md says.
+	// RabbitMQ tries to pass on those messages again after three to six minutes, or when the code from docs/rabbitmq.md
+	// runs.
 	found := make(map[string]bool)
 	collect := func(quiet time.Duration) {
 		for again := time.Now().Add(quiet); time.Now().Before(again) && gone+len(found) < campaign; {
@@ -107,17 +108,18 @@ func testDeletedTarget(t *testing.T, n *node) {
 	held := campaign - gone - len(found)
 	t.Logf("%d are held up in their exit", held)
 	ctx := testContext(t)
-	// An exit passes on 32 at a time. How many of them were on their way in the moment of the deletion is left to chance.
+	// An exit passes on 32 messages at a time. It depends on chance how many of them were on their way when the queue
+	// was deleted.
 	if held >= 32 {
-		// The session sees it, by messages of its own.
+		// The session notices it with its probes.
 		name := func(queue string) string { return "dispatcher.delay.v2.exit." + rabbitmq.ExitOf(queue) }
 		for tick := time.Tick(10 * time.Millisecond); !strings.Contains(s.Status().Delays, name(doomed)); <-tick {
 			if ctx.Err() != nil {
-				t.Fatalf("delays are said to be %q", s.Status().Delays)
+				t.Fatalf("Status reports the delays as %q, without the exit", s.Status().Delays)
 			}
 		}
 		if told := s.Status().Delays; strings.Contains(told, name(other)) {
-			t.Errorf("the other queue's exit is said to be late: %s", told)
+			t.Errorf("Status reports the other queue's exit as late: %s", told)
 		} else {
 			t.Log(told)
 		}
@@ -129,7 +131,7 @@ func testDeletedTarget(t *testing.T, n *node) {
 	}
 	for tick := time.Tick(10 * time.Millisecond); s.Status().Delays != ""; <-tick {
 		if ctx.Err() != nil {
-			t.Fatalf("delays are still said to be %q", s.Status().Delays)
+			t.Fatalf("Status still reports the delays as %q", s.Status().Delays)
 		}
 	}
 	for id := range found {

@@ -12,7 +12,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// A binding is made again when it is old, by one caller, and when somebody doubts it.
+// A binding is made again when it is old or in doubt. Only one caller renews an old binding.
 func TestBindingsForRetriesAreRenewed(t *testing.T) {
 	t.Parallel()
 	var m memory
@@ -29,13 +29,13 @@ func TestBindingsForRetriesAreRenewed(t *testing.T) {
 	m.noteBound("q", target{key: "q"}.word())
 	needs(0, false, false)
 	needs(bindingAge+time.Minute, true, true)
-	needs(bindingAge+time.Minute, false, false) // somebody is making it
+	needs(bindingAge+time.Minute, false, false) // another caller is making it
 	m.noteBound("q", target{key: "q"}.word())
 	m.doubt("q")
 	needs(0, true, false)
 	m.noteBound("q", target{key: "q"}.word())
 	m.base.run = &run{}
-	m.forgetBase(&run{}) // it was made again since
+	m.forgetBase(&run{}) // the base was made again in the meantime
 	needs(0, false, false)
 	m.forgetBase(m.base.run)
 	needs(0, true, false)
@@ -45,7 +45,8 @@ func TestBindingsForRetriesAreRenewed(t *testing.T) {
 	needs(0, true, false)
 }
 
-// Names of ephemeral queues are new every time, and the memory outlives their sessions.
+// Ephemeral queues have new names every time, and the memory outlives their sessions. So it must not grow without
+// limit.
 func TestMemoryOfBindingsIsBounded(t *testing.T) {
 	t.Parallel()
 	var m memory
@@ -57,7 +58,8 @@ func TestMemoryOfBindingsIsBounded(t *testing.T) {
 	}
 }
 
-// A session that ended in the middle of an errand leaves it to the next one, and one that did it leaves nothing to do.
+// If a session ends in the middle of an errand, the next session takes it over. Once a session has done it, nothing is
+// left to do.
 func TestErrandIsDoneOnceForAllSessions(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -87,8 +89,8 @@ func TestErrandIsDoneOnceForAllSessions(t *testing.T) {
 	})
 }
 
-// What RabbitMQ has certainly not looked at behind a message to a deleted level must not be written to the next channel before the level
-// is made again: it would end that, too, and be in doubt.
+// RabbitMQ certainly ignores the messages behind one to a deleted level. They must not be written to the next channel
+// before the level is made again. Otherwise they would end that channel too, and be in doubt.
 func TestEndOfAChannelOverADeletedLevelForgetsTheLevels(t *testing.T) {
 	t.Parallel()
 	made := &run{}
@@ -107,7 +109,7 @@ func TestEndOfAChannelOverADeletedLevelForgetsTheLevels(t *testing.T) {
 	behind, due := put("3", levelName(5), true), put("4", "", false)
 	again := pt.bury(pp, &amqp.Error{Code: amqp.NotFound, Reason: "NOT_FOUND - no exchange '" + levelName(6) + "' in vhost '/'", Server: true})
 	if m.levels.run != nil {
-		t.Error("the levels are still believed to be there")
+		t.Error("the levels are still remembered as existing")
 	}
 	for _, f := range []*flight{first, second} {
 		if x := <-f.fate; !errors.Is(x.err, broker.ErrUnconfirmed) || f.deleted(x.err) {

@@ -15,7 +15,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
-// vhost makes a virtual host for a test that deletes what all programs share.
+// vhost makes a virtual host for a test that deletes queues or exchanges that all programs share.
 func vhost(t testing.TB) (b *rabbitmq.Broker, ch func() *amqp.Channel) {
 	t.Helper()
 	u, ctl, name := *amqpURL(t), os.Getenv("DISPATCHER_RABBITMQCTL"), uniqueName()
@@ -46,7 +46,7 @@ func vhost(t testing.TB) (b *rabbitmq.Broker, ch func() *amqp.Channel) {
 	}
 }
 
-// soon is when a message is due that begins at level 6.
+// soon returns a due time whose message begins at level 6.
 func soon() time.Time { return time.Now().Add(100 * time.Millisecond) }
 
 // delayed publishes a delayed message through a new session and receives it.
@@ -103,7 +103,7 @@ func TestLevelDeletedBetweenSessionsIsMadeAgain(t *testing.T) {
 	delayed(t, b, q)
 }
 
-// What is written behind a message to a deleted exchange is in no queue, and waits until that is there again.
+// Messages written behind a message to a deleted exchange are in no queue. They wait until the exchange exists again.
 func TestDelaysBehindADeletedLevelAreConfirmed(t *testing.T) {
 	t.Parallel()
 	b, ch := vhost(t)
@@ -121,7 +121,8 @@ func TestDelaysBehindADeletedLevelAreConfirmed(t *testing.T) {
 		broker.Message{RoutingKey: q, ID: "5", NotBefore: at5}, broker.Message{RoutingKey: q, ID: "5 too", NotBefore: at5})
 }
 
-// Of several messages to an exchange that is gone nobody knows which were refused. None is refused for good, and the next ones go through.
+// If several messages go to a deleted exchange, nobody knows which of them were refused. None is reported as rejected,
+// and the next messages go through.
 func TestManyDelaysToADeletedLevelAreUnconfirmedOnce(t *testing.T) {
 	t.Parallel()
 	b, ch := vhost(t)
@@ -149,7 +150,7 @@ func TestManyDelaysToADeletedLevelAreUnconfirmedOnce(t *testing.T) {
 	}
 }
 
-// Somebody has deleted all that is there for delays, or has made the virtual host anew.
+// Somebody has deleted everything that serves delays, or has made the virtual host again.
 func TestDelaysDeletedBetweenSessionsAreMadeAgain(t *testing.T) {
 	t.Parallel()
 	b, ch := vhost(t)
@@ -181,7 +182,7 @@ func TestDelaysDeletedBetweenSessionsAreMadeAgain(t *testing.T) {
 	}
 }
 
-// The next session's ephemeral queue has the name of the last one's, and not its binding.
+// The ephemeral queue of the next session has the same name as that of the last one, but not its binding.
 func TestDelayedRetryToAnEphemeralQueueOfALaterSession(t *testing.T) {
 	t.Parallel()
 	b, q := through(t, amqpURL(t), amqpURL(t).Host), uniqueName()

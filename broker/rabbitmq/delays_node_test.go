@@ -27,7 +27,7 @@ func (n *node) ask(t testing.TB, args ...string) string {
 	return string(out)
 }
 
-// kill ends the node as a power failure does, and starts it again.
+// kill ends the node as a power failure would, and starts it again.
 func (n *node) kill(t testing.TB) {
 	t.Helper()
 	pid, err := strconv.Atoi(strings.Trim(strings.TrimSpace(n.ask(t, "eval", "os:getpid().")), `"`))
@@ -40,9 +40,9 @@ func (n *node) kill(t testing.TB) {
 	n.brokers("start")
 }
 
-// testLevels is the first test of the node: nothing of delays is there.
+// testLevels is the first test of the node, so nothing exists yet for delays.
 func testLevels(t *testing.T, n *node) {
-	// A program that only sends at once makes nothing of it.
+	// A program that sends without delays makes nothing for them.
 	s := open(t, n.broker(t))
 	x := uniqueName()
 	if err := s.Declare(testContext(t), broker.Topology{Exchanges: []broker.Exchange{{Name: x, Kind: broker.Direct}}}); err != nil {
@@ -52,10 +52,10 @@ func testLevels(t *testing.T, n *node) {
 		return regexp.MustCompile(`dispatcher\.\S+`).FindAllString(n.ask(t, "-q", "--no-table-headers", "list_queues", "name"), -1)
 	}
 	if got := queues(); len(got) != 0 {
-		t.Errorf("an exchange makes %q", got)
+		t.Errorf("declaring an exchange made %q", got)
 	}
 
-	// All at once, as when a whole service is started.
+	// All programs declare at once, as when a whole service starts.
 	const programs = 8
 	var wg sync.WaitGroup
 	errs, sessions := make([]error, programs), make([]broker.Session, programs)
@@ -72,7 +72,7 @@ func testLevels(t *testing.T, n *node) {
 		t.Fatal(err)
 	}
 	if got := queues(); len(got) != 1 || got[0] != broker.Undeliverable {
-		t.Errorf("a queue makes %q", got)
+		t.Errorf("declaring a queue made %q", got)
 	}
 	began := time.Now()
 	told := make(chan error, programs)
@@ -85,8 +85,8 @@ func testLevels(t *testing.T, n *node) {
 		}
 	}
 	t.Logf("%d programs made the levels at once in %v", programs, time.Since(began))
-	if got := queues(); len(got) != 48 { // 30 levels, 16 exits, probes, and what is undeliverable
-		t.Errorf("a delay makes %d queues: %q", len(got), got)
+	if got := queues(); len(got) != 48 { // 30 levels, 16 exits, the queue of probes and that of undeliverable messages
+		t.Errorf("a delay made %d queues: %q", len(got), got)
 	}
 	c := consume(t, s, q, programs)
 	for range programs {
@@ -95,7 +95,7 @@ func testLevels(t *testing.T, n *node) {
 		}
 	}
 
-	// The longest delay is beyond the 32 bits of milliseconds that Erlang's timers once had.
+	// The longest delay exceeds the 32 bits of milliseconds that Erlang's timers once had.
 	longest := broker.Message{RoutingKey: q, ID: "longest", NotBefore: time.Now().Add(broker.MaxDelay)}
 	published(t, s, longest)
 	longest.ID, longest.NotBefore = "second longest", longest.NotBefore.Add(-time.Minute)
@@ -108,13 +108,13 @@ func testLevels(t *testing.T, n *node) {
 	}
 }
 
-// Somebody who tidies up what nobody consumes meets the next message: it is returned, and written again. Its lower levels
-// are made anew with it.
+// Somebody deletes queues that have no consumer. The next message is returned and written again. Its lower levels are
+// made again with it.
 func testDeletedLevel(t *testing.T, n *node) {
 	s := open(t, n.broker(t))
 	q := workQueue(t, s)
 	c := consume(t, s, q, 30)
-	delay := func() time.Time { return time.Now().Add(100 * time.Millisecond) } // at the levels 6 and 5
+	delay := func() time.Time { return time.Now().Add(100 * time.Millisecond) } // waits at the levels 6 and 5
 	published(t, s, broker.Message{RoutingKey: q, ID: "0", NotBefore: delay()})
 	receive(t, c)
 	deleted := []string{"5", "6", "7"}
@@ -145,7 +145,7 @@ func testDeletedLevel(t *testing.T, n *node) {
 	due(t, c, at)
 }
 
-// What is missing is named, and a program that may declare nothing is content with what is there.
+// An error names the missing permission. A program that may declare nothing uses what exists.
 func testDelayPermissions(t *testing.T, n *node) {
 	all := open(t, n.broker(t))
 	q := workQueue(t, all)
@@ -158,7 +158,7 @@ func testDelayPermissions(t *testing.T, n *node) {
 		"no.levels":   {`^dispatcher\.undeliverable|^dispatcher\.delay\.v2\.(deliver|undeliverable)$`, ".*", ".*", "", ""},
 		"no.bindings": {`^dispatcher\.`, "^" + own + "$", ".*", "", "write permission on the exchange"},
 	} {
-		if since43(t, n.url) { // where it has no right at all, it may not even look
+		if since43(t, n.url) { // a user without any right may not even look
 			switch name {
 			case "no.queue":
 				test.declare = "configure permission on the queue"
@@ -189,7 +189,7 @@ func testDelayPermissions(t *testing.T, n *node) {
 		}
 	}
 
-	// Where nothing is there, whoever may make nothing is told so, the same way every time.
+	// If nothing exists and the user may make nothing, the error says so, in the same way every time.
 	n.run("add_vhost", "empty")
 	n.run("add_user", "newcomer", "hush")
 	n.run("set_permissions", "-p", "empty", "newcomer", "^q$", ".*", ".*")
@@ -214,7 +214,7 @@ func testDelayPermissions(t *testing.T, n *node) {
 	if err := d.Retry(testContext(t), d.Forward(), time.Hour); !errors.Is(err, broker.ErrRejected) || !strings.Contains(err.Error(), "configure permission") {
 		t.Errorf("retry: %v", err)
 	}
-	// When somebody has made it, it goes on in the same session.
+	// Once another program has made it, the same session can use it.
 	u := *n.url
 	u.Path = "/empty"
 	fill(t, s, "q", 1)
@@ -224,7 +224,7 @@ func testDelayPermissions(t *testing.T, n *node) {
 	}
 }
 
-// A message is on its way from one level to the next when the node dies. It is in one of the two, or in both.
+// The node dies while messages move from one level to the next. Each of them is then in one of the two, or in both.
 func testKilledNode(t *testing.T, n *node) {
 	s := open(t, n.broker(t))
 	q := workQueue(t, s)
@@ -268,8 +268,8 @@ func testKilledNode(t *testing.T, n *node) {
 		case d := <-c.Deliveries():
 			take(d)
 		case <-time.After(5 * time.Second):
-			// What RabbitMQ could not route while it booted, since it had not read all bindings yet, it tries again after three
-			// minutes. This is that.
+			// While RabbitMQ boots, it cannot route some messages, because it has not read all bindings yet. It tries
+			// them again after three minutes. This call makes it try now.
 			t.Logf("%d are held up by the boot", count-len(seen))
 			n.run("eval", "[gen_server:cast(P, settle_timeout) || {_, P, _, _} <- supervisor:which_children(rabbit_fifo_dlx_sup)].")
 			take(receive(t, c))

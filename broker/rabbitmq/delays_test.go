@@ -46,7 +46,7 @@ func bind(t testing.TB, s broker.Session, queue, exchange, key string) {
 	}
 }
 
-// published is outcomes for messages that all must be taken.
+// published publishes msgs and fails the test unless all are confirmed.
 func published(t testing.TB, s broker.Session, msgs ...broker.Message) {
 	t.Helper()
 	for i, err := range outcomes(t, s, msgs...) {
@@ -66,7 +66,7 @@ func due(t testing.TB, c broker.Consumer, at time.Time) broker.Delivery {
 	return d
 }
 
-// RabbitMQ up to 3.13 takes a message for one that goes round in circles if its x-death says that it was there before.
+// RabbitMQ up to 3.13 takes a message for a cycle if its x-death says that it was in the queue before.
 func TestRetryOfARetryOfARetryComesBack(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"", "quorum"} {
@@ -111,7 +111,7 @@ func TestDelayedPublishComesToAllBoundQueues(t *testing.T) {
 	if info, err := s.Inspect(testContext(t), other); err != nil || info.Ready != 0 {
 		t.Errorf("the queue of another key: %+v, %v", info, err)
 	}
-	// To a queue by its name, with what every broker takes as headers, and some that would divert the message.
+	// Publish to a queue by its name, with a header that every broker accepts and one that would divert the message.
 	at = time.Now().Add(50 * time.Millisecond)
 	headers := map[string]any{"n": int64(1), "x-death": []any{map[string]any{"queue": "dispatcher.delay.v2.4", "reason": "expired", "count": int64(1)}}}
 	published(t, s, broker.Message{RoutingKey: other, ID: "direct", NotBefore: at, Headers: headers})
@@ -124,7 +124,7 @@ func TestDelayedPublishComesToAllBoundQueues(t *testing.T) {
 	}
 }
 
-// A fanout exchange takes every key, which only a session knows that has declared it.
+// A fanout exchange routes every key. Only a session that has declared the exchange knows that.
 func TestDelayedPublishToAFanoutComesToAllWhateverTheKey(t *testing.T) {
 	t.Parallel()
 	s := on(t)
@@ -146,7 +146,7 @@ func TestWhatIsDueAlreadyIsPublishedAtOnce(t *testing.T) {
 	for name, at := range map[string]time.Time{"long ago": time.Unix(0, 0), "now": time.Now()} {
 		err := outcomes(t, s, broker.Message{RoutingKey: uniqueName(), ID: name, NotBefore: at})[0]
 		if !errors.Is(err, broker.ErrUnroutable) {
-			t.Errorf("%s, to nowhere: %v", name, err)
+			t.Errorf("a message to nowhere, due %s: %v", name, err)
 		}
 	}
 }
@@ -155,7 +155,7 @@ func TestWhatIsDueAlreadyIsPublishedAtOnce(t *testing.T) {
 func TestWhatBecomesDueWhileItWaitsIsPublishedAtOnce(t *testing.T) {
 	t.Parallel()
 	s := on(t)
-	published(t, s, broker.Message{RoutingKey: queue(t, nil), ID: "first of all", NotBefore: time.Now().Add(time.Millisecond)}) // the levels are there
+	published(t, s, broker.Message{RoutingKey: queue(t, nil), ID: "first of all", NotBefore: time.Now().Add(time.Millisecond)}) // makes the levels
 	release := rabbitmq.HoldDelays(s)
 	told := make(chan error, 1)
 	at := time.Now().Add(60 * time.Millisecond)
@@ -163,7 +163,7 @@ func TestWhatBecomesDueWhileItWaitsIsPublishedAtOnce(t *testing.T) {
 	<-time.After(time.Until(at) + time.Millisecond)
 	release()
 	if err := <-told; !errors.Is(err, broker.ErrUnroutable) {
-		t.Errorf("due meanwhile, to nowhere: %v", err)
+		t.Errorf("a message to nowhere that became due meanwhile: %v", err)
 	}
 }
 
@@ -208,7 +208,7 @@ func TestBrokerWithoutDelaysSaysSo(t *testing.T) {
 	}
 }
 
-// A queue that another program has declared knows nothing of delays, and a retry needs its queue to be there.
+// A queue that another program has declared has no binding for delays. A delayed retry needs its queue to exist.
 func TestDelayedRetryToAQueueOfAnotherProgram(t *testing.T) {
 	t.Parallel()
 	q := queue(t, nil)
@@ -238,7 +238,7 @@ func TestDelayedRetryToAQueueOfAnotherProgram(t *testing.T) {
 	}
 }
 
-// Another program deletes a queue that is consumed, and declares it again, without the binding that retries need.
+// Another program deletes a consumed queue and declares it again, without the binding that retries need.
 func TestDelayedRetryToAQueueThatAnotherProgramMadeAgain(t *testing.T) {
 	t.Parallel()
 	s, ch := on(t), foreign(t)
@@ -276,7 +276,7 @@ func TestQueueDeclaredAgainGetsWhatIsDue(t *testing.T) {
 	q := workQueue(t, s)
 	fill(t, s, q, 1)
 	d := receive(t, consume(t, s, q, 1))
-	const delay = 3 * time.Second // the levels may have to be made first, and the queue deleted and declared
+	const delay = 3 * time.Second // long enough to make the levels, and to delete and declare the queue
 	at := time.Now().Add(delay)
 	if err := d.Retry(testContext(t), d.Forward(), delay); err != nil {
 		t.Fatal(err)
@@ -292,7 +292,7 @@ func TestQueueDeclaredAgainGetsWhatIsDue(t *testing.T) {
 	}
 }
 
-// stray takes n messages of a test out of the queue for what no queue took, and leaves those of other tests.
+// stray takes n undeliverable messages of a test from their queue, and leaves those of other tests.
 func stray(t testing.TB, s broker.Session, prefix string, n int) map[string]broker.Message {
 	t.Helper()
 	got, ctx := make(map[string]broker.Message), testContext(t)
@@ -315,7 +315,7 @@ func stray(t testing.TB, s broker.Session, prefix string, n int) map[string]brok
 	return got
 }
 
-// RabbitMQ keeps what it cannot pass on, 32 messages of a queue at a time, and then passes on nothing from there.
+// RabbitMQ keeps messages that it cannot pass on. Once it keeps 32 of a queue, it passes on nothing else from there.
 func TestUndeliverableMessagesHoldUpNobody(t *testing.T) {
 	t.Parallel()
 	s := on(t)
@@ -347,11 +347,11 @@ func TestUndeliverableMessagesHoldUpNobody(t *testing.T) {
 		}
 	}
 	if late := time.Since(at); late > 10*time.Second {
-		t.Errorf("the good ones came %v late", late)
+		t.Errorf("the messages to the good queue came %v late", late)
 	}
 	for id, m := range stray(t, s, prefix, lost) {
 		i := m.Headers["i"].(int64)
-		delete(m.Headers, "x-delivery-count") // of the queue that it was found in
+		delete(m.Headers, "x-delivery-count") // added by the queue in which the message was found
 		if want := msgs[i]; id != want.ID || m.Exchange != want.Exchange || m.RoutingKey != want.RoutingKey || len(m.Headers) != 1 {
 			t.Fatalf("got %+v, want %+v", m, want)
 		}
@@ -388,17 +388,17 @@ func TestRandomDelaysAllArriveAndNoneEarly(t *testing.T) {
 	}
 }
 
-// Headers that fill the frame would leave no room for what RabbitMQ adds on the way.
+// Headers that fill the frame would leave no room for the headers that RabbitMQ adds on the way.
 func TestDelayedHeadersLeaveRoomForTheBrokersOwn(t *testing.T) {
 	t.Parallel()
 	s := on(t)
 	q := workQueue(t, s)
-	const delay = (1<<11 - 1) * 16 * time.Millisecond // 32 s in eleven hops, on its way when the test ends
+	const delay = (1<<11 - 1) * 16 * time.Millisecond // 32 s in eleven hops, longer than the test
 	large := broker.Message{RoutingKey: q, ID: "large", Headers: map[string]any{"h": strings.Repeat("v", 130_000)}, NotBefore: time.Now().Add(delay)}
 	if err := outcomes(t, s, large)[0]; !errors.Is(err, broker.ErrRejected) {
 		t.Errorf("got %v", err)
 	}
-	// What just fits goes through seven hops and can be read.
+	// Headers that just fit pass seven hops and can be read.
 	large.Headers["h"] = strings.Repeat("v", 131072-4096-33*320-300)
 	large.NotBefore = time.Now().Add((1<<7 - 1 - 2) * 16 * time.Millisecond)
 	published(t, s, large)
@@ -407,7 +407,8 @@ func TestDelayedHeadersLeaveRoomForTheBrokersOwn(t *testing.T) {
 	}
 }
 
-// Sessions that need the levels at the same time make them once each, and a caller that leaves takes nobody with it.
+// Callers of a session that need the levels at the same time share one declaration. A caller that gives up does not
+// fail the others.
 func TestFirstDelaysOfASessionShareOneDeclaration(t *testing.T) {
 	t.Parallel()
 	q := queue(t, nil)
@@ -434,7 +435,7 @@ func TestFirstDelaysOfASessionShareOneDeclaration(t *testing.T) {
 			}
 		}
 		if failed > 1 {
-			t.Errorf("%d failed with one that was cancelled", failed)
+			t.Errorf("%d publishes failed, and only one was cancelled", failed)
 		}
 	}
 }

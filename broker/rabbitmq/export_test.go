@@ -7,22 +7,22 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// WithHeartbeat makes a dead peer be found in twice d, for tests. d is in whole seconds.
+// WithHeartbeat sets the heartbeat for tests. A dead peer is found within twice d. d must be whole seconds.
 func (b *Broker) WithHeartbeat(d time.Duration) *Broker {
 	b.heartbeat = d
 	return b
 }
 
-// QueueArguments returns what queues of a kind are declared with.
+// QueueArguments returns the arguments with which queues of a kind are declared.
 func QueueArguments(kind string) (map[string]any, error) { return queueArguments(kind) }
 
-// WithoutDelay makes a session that nobody uses yet one with a broker that has no delays.
+// WithoutDelay makes s behave as if its broker had no delays. Nobody may use s yet.
 func WithoutDelay(s broker.Session) broker.Session {
 	s.(*session).can.Delay = false
 	return s
 }
 
-// DelayArguments returns what the queues and exchanges of delays are declared with.
+// DelayArguments returns the arguments with which the queues and exchanges for delays are declared.
 func DelayArguments() []map[string]any {
 	all := []map[string]any{deliverArguments(), quorumArguments(), sinkArguments(), probeArguments()}
 	for level := exitLevel; level <= highestLevel; level++ {
@@ -34,16 +34,16 @@ func DelayArguments() []map[string]any {
 // Order returns the indices of the URLs in the order in which the next Open tries them.
 func (b *Broker) Order() []int { return b.shunned.order(len(b.addresses)) }
 
-// Shun makes a node one that failed just now.
+// Shun marks a node as failed just now.
 func (b *Broker) Shun(i int) { b.shunned.add(i) }
 
 // Shunned returns how many nodes failed lately.
 func (b *Broker) Shunned() int { return len(b.shunned.until) }
 
-// ExitOf names the exit through which delayed messages come to a queue.
+// ExitOf returns the name of the exit through which delayed messages reach a queue.
 func ExitOf(queue string) string { return exitOf(target{key: queue}.word()) }
 
-// Channel returns what tells one channel for the default exchange from the next.
+// Channel returns a value that identifies the current channel for the default exchange.
 func Channel(s broker.Session) any {
 	p := s.(*session).publish
 	p.mu.Lock()
@@ -51,14 +51,14 @@ func Channel(s broker.Session) any {
 	return p.ports[defaultPort].current
 }
 
-// HoldDelays keeps delayed messages from being written until the function that it returns is called.
+// HoldDelays holds back delayed messages until release is called.
 func HoldDelays(s broker.Session) (release func()) {
 	pt := &s.(*session).publish.ports[delayPort]
 	pt.writing <- struct{}{}
 	return pt.writing.give
 }
 
-// AgeBindings makes what b knows of bindings too old to rely on.
+// AgeBindings ages the bindings that b remembers until b no longer relies on them.
 func AgeBindings(b *Broker) {
 	m := b.addresses[0].memory
 	m.mu.Lock()
@@ -70,20 +70,20 @@ func AgeBindings(b *Broker) {
 	}
 }
 
-// WithProbes sets how often a session that nobody uses yet sends probes, and when they are late.
+// WithProbes sets how often s sends probes, and when they count as late. Nobody may use s yet.
 func WithProbes(s broker.Session, every, margin time.Duration) broker.Session {
 	p := &s.(*session).delays.probes
 	p.every, p.margin = every, margin
 	return s
 }
 
-// WithMaxUnanswered sets how many answers the broker may owe that nobody waits for, in a session that nobody uses yet.
+// WithMaxUnanswered sets how many answers the broker may owe that nobody waits for. Nobody may use s yet.
 func WithMaxUnanswered(s broker.Session, n int) broker.Session {
 	s.(*session).publish.maxUnanswered = n
 	return s
 }
 
-// Held says what of the publisher's a session that has ended has not given back; "" = nothing.
+// Held describes what the publisher of an ended session has not given back. It returns "" if nothing is missing.
 func Held(s broker.Session) string {
 	p := s.(*session).publish
 	p.mu.Lock()

@@ -12,8 +12,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// A level returns a message after its caller has gone. The message's content was dropped then, so what would be written again is a
-// message without ID and body.
+// A level returns a message after its caller has gone. The content of the message has been dropped by then, so writing
+// it again would send a message without ID and body.
 func TestReturnedMessageThatNobodyWaitsForIsNotWrittenAgain(t *testing.T) {
 	t.Parallel()
 	url := os.Getenv("DISPATCHER_AMQP_CON")
@@ -47,7 +47,7 @@ func TestReturnedMessageThatNobodyWaitsForIsNotWrittenAgain(t *testing.T) {
 		}
 		p.mu.Lock()
 		if f.seat != nil || f.written {
-			t.Error("it was written again")
+			t.Error("the message was written again")
 		}
 		p.orphans--
 		p.mu.Unlock()
@@ -55,7 +55,7 @@ func TestReturnedMessageThatNobodyWaitsForIsNotWrittenAgain(t *testing.T) {
 	}
 }
 
-// A message that a level returned is in no queue, whatever keeps it from being written again.
+// A message that a level returned is in no queue. It is not sent, whatever prevents it from being written again.
 func TestReturnedMessageThatCannotBeWrittenAgainIsNotSent(t *testing.T) {
 	t.Parallel()
 	s := &session{dead: make(chan struct{}), closing: true}
@@ -73,7 +73,7 @@ func ended() context.Context {
 	return ctx
 }
 
-// Behind a message that may be refused, others wait. They must not ask again and again when its caller has gone.
+// Other messages wait behind one that may be refused. If its caller has gone, they must pause before they try again.
 func TestWaitBehindAnAbandonedScoutIsAPause(t *testing.T) {
 	t.Parallel()
 	p := &publisher{}

@@ -13,7 +13,8 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// Whatever passes the filter, the client reads; and whatever it replaces, the client reads as well. The client itself is the judge.
+// The client can read every frame that passes the filter, and every frame that the filter replaces. The client itself
+// is the judge.
 func FuzzFrames(f *testing.F) {
 	for _, table := range [][]byte{
 		nil, everyType(), nested('F', 32), nested('F', 33), nested('A', 33), listField(8192), listField(8193), manyEntries(20), manyEntries(8193), entry("n", []byte("L12345678")...),
@@ -33,7 +34,7 @@ func FuzzFrames(f *testing.F) {
 			limit = 4096
 		}
 		if payload = bytes.Clone(payload); len(payload) >= 12 {
-			clear(payload[4:12]) // without a body
+			clear(payload[4:12]) // the message has no body
 		}
 		out, marker, err := through(t, frame(headerFrame, payload), limit, rand.New(rand.NewPCG(1, uint64(len(payload)))))
 		if !errors.Is(err, io.EOF) {
@@ -44,7 +45,7 @@ func FuzzFrames(f *testing.F) {
 		}
 		d, err := clients[limit].read(out)
 		if err != nil {
-			t.Fatalf("the client does not read it: %v", err)
+			t.Fatalf("the client cannot read the frame: %v", err)
 		}
 		_, replaced := d.Headers[marker]
 		if (inspect(payload) == headerFault{} && len(payload)+frameExtra <= limit) == replaced {
@@ -53,7 +54,7 @@ func FuzzFrames(f *testing.F) {
 	})
 }
 
-// oracle is the client's own decoder, behind a broker that answers every get with one frame.
+// oracle is the client's own decoder. Its fake broker answers every get with one frame.
 type oracle struct {
 	t     testing.TB
 	limit int
@@ -75,7 +76,7 @@ func (o *oracle) close() {
 	}
 }
 
-// read has the client read a header frame of a message without a body.
+// read makes the client read the header frame of a message without a body.
 func (o *oracle) read(header []byte) (amqp.Delivery, error) {
 	if o.conn == nil || o.conn.IsClosed() {
 		client, server := net.Pipe()
@@ -93,7 +94,7 @@ func (o *oracle) read(header []byte) (amqp.Delivery, error) {
 	return d, err
 }
 
-// serve speaks just as much AMQP as the client needs.
+// serve speaks only as much AMQP as the client needs.
 func (o *oracle) serve(c net.Conn) {
 	defer c.Close()
 	method := func(channel byte, class, id uint16, arguments ...byte) []byte {

@@ -16,7 +16,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// Pieces of frames, as a broker writes them.
+// These functions build pieces of frames as a broker writes them.
 
 func frame(typ byte, payload []byte) []byte {
 	b := []byte{typ, 0, 1, 0, 0, 0, 0}
@@ -32,7 +32,7 @@ func long(b []byte) []byte {
 
 func entry(name string, value ...byte) []byte { return append(short(name), value...) }
 
-// allProperties is a header frame's payload with every property, and these entries in the headers.
+// allProperties returns the payload of a header frame with every property and with entries in the headers.
 func allProperties(bodySize uint64, entries []byte) []byte {
 	b := []byte{0, 60, 0, 0}
 	b = binary.BigEndian.AppendUint64(b, bodySize)
@@ -52,7 +52,7 @@ func allProperties(bodySize uint64, entries []byte) []byte {
 	return b
 }
 
-// nested is a table whose entry has so many tables or arrays inside each other.
+// nested returns a table with an entry of that many tables or arrays inside each other.
 func nested(typ byte, levels int) []byte {
 	value := []byte{'V'}
 	for i := range levels {
@@ -77,7 +77,7 @@ func listField(n int) []byte {
 	return entry("list", append([]byte{'A'}, long(bytes.Repeat([]byte{'V'}, n))...)...)
 }
 
-// everyType has a value of each type that RabbitMQ knows.
+// everyType returns a table with a value of each type that RabbitMQ knows.
 func everyType() []byte {
 	var table []byte
 	for _, value := range []string{
@@ -90,7 +90,7 @@ func everyType() []byte {
 	return table
 }
 
-// through reads a stream through a filter, a random number of bytes at a time on both sides.
+// through reads a stream through a filter. Both sides transfer a random number of bytes at a time.
 func through(t testing.TB, stream []byte, limit int, random *rand.Rand) (out []byte, marker string, err error) {
 	t.Helper()
 	client, server := net.Pipe()
@@ -144,7 +144,7 @@ func TestFramesPassUnchangedWhatTheClientCanRead(t *testing.T) {
 		stream = stream[:len(stream)-random.IntN(10)] // the connection may end anywhere
 		out, _, err := through(t, stream, 131_072, random)
 		if !bytes.Equal(out, stream) || !errors.Is(err, io.EOF) {
-			t.Fatalf("seed %d: %d of %d bytes came, not as they were: %v", seed, len(out), len(stream), err)
+			t.Fatalf("seed %d: %d of %d bytes came, or they were changed: %v", seed, len(out), len(stream), err)
 		}
 	}
 }
@@ -184,7 +184,7 @@ func TestFramesReplaceWhatTheClientCannotRead(t *testing.T) {
 		client := newOracle(t, 131_072)
 		d, err := client.read(got)
 		if err != nil {
-			t.Fatalf("%s: the client does not read the replacement: %v", name, err)
+			t.Fatalf("%s: the client cannot read the replacement: %v", name, err)
 		}
 		if why, _ := d.Headers[marker].(string); !strings.Contains(why, test.why) {
 			t.Errorf("%s: reason %q, want %q", name, why, test.why)
@@ -204,7 +204,8 @@ func TestFramesReplaceWhatTheClientCannotRead(t *testing.T) {
 	}
 }
 
-// php-amqplib and others write 64-bit integers as L, which RabbitMQ takes and hands on, and this client does not know.
+// php-amqplib and others write 64-bit integers as type L. RabbitMQ accepts and delivers them, but this client does not
+// know the type.
 func TestFramesMakeTheSpecificationsLongReadable(t *testing.T) {
 	t.Parallel()
 	array := append([]byte{'A'}, long([]byte("L\x00\x00\x00\x00\x00\x00\x00\x08"))...)
@@ -216,7 +217,7 @@ func TestFramesMakeTheSpecificationsLongReadable(t *testing.T) {
 	}
 }
 
-// A header frame costs no more memory than the client's frames, whatever size it announces.
+// A header frame needs no more memory than the client's own frames, whatever size it announces.
 func TestFramesBoundTheirMemory(t *testing.T) {
 	for name, size := range map[string]uint32{"the largest message of RabbitMQ": maxHeaderPayload, "what no broker has": 1<<32 - 1} {
 		payload := allProperties(0, make([]byte, 1000))
@@ -233,11 +234,11 @@ func TestFramesBoundTheirMemory(t *testing.T) {
 		}
 	}
 	if _, err := newOracle(t, 131_072).read([]byte{headerFrame, 0, 1, 0xFF, 0xFF, 0xFF, 0xFF}); err == nil {
-		t.Error("the client takes any size")
+		t.Error("the client accepts any size")
 	}
 }
 
-// script is a connection that says one thing and ends.
+// script is a connection that yields one stream and ends.
 type script struct {
 	net.Conn
 	io.Reader
@@ -249,11 +250,11 @@ func TestFramesCostNoAllocation(t *testing.T) {
 	f := newFrames(&endless{stream: benchStream()})
 	buf := make([]byte, 4096)
 	if n := testing.AllocsPerRun(1000, func() { _, _ = f.Read(buf) }); n > 0 {
-		t.Errorf("%v allocations a read", n)
+		t.Errorf("%v allocations per read", n)
 	}
 }
 
-// benchStream has deliveries with a few headers and 256 bytes, as a worker gets them.
+// benchStream returns deliveries with a few headers and 256 bytes, as a worker receives them.
 func benchStream() []byte {
 	table := append(entry("x-dispatcher-attempt", []byte("l\x00\x00\x00\x00\x00\x00\x00\x01")...),
 		entry("x-dispatcher-routing-key", append([]byte{'S'}, long([]byte("some.routing.key"))...)...)...)
@@ -266,7 +267,7 @@ func benchStream() []byte {
 	return stream
 }
 
-// endless is a connection that says the same again and again.
+// endless is a connection that repeats one stream for ever.
 type endless struct {
 	net.Conn
 	stream []byte
@@ -279,7 +280,7 @@ func (e *endless) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// What the filter costs a delivery: compare with the same reads without it.
+// BenchmarkFrames measures the cost of the filter per delivery. Compare it with the same reads without the filter.
 func BenchmarkFrames(b *testing.B) {
 	stream := benchStream()
 	for name, r := range map[string]io.Reader{"filtered": newFrames(&endless{stream: stream}), "bare": &endless{stream: stream}} {

@@ -9,8 +9,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// Each case is what was written to a channel, in its order, and why RabbitMQ closed it. The outcomes: "?" unconfirmed, "x" rejected,
-// "." certainly not looked at.
+// Each case has the messages written to a channel, in order, and the reason why RabbitMQ closed it. The outcomes are
+// "?" for unconfirmed, "x" for rejected and "." for certainly ignored.
 func TestOneMessageIsBlamedForTheEndOfAChannelOrNone(t *testing.T) {
 	small, large := &flight{exchange: "a", key: "k", size: 10}, &flight{exchange: "a", key: "k", size: 300}
 	other, internal := &flight{exchange: "b", key: "k", size: 20}, &flight{key: "k"}

@@ -8,8 +8,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// What the broker does with the frames must be what was asked: acked are exactly the tags that were to be acked, and none
-// is acked twice, which would close the channel.
+// The frames must make the broker ack exactly the given tags. They must ack none of them twice, which would close the
+// channel.
 func TestLedgerAcksWhatWasAskedAndNothingElse(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -37,7 +37,7 @@ func TestLedgerAcksWhatWasAskedAndNothingElse(t *testing.T) {
 			acked := slices.Clone(singles)
 			if upTo > 0 {
 				if !slices.Contains(open, upTo) {
-					t.Fatalf("everything up to %d, which is not unsettled", upTo)
+					t.Fatalf("acks everything up to %d, which is not unsettled", upTo)
 				}
 				for _, tag := range open {
 					if tag <= upTo {
@@ -52,13 +52,13 @@ func TestLedgerAcksWhatWasAskedAndNothingElse(t *testing.T) {
 			}
 			unsettled = keep
 			if len(unsettled) == 0 && len(g.above) > 0 {
-				t.Fatalf("all is settled, %d tags are remembered", len(g.above))
+				t.Fatalf("all is settled, but %d tags are remembered", len(g.above))
 			}
 		}
 	})
 }
 
-// The frames are those of a ledger that keeps every tag, and it remembers no more than one span for each open tag.
+// The ledger gives the same frames as one that keeps every tag. It remembers at most one span for each open tag.
 func TestLedgerSaysTheSameAsOneThatKeepsEveryTag(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -114,7 +114,7 @@ func TestLedgerDoesNotGrowBesideAnOpenTag(t *testing.T) {
 	const n, batch = 10_000_000, 4
 	var g ledger
 	tags := make([]uint64, batch)
-	for first := uint64(2); first < n; first += batch { // 1 stays open
+	for first := uint64(2); first < n; first += batch { // tag 1 stays open
 		for i := range tags {
 			tags[i] = first + uint64(batch-1-i)
 		}
@@ -126,16 +126,17 @@ func TestLedgerDoesNotGrowBesideAnOpenTag(t *testing.T) {
 		t.Errorf("remembers %d spans, with room for %d", len(g.above), cap(g.above))
 	}
 	if g.note(1); len(g.above) != 0 || g.floor < n {
-		t.Errorf("all is settled, remembers up to %d and %v", g.floor, g.above)
+		t.Errorf("all is settled, but the ledger remembers up to %d and %v", g.floor, g.above)
 	}
 }
 
-// How much one settlement costs: in the order of delivery, beside one that is never settled, and in any order within a window.
+// BenchmarkLedger measures the cost of one settlement: in the order of delivery, beside a tag that is never settled,
+// and in any order within a window.
 func BenchmarkLedger(b *testing.B) {
 	for _, c := range []struct {
 		name   string
-		open   uint64 // tags that stay open, at the beginning
-		window int    // tags settled in any order among each other
+		open   uint64 // how many of the first tags stay open
+		window int    // how many tags are settled in any order among each other
 	}{{"in order", 0, 1}, {"beside one", 1, 1}, {"window of 100", 1, 100}, {"window of 2000", 1, 2000}, {"window of 65535", 1, 65535}} {
 		b.Run(c.name, func(b *testing.B) {
 			var g ledger

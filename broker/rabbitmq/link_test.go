@@ -59,7 +59,7 @@ func fill(t testing.TB, s broker.Session, q string, n int) {
 	}
 }
 
-// A pulled cable tells nobody. Everything still returns, and the session is found dead after two heartbeats.
+// A pulled cable gives no signal. Every call still returns, and the session ends after two heartbeats.
 func TestSilentPeerIsFoundAndNothingHangs(t *testing.T) {
 	t.Parallel()
 	q, proxy := queue(t, nil), direct(t)
@@ -98,7 +98,7 @@ func TestSilentPeerIsFoundAndNothingHangs(t *testing.T) {
 	}
 	wait(t, "the session's end", s.Done())
 	if took := time.Since(stalled); took > 10*time.Second {
-		t.Errorf("found dead after %v", took)
+		t.Errorf("the session ended after %v", took)
 	}
 	if err := s.Err(); !errors.Is(err, broker.ErrSessionLost) || !strings.Contains(err.Error(), "2s") {
 		t.Errorf("session: %v", err)
@@ -114,7 +114,7 @@ func TestSilentPeerIsFoundAndNothingHangs(t *testing.T) {
 	}
 }
 
-// A peer that stops reading: writes block, and are given up.
+// If a peer stops reading, writes block and are given up.
 func TestPeerThatTakesNothingIsFound(t *testing.T) {
 	t.Parallel()
 	q, proxy := queue(t, nil), direct(t)
@@ -124,7 +124,7 @@ func TestPeerThatTakesNothingIsFound(t *testing.T) {
 		msgs[i] = broker.Message{RoutingKey: q, ID: fmt.Sprint(i), Body: make([]byte, 100_000)}
 	}
 	if err := outcomes(t, s, msgs[0])[0]; err != nil {
-		t.Fatal(err) // or the first of the others would go alone
+		t.Fatal(err) // otherwise the first of the others would go alone
 	}
 	proxy.Stall(true)
 	unconfirmed, notSent := 0, 0
@@ -144,7 +144,7 @@ func TestPeerThatTakesNothingIsFound(t *testing.T) {
 	wait(t, "the session's end", s.Done())
 }
 
-// Open does not hang on a listener that says nothing.
+// Open does not hang on a listener that sends nothing.
 func TestOpenIsBoundedByItsContext(t *testing.T) {
 	t.Parallel()
 	proxy := direct(t)
@@ -159,7 +159,7 @@ func TestOpenIsBoundedByItsContext(t *testing.T) {
 	open(t, b)
 }
 
-// A session that cannot say goodbye is cut when the context of Close ends.
+// If a session cannot be closed cleanly, it is cut when the context of Close ends.
 func TestCloseOverAStalledLinkIsBoundedByItsContext(t *testing.T) {
 	t.Parallel()
 	q, proxy := queue(t, nil), direct(t)
@@ -184,7 +184,7 @@ func TestCloseOverAStalledLinkIsBoundedByItsContext(t *testing.T) {
 	}
 }
 
-// Other programs may use every field type of AMQP. They must arrive, and survive being retried and dead-lettered.
+// Other programs may use every field type of AMQP. Such headers must arrive, and survive a retry and a dead letter.
 func TestForeignHeaderTypesAreHarmless(t *testing.T) {
 	t.Parallel()
 	q := queue(t, nil)
@@ -247,14 +247,14 @@ func TestDeclarationsThatDifferAreRefusedWithAHint(t *testing.T) {
 	}
 	err := s.Declare(testContext(t), broker.Topology{Queues: []broker.QueueSpec{{Name: "amq.mine"}}})
 	if !errors.Is(err, broker.ErrRejected) {
-		t.Errorf("a name that belongs to the broker: %v", err)
+		t.Errorf("declare a name that belongs to the broker: %v", err)
 	}
 	if s.Err() != nil {
-		t.Errorf("the session died of it: %v", s.Err())
+		t.Errorf("the refusal ended the session: %v", s.Err())
 	}
 }
 
-// The connections of a session are closed one after the other, and acks that were written just before must all arrive.
+// Close closes the connections of a session one after another. Acks that were written just before must all arrive.
 func TestCloseLosesNoAck(t *testing.T) {
 	t.Parallel()
 	q := queue(t, nil)

@@ -50,7 +50,7 @@ func newBroker(t testing.TB, cfg rabbitmq.Config) *rabbitmq.Broker {
 	return b
 }
 
-// through returns a broker at u, seen through another host and port.
+// through returns a broker for u that is reached through another host and port.
 func through(t testing.TB, u *url.URL, host string) *rabbitmq.Broker {
 	t.Helper()
 	v := *u
@@ -58,8 +58,8 @@ func through(t testing.TB, u *url.URL, host string) *rabbitmq.Broker {
 	return newBroker(t, rabbitmq.Config{URLs: []string{v.String()}})
 }
 
-// since43 reports whether the broker is RabbitMQ 4.3 or later. There looking at a queue or an exchange takes any one of the rights to
-// it, and only a quorum queue takes a delivery away that is not settled in time.
+// since43 reports whether the broker is RabbitMQ 4.3 or later. In these versions, a user needs at least one right to a
+// queue or an exchange to look at it. Only a quorum queue takes back a delivery that is not settled in time.
 func since43(t testing.TB, u *url.URL) bool {
 	t.Helper()
 	conn, err := amqp.Dial(u.String())

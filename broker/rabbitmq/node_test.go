@@ -17,7 +17,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
-// node is a RabbitMQ of the test's own, to be stopped, blocked and configured.
+// node is a RabbitMQ of the test's own. The test may stop, block and configure it.
 type node struct {
 	testing.TB
 	url     *url.URL
@@ -25,8 +25,8 @@ type node struct {
 	brokers func(verb string) string // scripts/brokers.sh for this node
 }
 
-// afterKill are the settings of a node that is started again. What is due while it boots, and finds no queue, is tried again after
-// this time, which is three minutes by itself.
+// afterKill are the settings of a node that is started again. Messages that become due while it boots, and find no
+// queue, are tried again after this time. The default is three minutes.
 const afterKill = "[{rabbit,[{dead_letter_worker_publisher_confirm_timeout,5000}]}]."
 
 // newNode starts a node, or skips the test.
@@ -78,7 +78,7 @@ func (n *node) as(t testing.TB, user, vhost string) *rabbitmq.Broker {
 	return newBroker(t, rabbitmq.Config{URLs: []string{u.String()}})
 }
 
-// One node serves all these tests, one after the other: a boot takes longer than any of them.
+// One node serves all these tests, one after another, because a boot takes longer than any of them.
 func TestOwnNode(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -98,7 +98,7 @@ func TestOwnNode(t *testing.T) {
 	t.Run("is killed", func(t *testing.T) { testKilledNode(t, n) })
 }
 
-// Everything that the broker does not let happen names the thing and what is missing, and shows no password.
+// Each refusal by the broker names the object and the missing permission, and shows no password.
 func testAccess(t *testing.T, n *node) {
 	n.run("add_user", "nobody", "hush")
 	n.run("add_user", "reader", "hush")
@@ -146,12 +146,12 @@ func testAccess(t *testing.T, n *node) {
 		t.Errorf("inspect needs no permission: %v", err)
 	}
 	if r.Err() != nil {
-		t.Fatalf("the session died of it: %v", r.Err())
+		t.Fatalf("the refusal ended the session: %v", r.Err())
 	}
 	err = outcomes(t, r, broker.Message{RoutingKey: "allowed", ID: "1"})[0]
 	refused("publish", err, "write permission", "rejected")
 	if r.Err() != nil {
-		t.Errorf("the session died of it: %v", r.Err())
+		t.Errorf("the refusal ended the session: %v", r.Err())
 	}
 }
 
@@ -198,7 +198,8 @@ func testBlocked(t *testing.T, n *node) {
 	}
 	defer end()
 
-	// The broker tells after it has seen a publish, which it keeps and confirms when the alarm is over.
+	// The broker announces the block after it has received a publish. It keeps that message and confirms it when the
+	// alarm is over.
 	early := make(chan error, 1)
 	s.Publish(testContext(t), []broker.Message{{RoutingKey: q, ID: "early"}}, func(_ int, err error) { early <- err })
 	if reason := whenBlocked(t, s, true); !strings.Contains(reason, "memory") {
@@ -227,7 +228,7 @@ func testBlocked(t *testing.T, n *node) {
 	}
 	testBlockedInMidWrite(t, n)
 
-	// Waiting publishers go on when it is over, and a session without work can be closed at once.
+	// A session without work can be closed at once. Waiting publishers go on when the alarm is over.
 	idle := open(t, n.broker(t))
 	if err := idle.Close(testContext(t)); err != nil {
 		t.Errorf("close: %v", err)
@@ -250,8 +251,8 @@ func testBlocked(t *testing.T, n *node) {
 	}
 }
 
-// A publisher that is in the middle of a write when the broker stops reading returns with its context, and its session
-// lives on, though the peer takes nothing for longer than a dead one may.
+// The broker stops reading while a publisher is in the middle of a write. The publisher returns when its context ends.
+// The session lives on, although the peer reads nothing for longer than the time after which it counts as dead.
 func testBlockedInMidWrite(t *testing.T, n *node) {
 	n.run("set_vm_memory_high_watermark", "0.4")
 	q := uniqueName()
@@ -265,13 +266,13 @@ func testBlockedInMidWrite(t *testing.T, n *node) {
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Second)
 	defer cancel()
 	told := make(chan error, count)
-	msgs, body := make([]broker.Message, count), make([]byte, 15<<20) // all more than sockets hold, and each less than RabbitMQ 4 takes
+	msgs, body := make([]broker.Message, count), make([]byte, 15<<20) // together more than sockets hold, and each less than RabbitMQ 4 accepts
 	for i := range msgs {
 		msgs[i] = broker.Message{RoutingKey: q, ID: fmt.Sprint(i), Body: body}
 	}
 	s.Publish(ctx, msgs, func(_ int, err error) { told <- err })
 	if ctx.Err() == nil {
-		t.Fatal("the broker took it all")
+		t.Fatal("the broker read everything")
 	}
 	if s.Err() != nil {
 		t.Fatalf("session: %v", s.Err())
@@ -300,7 +301,7 @@ func testAckTimeout(t *testing.T, n *node) {
 	defer n.run("eval", "application:set_env(rabbit,consumer_timeout,1800000), application:set_env(rabbit,channel_tick_interval,60000).")
 	q, kind, why := uniqueName(), "", "timed out"
 	if since43(t, n.url) {
-		kind, why = "quorum", "" // it says no more than that the subscription is over
+		kind, why = "quorum", "" // RabbitMQ only says that the subscription is over
 	}
 	s := open(t, n.broker(t))
 	if err := s.Declare(testContext(t), broker.Topology{Queues: []broker.QueueSpec{{Name: q, Type: kind}}}); err != nil {
@@ -326,7 +327,8 @@ func testAckTimeout(t *testing.T, n *node) {
 	}
 }
 
-// The whole suite, with restarts of the broker's application: connections end, and what is durable is read from disk.
+// testRestart runs the whole suite, with restarts of the broker's application. They end connections and make RabbitMQ
+// read durable data from disk.
 func testRestart(t *testing.T, n *node) {
 	brokertest.Run(t, brokertest.Harness{
 		New: func(tb testing.TB) broker.Broker {

@@ -15,7 +15,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
-// mute is a host that accepts connections, says so much, and then nothing.
+// mute is a host that accepts connections, sends words and then nothing more.
 type mute struct {
 	net.Listener
 	words string
@@ -50,7 +50,7 @@ func (m *mute) accept() {
 	}
 }
 
-// nodes is a broker at u and at some other hosts.
+// nodes returns a broker with a node at u and one at each other host.
 func nodes(t *testing.T, u *url.URL, hosts ...string) *rabbitmq.Broker {
 	t.Helper()
 	urls := []string{u.String()}
@@ -67,7 +67,7 @@ func TestOpenDoesNotWaitForSilentNodes(t *testing.T) {
 	t.Parallel()
 	u := amqpURL(t)
 	a, b, c := newMute(t, ""), newMute(t, ""), newMute(t, "")
-	for range 4 { // the order is random, and the first one is the node that answers once in four times
+	for range 4 { // the order is random, and the node that answers comes first once in four times
 		ctx, cancel := context.WithTimeout(t.Context(), 9*time.Second)
 		s, err := nodes(t, u, a.Addr().String(), b.Addr().String(), c.Addr().String()).Open(ctx)
 		cancel()
@@ -78,13 +78,13 @@ func TestOpenDoesNotWaitForSilentNodes(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	for _, m := range []*mute{a, b, c} { // Open has hung up on whoever it gave up
+	for _, m := range []*mute{a, b, c} { // Open has closed the connections that it gave up
 		_ = m.Close()
 		within(t, "the connections to end", m.conns.Wait)
 	}
 }
 
-// A node that froze in the middle of a handshake has sent something, and is passed over nevertheless.
+// A node that freezes in the middle of a handshake has sent something. Open still goes on to the next node.
 func TestOpenDoesNotWaitForANodeThatFreezesInTheHandshake(t *testing.T) {
 	t.Parallel()
 	u, m := amqpURL(t), newMute(t, "\x01")
@@ -142,7 +142,7 @@ func TestOpenTriesFailedNodesLast(t *testing.T) {
 	})
 }
 
-// A node that refuses the connection failed; the next one is asked at once.
+// A node that refuses the connection counts as failed. The next one is tried at once.
 func TestOpenRemembersWhoFailed(t *testing.T) {
 	t.Parallel()
 	u, _ := url.Parse("amqp://127.0.0.1:1/")

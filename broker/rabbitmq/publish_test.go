@@ -35,7 +35,7 @@ func outcomes(t testing.TB, s broker.Session, msgs ...broker.Message) []error {
 	return errs
 }
 
-// foreign opens a channel as another program would, which knows nothing of this package.
+// foreign opens a channel as another program would, without this package.
 func foreign(t testing.TB) *amqp.Channel {
 	t.Helper()
 	c, err := amqp.Dial(amqpURL(t).String())
@@ -50,7 +50,7 @@ func foreign(t testing.TB) *amqp.Channel {
 	return ch
 }
 
-// queue declares a queue as another program would, deleted when the test ends.
+// queue declares a queue as another program would, and deletes it when the test ends.
 func queue(t testing.TB, args amqp.Table) string {
 	t.Helper()
 	ch, name := foreign(t), uniqueName()
@@ -63,8 +63,8 @@ func queue(t testing.TB, args amqp.Table) string {
 
 func direct(t testing.TB) *brokertest.Proxy { return brokertest.NewProxy(t, amqpURL(t).Host) }
 
-// RabbitMQ confirms several messages with one frame, and rejects some in between: a client that believes the frame tells
-// that rejected messages were confirmed.
+// RabbitMQ confirms several messages with one frame, although it has rejected some in between. A client that believes
+// the frame reports rejected messages as confirmed.
 func TestEveryRejectedMessageIsReportedAmongConfirmedOnes(t *testing.T) {
 	t.Parallel()
 	const n = 6000
@@ -146,7 +146,8 @@ func TestUnroutableSaysWhere(t *testing.T) {
 	}
 }
 
-// The client ends the connection over a name of more than 255 bytes, and the broker over headers that do not fit in a frame.
+// The client closes the connection over a name of more than 255 bytes. The broker closes it over headers that do not
+// fit in a frame.
 func TestWhatDoesNotFitIsRefusedBeforeItIsWritten(t *testing.T) {
 	t.Parallel()
 	q := queue(t, nil)
@@ -167,10 +168,10 @@ func TestWhatDoesNotFitIsRefusedBeforeItIsWritten(t *testing.T) {
 			t.Errorf("message %d: %v", i, err)
 		}
 	}
-	// What just fits passes.
+	// A message that just fits is sent.
 	edge := broker.Message{RoutingKey: q, ID: long[:255], Type: long[:255], Headers: map[string]any{long[:255]: strings.Repeat("v", 126_000), "int": 1 << 40}}
 	if err := outcomes(t, s, edge)[0]; err != nil {
-		t.Errorf("what just fits: %v", err)
+		t.Errorf("a message that just fits: %v", err)
 	}
 	ds, err := s.TryGet(testContext(t), q, 1)
 	if err != nil || len(ds) != 1 || ds[0].Headers["int"] != int64(1<<40) {

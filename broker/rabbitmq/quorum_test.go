@@ -6,8 +6,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// From RabbitMQ 4.0 on a quorum queue drops a message after 20 returns, unless it is declared with another limit. Up to 4.2 each
-// look at a dead letter is one, and every worker that stops another.
+// From RabbitMQ 4.0 on, a quorum queue drops a message after 20 returns unless it is declared with another limit. Up to
+// 4.2, each reading of a dead letter counts as a return, and so does each worker that stops.
 func TestAQuorumQueueKeepsWhatIsGivenBackAgainAndAgain(t *testing.T) {
 	t.Parallel()
 	s := on(t)

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Waiting for a part of a quota and giving up loses none, also when both happen in the same moment.
+// No part of a quota is lost when a waiting caller gives up, even at the moment in which it gets the part.
 func TestQuotaLosesNoPart(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
@@ -26,7 +26,7 @@ func TestQuotaLosesNoPart(t *testing.T) {
 				f := &flight{quota: to}
 				err := p.reserve(ctx, f)
 				if err == nil {
-					<-ctx.Done() // others give up in the moment in which this part is given back
+					<-ctx.Done() // others give up at the moment in which this part is given back
 					p.mu.Lock()
 					if q := p.quotas[to]; q.used > q.allowed {
 						t.Errorf("%d of %d are used", q.used, q.allowed)

@@ -14,7 +14,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
-// RabbitMQ closes the channel over a message that it refuses. Only that message is refused; others are not affected.
+// RabbitMQ closes the channel over a message that it refuses. Only that message is refused. Others are not affected.
 func TestMissingExchangeRefusesOnlyItsOwnMessages(t *testing.T) {
 	t.Parallel()
 	s := open(t, through(t, amqpURL(t), amqpURL(t).Host))
@@ -52,7 +52,7 @@ func TestMissingExchangeRefusesOnlyItsOwnMessages(t *testing.T) {
 	}
 }
 
-// Messages behind a refused one are written again in their order.
+// Messages behind a refused one are written again, in their order.
 func TestMessagesBehindARefusedOneArriveInOrder(t *testing.T) {
 	t.Parallel()
 	s := open(t, through(t, amqpURL(t), amqpURL(t).Host))
@@ -88,7 +88,7 @@ func TestMessagesBehindARefusedOneArriveInOrder(t *testing.T) {
 	}
 }
 
-// An exchange is deleted between two messages, of which the first may be in its queue: it must not be called refused.
+// An exchange is deleted between two messages. The first may be in its queue, so it must not be reported as refused.
 func TestDeletedExchangeLeavesNoMessageRefusedThatIsInItsQueue(t *testing.T) {
 	t.Parallel()
 	s, ch := open(t, through(t, amqpURL(t), amqpURL(t).Host)), foreign(t)
@@ -140,8 +140,8 @@ func TestDeletedExchangeLeavesNoMessageRefusedThatIsInItsQueue(t *testing.T) {
 	}
 }
 
-// RabbitMQ nacks all that follows on a channel whose client of a quorum queue met a dead leader. So the channel is replaced, and
-// the consumers stay.
+// When a channel's client of a quorum queue has met a dead leader, RabbitMQ nacks every later message on that channel.
+// So the channel is replaced, and the consumers stay.
 func TestChannelThatNackedIsReplaced(t *testing.T) {
 	t.Parallel()
 	full := queue(t, amqp.Table{"x-overflow": "reject-publish", "x-max-length": 1})
@@ -154,7 +154,7 @@ func TestChannelThatNackedIsReplaced(t *testing.T) {
 		err := outcomes(t, s, broker.Message{RoutingKey: full, ID: fmt.Sprint(i)})[0]
 		nacked = nacked || errors.Is(err, broker.ErrNacked)
 		if err != nil && !errors.Is(err, broker.ErrNacked) || ctx.Err() != nil {
-			t.Fatalf("not replaced; %v", err)
+			t.Fatalf("the channel is not replaced: %v", err)
 		}
 		select {
 		case <-time.After(10 * time.Millisecond): // the pause of a publisher
@@ -163,7 +163,7 @@ func TestChannelThatNackedIsReplaced(t *testing.T) {
 		}
 	}
 	if !nacked {
-		t.Error("replaced without a nack")
+		t.Error("the channel was replaced without a nack")
 	}
 	if err := outcomes(t, s, broker.Message{RoutingKey: good, ID: "m"})[0]; err != nil {
 		t.Error(err)
@@ -173,7 +173,7 @@ func TestChannelThatNackedIsReplaced(t *testing.T) {
 	}
 }
 
-// RabbitMQ would close the channel over these, in words that name no message.
+// RabbitMQ would close the channel over these messages, with a reason that names none of them.
 func TestWhatWouldEndTheChannelIsRefused(t *testing.T) {
 	t.Parallel()
 	s := open(t, through(t, amqpURL(t), amqpURL(t).Host))

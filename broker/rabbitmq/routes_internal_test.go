@@ -9,7 +9,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// A thousand returned messages cause one question to RabbitMQ.
+// A thousand returned messages cause one query to RabbitMQ.
 func TestUnroutableMessagesAskOnceASecond(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -52,11 +52,11 @@ func TestRoutesAreBounded(t *testing.T) {
 		close(a.over) // answered long ago
 	}
 	if len(r.asked) > manyAsked {
-		t.Errorf("%d answers are kept that are not fresh", len(r.asked))
+		t.Errorf("%d stale answers are kept", len(r.asked))
 	}
 }
 
-// The texts are those of RabbitMQ 3.10 to 4.1.
+// These are the texts of RabbitMQ 3.10 to 4.1.
 func TestAbsentQueuesAreToldFromMissingOnes(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]bool{

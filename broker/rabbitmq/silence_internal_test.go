@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// A node is silent when messages wait and nothing at all was answered for long enough: sooner if many wait.
+// A node is silent when messages wait and it has answered nothing for long enough. The time is shorter if many wait.
 func TestSilenceLastsUntilAnyAnswer(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -38,7 +38,7 @@ func TestSilenceLastsUntilAnyAnswer(t *testing.T) {
 		}
 		check(silentNode, 1, false)
 		<-time.After(silentFew - silentNode)
-		check(silentFew, 1, true) // an outbox with one key has no more
+		check(silentFew, 1, true) // an outbox with one key sends no more than that
 		x.over()
 		<-time.After(time.Hour)
 		x.wrote()
@@ -46,7 +46,7 @@ func TestSilenceLastsUntilAnyAnswer(t *testing.T) {
 	})
 }
 
-// A node is left rarely, and only for one that is not known to be bad.
+// A node is left rarely, and only for a node that is not known to be bad.
 func TestNodeIsLeftOnlyForABetterOne(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -63,7 +63,7 @@ func TestNodeIsLeftOnlyForABetterOne(t *testing.T) {
 			t.Error("a node is left although one of the others failed and the other was left")
 		}
 		<-time.After(shunTime + time.Second)
-		b.shunned.add(0) // it fails, too, which does not shorten what is remembered
+		b.shunned.add(0) // it fails too, which does not shorten the time for which it is avoided
 		if b.leaver(0)() {
 			t.Error("a node is left a second time")
 		}

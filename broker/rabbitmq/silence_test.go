@@ -9,7 +9,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// A queue that does not answer stands for a node that is cut off from the others. The session ends, and the next one is with another node.
+// A queue that does not answer simulates a node that is cut off from the others. The session ends, and the next one
+// uses another node.
 func TestSilentNodeIsLeft(t *testing.T) {
 	t.Parallel()
 	u := amqpURL(t)

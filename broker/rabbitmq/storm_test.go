@@ -15,7 +15,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
-// storm is a session that is opened again whenever it is lost, with what was published through all of them.
+// storm opens a new session whenever the last one is lost. It records the outcomes of everything published through
+// these sessions.
 type storm struct {
 	*testing.T
 	b    broker.Broker
@@ -29,7 +30,7 @@ type storm struct {
 	told map[string][]error
 }
 
-// session returns the one in use.
+// session returns the session in use. It opens a new one if the last one is lost.
 func (s *storm) session() broker.Session {
 	s.opening.Lock()
 	defer s.opening.Unlock()
@@ -64,8 +65,9 @@ func (s *storm) publish(ctx context.Context, session broker.Session, msgs []brok
 	})
 }
 
-// Everything at once that can happen to a message: exchanges that are missing or come and go, large bodies, callers that give up, links
-// that are cut in the middle of a frame. Each message has one outcome, which is true, and is written once.
+// Everything that can happen to a message happens at once. Exchanges are missing or come and go, bodies are large,
+// callers give up, and links are cut in the middle of a frame. Each message has one outcome, which is true, and is
+// written once.
 func TestEveryOutcomeIsTrueInAStorm(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)

@@ -23,7 +23,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
-// encrypted listens with TLS in front of the broker, for the host name localhost. It returns its port and its certificate.
+// encrypted listens with TLS in front of the broker, for the host name localhost. It returns the port and the
+// certificate.
 func encrypted(t testing.TB, cfg *tls.Config) (port string, roots *x509.CertPool) {
 	t.Helper()
 	target := amqpURL(t).Host
@@ -91,7 +92,7 @@ func TestTLSIsVerified(t *testing.T) {
 		"first host then second": {"", &tls.Config{RootCAs: roots}, ""},
 	} {
 		urls := []string{"amqps://" + user + "@" + test.host + "/"}
-		if test.host == "" { // the name checked is each host's own
+		if test.host == "" { // each host's own name is checked
 			urls = []string{"amqps://" + user + "@127.0.0.1:" + port + "/", "amqps://" + user + "@localhost:" + port + "/"}
 		}
 		b := newBroker(t, rabbitmq.Config{URLs: urls, TLS: test.tls})
@@ -99,7 +100,7 @@ func TestTLSIsVerified(t *testing.T) {
 			s, err := b.Open(testContext(t))
 			switch {
 			case err == nil && test.want != "":
-				t.Errorf("%s: open", name)
+				t.Errorf("%s: Open succeeded", name)
 			case err != nil && (test.want == "" || !strings.Contains(err.Error(), test.want)):
 				t.Errorf("%s: %v", name, err)
 			}
@@ -110,7 +111,7 @@ func TestTLSIsVerified(t *testing.T) {
 	}
 }
 
-// Frames are filtered above TLS, and the parameters of a URL count when there is no configuration.
+// Frames are filtered above TLS. The parameters of a URL count if there is no TLS configuration.
 func TestTLSFromTheURLAndUnreadableMessagesOverIt(t *testing.T) {
 	t.Parallel()
 	cfg := &tls.Config{}
@@ -139,7 +140,7 @@ func TestTLSFromTheURLAndUnreadableMessagesOverIt(t *testing.T) {
 	}
 }
 
-// A function of the configuration runs while the server connects.
+// A function of the TLS configuration runs while the server connects. Its panic must not end the process.
 func TestAPanicOfATLSConfigurationIsAnError(t *testing.T) {
 	t.Parallel()
 	port, roots := encrypted(t, &tls.Config{})

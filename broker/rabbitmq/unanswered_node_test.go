@@ -13,7 +13,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// suspend makes a queue answer nothing until the function that it returns is called.
+// suspend stops a queue from answering until resume is called.
 func (n *node) suspend(queue, kind string) (resume func()) {
 	pid := fmt.Sprintf("amqqueue:get_pid(element(2, rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<%q>>))))", queue)
 	if kind == "quorum" {
@@ -23,9 +23,9 @@ func (n *node) suspend(queue, kind string) (resume func()) {
 	return sync.OnceFunc(func() { n.run("eval", "sys:resume("+pid+").") })
 }
 
-// A message of 300,000 bytes where 100,000 is the most: RabbitMQ closes the channel over it.
+// RabbitMQ closes the channel over a message of 300,000 bytes if the limit is 100,000.
 func testTooLarge(t *testing.T, n *node) {
-	most := func(bytes int) { // RabbitMQ 4 remembers it as a persistent term
+	most := func(bytes int) { // RabbitMQ 4 keeps the limit as a persistent term
 		n.run("eval", fmt.Sprintf("application:set_env(rabbit, max_message_size, %d), persistent_term:put(max_message_size, %[1]d).", bytes))
 	}
 	most(100_000)
@@ -69,7 +69,7 @@ func testTooLarge(t *testing.T, n *node) {
 	if info, err := s.Inspect(testContext(t), q); err != nil || info.Ready != confirmed+1 {
 		t.Errorf("in the queue: %+v, %v", info, err)
 	}
-	// From here on it is known, and nobody is disturbed.
+	// From here on the limit is known, and large messages do not affect others.
 	msgs := make([]broker.Message, count)
 	for i := range msgs {
 		msgs[i] = broker.Message{RoutingKey: q, ID: fmt.Sprint(i), Body: make([]byte, 100_000+i%2)}
@@ -115,7 +115,7 @@ func testUnanswered(t *testing.T, n *node) {
 					close(all)
 				}
 			})
-			// The ID of the first of them is in flight, and nobody waits for that.
+			// The first of these messages has the ID of a message in flight, but need not wait for it.
 			retry := broker.Message{RoutingKey: good, ID: "0"}
 			for i := range 20 {
 				if err := outcomes(t, s, retry, broker.Message{RoutingKey: good, ID: fmt.Sprint("good", i)}); err[0] != nil || err[1] != nil {
@@ -140,7 +140,7 @@ func testUnanswered(t *testing.T, n *node) {
 	}
 }
 
-// A queue of dead letters that does not answer holds up neither another queue nor Close.
+// A queue of dead letters that does not answer blocks neither another queue nor Close.
 func testUnansweredDeadLetters(t *testing.T, n *node) {
 	s, err := n.broker(t).Open(testContext(t))
 	if err != nil {
@@ -154,7 +154,7 @@ func testUnansweredDeadLetters(t *testing.T, n *node) {
 	if err := s.Declare(testContext(t), broker.Topology{Queues: queues}); err != nil {
 		t.Fatal(err)
 	}
-	const count = 100 // more than what is reserved for settling
+	const count = 100 // more than the places reserved for settling
 	fill(t, s, ill, count)
 	fill(t, s, well, 10)
 	sick, fit := consume(t, s, ill, count), consume(t, s, well, 10)
@@ -178,7 +178,7 @@ func testUnansweredDeadLetters(t *testing.T, n *node) {
 		}
 	}
 	if ctx.Err() != nil {
-		t.Error("it took as long as the others waited")
+		t.Error("the healthy queue took as long as the one that does not answer")
 	}
 	cancel()
 	all.Wait()
@@ -191,8 +191,8 @@ func testUnansweredDeadLetters(t *testing.T, n *node) {
 	wait(t, "the session's end", s.Done())
 }
 
-// Delayed messages of many targets begin at one level, a quorum queue. When it does not answer, they use up neither the channel nor the
-// connection.
+// Delayed messages for many targets begin at one level, which is a quorum queue. If it does not answer, they use up
+// neither the channel nor the connection.
 func testUnansweredLevel(t *testing.T, n *node) {
 	s := open(t, n.broker(t))
 	good, at := workQueue(t, s), time.Now().Add(time.Hour)
@@ -226,6 +226,6 @@ func testUnansweredLevel(t *testing.T, n *node) {
 		stop()
 	}
 	if ctx.Err() != nil {
-		t.Error("it took as long as the others waited")
+		t.Error("the healthy queue took as long as the one that does not answer")
 	}
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
-// A channel that owes only answers that nobody waits for is given up when the broker owes too many, at the moment when it is replaced or
-// when one more is not waited for. A done function runs for each message all the same.
+// When the broker owes too many answers, a channel that owes only answers that nobody waits for is given up. That
+// happens when the channel is replaced, or when one more caller stops waiting. done still runs for each message.
 func TestAnswersThatNobodyWaitsForAreBounded(t *testing.T) {
 	t.Parallel()
 	const most = 20
@@ -24,7 +24,7 @@ func TestAnswersThatNobodyWaitsForAreBounded(t *testing.T) {
 	var told atomic.Int64
 	var resumed atomic.Bool
 	t.Cleanup(func() { resumed.Store(true) })
-	// abandon publishes n messages, whose IDs begin with prefix, and then waits for none of them.
+	// abandon publishes n messages whose IDs begin with prefix, and waits for none of them.
 	abandon := func(prefix string, n int) {
 		ctx, cancel := context.WithCancel(testContext(t))
 		defer cancel()
@@ -44,7 +44,7 @@ func TestAnswersThatNobodyWaitsForAreBounded(t *testing.T) {
 		t.Helper()
 		for tick := time.Tick(5 * time.Millisecond); s.Status().Unanswered != n || told.Load() != int64(owed-n); <-tick {
 			if bound.Err() != nil || s.Err() != nil {
-				t.Fatalf("%s: %d unanswered, %d of %d told, %v; want %d unanswered", when, s.Status().Unanswered, told.Load(), owed, s.Err(), n)
+				t.Fatalf("%s: %d unanswered, %d of %d outcomes, %v; want %d unanswered", when, s.Status().Unanswered, told.Load(), owed, s.Err(), n)
 			}
 		}
 	}
@@ -69,17 +69,18 @@ func TestAnswersThatNobodyWaitsForAreBounded(t *testing.T) {
 	}
 }
 
-// Callers that stop waiting give their places in the window back: more messages than it has are unanswered, and there is room.
+// Callers that stop waiting give their places in the window back. So more messages than the window has places can be
+// unanswered, and there is still room.
 func TestCallersThatStopWaitingGiveTheirPlacesBack(t *testing.T) {
 	t.Parallel()
 	s := open(t, through(t, amqpURL(t), amqpURL(t).Host))
 	silent, good, x := workQueue(t, s), workQueue(t, s), exchange(t, s, broker.Direct)
-	const keys, each = 8, 150 // so many of one key before the first answer
+	const keys, each = 8, 150 // the most messages of one key before the first answer
 	for key := range keys {
 		bind(t, s, silent, x, fmt.Sprint(key))
 	}
 	bind(t, s, good, x, "good")
-	published(t, s, broker.Message{Exchange: x, RoutingKey: "good", ID: "first"}) // or each would go alone
+	published(t, s, broker.Message{Exchange: x, RoutingKey: "good", ID: "first"}) // otherwise each would go alone
 	suspend(t, silent)
 	for key := range keys {
 		ctx, cancel := context.WithCancel(testContext(t))
@@ -95,7 +96,7 @@ func TestCallersThatStopWaitingGiveTheirPlacesBack(t *testing.T) {
 		select {
 		case <-written:
 		case <-time.After(patience):
-			t.Errorf("%d unanswered, and no other is written", s.Status().Unanswered)
+			t.Errorf("%d unanswered, and no other message is written", s.Status().Unanswered)
 		}
 		cancel()
 		<-written
@@ -111,10 +112,10 @@ func TestCallersThatStopWaitingGiveTheirPlacesBack(t *testing.T) {
 	}
 }
 
-// suspend keeps a queue from answering until the test ends.
+// suspend stops a queue from answering until the test ends.
 func suspend(t testing.TB, queue string) {
 	t.Helper()
 	pid := fmt.Sprintf(`amqqueue:get_pid(element(2, rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"%s">>))))`, queue)
 	eval(t, "sys:suspend("+pid+").")
-	t.Cleanup(func() { eval(t, "sys:resume("+pid+").") }) // before the queue is deleted
+	t.Cleanup(func() { eval(t, "sys:resume("+pid+").") }) // runs before the queue is deleted
 }

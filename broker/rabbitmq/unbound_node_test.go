@@ -12,7 +12,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
-// holdBindings makes a node answer no queue.bind, as all nodes of a cluster do while one of them hangs.
+// holdBindings stops a node from answering queue.bind. All nodes of a cluster behave so while one of them hangs.
 func (n *node) holdBindings(t testing.TB) (release func()) {
 	t.Helper()
 	if strings.TrimSpace(n.ask(t, "eval", "lists:member(rabbit_durable_route, ets:all()).")) != "true" {
@@ -32,7 +32,7 @@ func (n *node) holdBindings(t testing.TB) (release func()) {
 	return release
 }
 
-// A session that begins while RabbitMQ answers no binding publishes, consumes, delays and retries all the same.
+// A session that begins while RabbitMQ answers no queue.bind can still publish, consume, delay and retry.
 func testUnansweredBindings(t *testing.T, n *node) {
 	t.Run("after a closed session", func(t *testing.T) {
 		unansweredBindings(t, n, n.url.Host, func(s broker.Session) {
@@ -63,7 +63,7 @@ func unansweredBindings(t *testing.T, n *node, host string, end func(broker.Sess
 	}
 	t.Cleanup(func() { _ = open(t, n.broker(t)).Delete(testContext(t), q) })
 	published(t, s, broker.Message{RoutingKey: q, ID: "first", NotBefore: time.Now().Add(time.Hour)})
-	consume(t, s, q, 1) // its end says nothing about the queue
+	consume(t, s, q, 1) // the end of this consumer says nothing about the queue
 	end(s)
 
 	release := n.holdBindings(t)
@@ -92,7 +92,8 @@ func unansweredBindings(t *testing.T, n *node, host string, end func(broker.Sess
 	}
 	published(t, s, broker.Message{RoutingKey: q, ID: "plain"})
 	retry("plain", soon())
-	// No answer does not say that there is no queue. Only that key is known, and its queue is not bound.
+	// A missing answer does not mean that there is no queue. Of the two keys below, only the declared one is known, and
+	// its queue is not bound yet.
 	top.Bindings[0].Key = "other"
 	ctx, cancel := context.WithTimeout(testContext(t), 50*time.Millisecond)
 	if err := s.Declare(ctx, top); !errors.Is(err, context.DeadlineExceeded) {

@@ -16,7 +16,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker/rabbitmq"
 )
 
-// nested is a table with so many others inside each other.
+// nested returns a table with that many others inside each other.
 func nested(levels int) amqp.Table {
 	table := amqp.Table{}
 	for range levels {
@@ -25,7 +25,7 @@ func nested(levels int) amqp.Table {
 	return table
 }
 
-// unreadableHeaders are headers that RabbitMQ takes and the client does not, with the reason.
+// unreadableHeaders returns headers that RabbitMQ accepts and the client cannot read, by the reason.
 func unreadableHeaders() map[string]amqp.Table {
 	wide := amqp.Table{}
 	for i := range 8193 {
@@ -35,11 +35,11 @@ func unreadableHeaders() map[string]amqp.Table {
 		"nested deeper than 32":         nested(33),
 		"array in the headers has more": {"list": make([]any, 8193)},
 		"entries":                       wide,
-		"need a frame of":               {"big": strings.Repeat("x", 130_900)}, // and then x-death comes on top
+		"need a frame of":               {"big": strings.Repeat("x", 130_900)}, // RabbitMQ adds x-death to them
 	}
 }
 
-// otherClient publishes with a client of its own, as another program does.
+// otherClient returns a channel of a client of its own, as another program would use.
 func otherClient(t testing.TB, dial func(network, addr string) (net.Conn, error)) *amqp.Channel {
 	t.Helper()
 	conn, err := amqp.DialConfig(amqpURL(t).String(), amqp.Config{Dial: dial})
@@ -57,7 +57,7 @@ func otherClient(t testing.TB, dial func(network, addr string) (net.Conn, error)
 	return ch
 }
 
-// send publishes and waits until the broker has it.
+// send publishes p and waits for the confirmation.
 func send(t testing.TB, ch *amqp.Channel, key string, p amqp.Publishing) {
 	t.Helper()
 	confirmation, err := ch.PublishWithDeferredConfirm("", key, true, false, p)
@@ -136,7 +136,7 @@ func TestMessagesThatTheClientCannotReadComeWithoutTheirHeaders(t *testing.T) {
 			}
 			check(&d)
 		case <-testContext(t).Done():
-			t.Fatal("not all came")
+			t.Fatal("not all messages came")
 		}
 	}
 	if err := c.Close(testContext(t)); err != nil {
@@ -146,7 +146,7 @@ func TestMessagesThatTheClientCannotReadComeWithoutTheirHeaders(t *testing.T) {
 	if got := s.Status().Unreadable; !maps.Equal(got, map[string]int{q: unreadable}) {
 		t.Errorf("status %v", got)
 	}
-	// The same by TryGet, since all were given back.
+	// All messages were given back, so TryGet returns them too.
 	got, err := s.TryGet(testContext(t), q, len(want))
 	if err != nil || len(got) != len(want) {
 		t.Fatalf("%d fetched, %v", len(got), err)
@@ -162,7 +162,7 @@ func TestMessagesThatTheClientCannotReadComeWithoutTheirHeaders(t *testing.T) {
 	}
 }
 
-// renaming is a connection that changes one type octet in what the client writes.
+// renaming is a connection that changes one type octet in the output of the client.
 type renaming struct{ net.Conn }
 
 func (r renaming) Write(p []byte) (int, error) {
@@ -188,7 +188,8 @@ func TestIntegersOfOtherClientsAreReadable(t *testing.T) {
 	_ = got[0].Ack()
 }
 
-// RabbitMQ takes the first three, and nobody could read them. It ends the connection over the others.
+// RabbitMQ accepts headers that are too deep or have too many entries, although nobody could read them. It closes the
+// connection over the others.
 func TestPublishRefusesHeadersThatNobodyCouldRead(t *testing.T) {
 	t.Parallel()
 	s := open(t, newBroker(t, rabbitmq.Config{URLs: []string{amqpURL(t).String()}}))

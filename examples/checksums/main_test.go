@@ -188,7 +188,7 @@ func TestFailuresAreNamedAndTheRestIsListed(t *testing.T) {
 		write(t, folder, name, "12345")
 	}
 	long := strings.Repeat("x", 2<<20) // a task that is larger than MaxBodyBytes
-	// The files are found, and then, before their tasks are published, become what they are called.
+	// Each file is found, and then changed as its name says before its task is published.
 	files := func(yield func(file, error) bool) {
 		for f := range walk(t.Context(), folder, nil) {
 			switch f.path {
@@ -223,7 +223,7 @@ func TestFailuresAreNamedAndTheRestIsListed(t *testing.T) {
 		"\n7 tasks, 6 failures, ",
 	} {
 		if strings.Count(stderr, want) != 1 {
-			t.Errorf("stderr has not, or not once, %q", want)
+			t.Errorf("stderr does not contain %q exactly once", want)
 		}
 	}
 	if lines := strings.Count(stderr, "\n"); lines != 7 {
@@ -343,17 +343,17 @@ func TestClosedOutputIsAnError(t *testing.T) {
 	}
 }
 
-// progressLines come after a second, which a test may take on a busy machine.
+// progressLines matches the progress that is printed after a second. A test may take that long on a busy machine.
 var progressLines = regexp.MustCompile(`(?m)^\d+/\d+\+? files .*\n`)
 
-// runIn calls run as main does. What it returns of standard error is without progress.
+// runIn calls run as main does. It removes the progress from standard error.
 func runIn(ctx context.Context, args ...string) (code int, stdout, stderr string) {
 	var out, errs bytes.Buffer
 	code = run(ctx, args, "", &out, &errs)
 	return code, out.String(), progressLines.ReplaceAllString(errs.String(), "")
 }
 
-// sum calls sumAll with files of the test's choice.
+// sum calls sumAll with the files that the test chooses.
 func sum(ctx context.Context, root *os.Root, files iter.Seq2[file, error]) (code int, stdout, stderr string) {
 	embedded, err := newRoute("")
 	if err != nil {
@@ -374,7 +374,7 @@ func only(files ...file) iter.Seq2[file, error] {
 	}
 }
 
-// hugeFile makes a file that takes no space and hours to read.
+// hugeFile makes a file that takes no space on disk and hours to read.
 func hugeFile(t *testing.T, folder string) file {
 	t.Helper()
 	f := file{path: "huge", size: 1 << 42}
@@ -383,7 +383,7 @@ func hugeFile(t *testing.T, folder string) file {
 	return f
 }
 
-// program is the command as a process of its own.
+// program returns the command as a process of its own.
 func program(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	self, err := os.Executable()
@@ -393,7 +393,7 @@ func program(t *testing.T, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// sha256sum runs the real one.
+// sha256sum runs the real program.
 func sha256sum(t *testing.T, folder string, stdin io.Reader, args ...string) string {
 	t.Helper()
 	tool, err := exec.LookPath("sha256sum")

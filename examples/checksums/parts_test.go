@@ -22,7 +22,7 @@ func TestPathsSurviveTheWire(t *testing.T) {
 		}
 	}
 	if _, err := decodePath("\x00zz"); err == nil {
-		t.Error("no error for digits that are none")
+		t.Error("no error for invalid digits")
 	}
 }
 
@@ -42,7 +42,7 @@ func TestSecondReportIsIgnored(t *testing.T) {
 	r := newResults()
 	check(t, r.expect(t.Context(), nil, "a"))
 	if !r.settle("a", digest{}, 1, nil) || r.settle("a", digest{}, 1, errors.New("late")) || r.settle("never expected", digest{}, 1, nil) {
-		t.Error("settled other than once")
+		t.Error("the task was not settled exactly once")
 	}
 	check(t, r.wait(t.Context(), nil))
 	if got, want := r.counts(), (counts{tasks: 1, done: 1, bytes: 1, all: true}); got != want {
@@ -59,7 +59,7 @@ func TestOpenTasksAreBounded(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := r.expect(ended, nil, "one more"); !errors.Is(err, context.Canceled) {
-		t.Errorf("full: %v", err)
+		t.Errorf("expect while the results are full: %v", err)
 	}
 	lost := make(chan struct{})
 	close(lost)

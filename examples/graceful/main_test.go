@@ -14,7 +14,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-// The test binary is also the program: signals need a process.
+// The test binary is also the program, because signals need a process.
 const asProgram = "DISPATCHER_TEST_GRACEFUL"
 
 func TestMain(m *testing.M) {
@@ -99,7 +99,7 @@ type process struct {
 	t      *testing.T
 	cmd    *exec.Cmd
 	lines  *bufio.Scanner
-	output strings.Builder // what lines has given
+	output strings.Builder // all lines read so far
 	stderr bytes.Buffer
 }
 
@@ -123,7 +123,7 @@ func launch(t *testing.T, args ...string) *process {
 	return p
 }
 
-// await reads on until the output has all texts, in whatever order.
+// await reads until the output contains all texts, in any order.
 func (p *process) await(texts ...string) {
 	p.t.Helper()
 	for _, text := range texts {
@@ -156,7 +156,7 @@ func (p *process) code() int { return p.cmd.ProcessState.ExitCode() }
 
 type summary struct{ published, finished, givenBack, left, notBegun int }
 
-// summary reads the last line, in which every task must have its place.
+// summary parses the last line, which must account for every task.
 func (p *process) summary() (s summary) {
 	p.t.Helper()
 	output := strings.TrimSuffix(p.output.String(), "\n")

@@ -44,7 +44,7 @@ func TestEveryPageComesToItsEnd(t *testing.T) {
 				"\n6 tasks: 7 retries, 3 dead letters, 1 replayed, 1 left\n",
 			} {
 				if strings.Count(stdout.String(), want) != 1 {
-					t.Errorf("not there, or not once: %q", want)
+					t.Errorf("the output does not contain %q exactly once", want)
 				}
 			}
 			if t.Failed() {

@@ -23,7 +23,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// service runs the program on a broker that can be taken away.
+// service runs the program on a broker that can fail.
 func service(t *testing.T) (address string, chaos *brokertest.Chaos, lines <-chan string, stop func() error) {
 	chaos = brokertest.NewChaos(memory.New(), nil)
 	cfg := config("")

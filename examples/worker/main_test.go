@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// The two programs as a user runs them, the sender as a process.
+// The test runs both programs as a user does. The sender is a process.
 func TestWorkerRunsWhatTheSenderPublishes(t *testing.T) {
 	url := os.Getenv("DISPATCHER_AMQP_CON")
 	if url == "" {
@@ -31,7 +31,7 @@ func TestWorkerRunsWhatTheSenderPublishes(t *testing.T) {
 		}
 	}
 	cancel()
-	go func() { _, _ = io.Copy(io.Discard, out) }() // what a former run has left
+	go func() { _, _ = io.Copy(io.Discard, out) }() // read the output of tasks that a former run has left
 	if c := <-code; c != 0 {
 		t.Errorf("exit code %d", c)
 	}

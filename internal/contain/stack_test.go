@@ -12,7 +12,7 @@ func stackOf(f func()) (stack []string) {
 	defer func() {
 		if recover() != nil {
 			for i, line := range strings.Split(string(Stack()), "\n") {
-				if i%2 == 0 { // file and line stand on every second one
+				if i%2 == 0 { // every second line has file and line number
 					stack = append(stack, line)
 				}
 			}

@@ -10,7 +10,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
-// Senders of gofort/dispatcher write neither message id nor type; the body has both.
+// Senders of gofort/dispatcher write neither message id nor type. The body has both.
 func TestACopyTakesItsIdentityFromTheTaskIfTheMessageHasNone(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ id, uuid, want string }{
@@ -31,7 +31,7 @@ func TestACopyTakesItsIdentityFromTheTaskIfTheMessageHasNone(t *testing.T) {
 	}
 }
 
-// Its own headers must not make a message too large to be settled.
+// The library's own headers must not make a message too large to be settled.
 func TestACopyCanDoWithMostOfItsLog(t *testing.T) {
 	t.Parallel()
 	c := &Call{Delivery: broker.Delivery{Message: broker.Message{ID: "u", Headers: map[string]any{"user": "x"}}}}

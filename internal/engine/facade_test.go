@@ -109,7 +109,7 @@ func (c *crew) publish(t *testing.T, msgs ...broker.Message) {
 	}
 }
 
-// The engine knows no tasks: bytes that are none take every way to a verdict.
+// The engine does not know tasks. Raw bytes can reach every kind of verdict.
 func TestAnotherFacadeRunsJobsOfRawBytes(t *testing.T) {
 	t.Parallel()
 	ran := make(chan string, 10)
@@ -147,7 +147,7 @@ func TestAnotherFacadeRunsJobsOfRawBytes(t *testing.T) {
 	}
 }
 
-// What a dead letter says of a job is read without its body.
+// The headers of a dead letter describe its job, so nobody needs to read the body.
 func TestADeadJobKeepsItsBytesAndItsReason(t *testing.T) {
 	t.Parallel()
 	c := newCrew(t, &jobs{run: func(context.Context, []byte) error { return errors.New("no") }})

@@ -6,7 +6,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// A classic queue of RabbitMQ marks all that it holds as redelivered when its node was killed.
+// After a node was killed, RabbitMQ marks every message of a classic queue as redelivered. A long run of such marks is
+// therefore ignored.
 func TestALongRowOfMarksIsNotBelieved(t *testing.T) {
 	t.Parallel()
 	f := &feed{credible: 20}
@@ -19,13 +20,14 @@ func TestALongRowOfMarksIsNotBelieved(t *testing.T) {
 	if believed != 20 {
 		t.Errorf("believed %d of 1,000 in a row, want 20", believed)
 	}
-	f.streak.Store(0) // as one without a mark does
+	f.streak.Store(0) // as a delivery without a mark does
 	if !f.believes() {
 		t.Error("the first of the next row is not believed")
 	}
 }
 
-// A delivery that a slot received while the consumer stopped is given back. What is left to Consumer.Close is charged.
+// A delivery that a slot received while the consumer stopped is given back. A delivery that is left to Consumer.Close
+// is charged as lost.
 func TestADeliveryReceivedInTheMomentOfTheStopIsGivenBack(t *testing.T) {
 	t.Parallel()
 	ended := make(chan struct{})
@@ -56,7 +58,7 @@ type endedConsumer struct {
 
 func (c endedConsumer) Done() <-chan struct{} { return c.done }
 
-// releaser counts what is given back.
+// releaser counts released deliveries.
 type releaser struct {
 	broker.Settler
 	n *int

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// The library's own limit of 15 minutes would end a reconnect loop in silence.
+// The backoff library's own limit of 15 minutes would end a reconnect loop in silence.
 func TestPausesNeverEnd(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

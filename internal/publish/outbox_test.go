@@ -9,10 +9,10 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
-// What an entry does not carry would be lost on the way through the outbox, without a word.
+// A field that an entry does not carry would be lost on the way through the outbox, in silence.
 func TestAnEntryCarriesTheWholeMessage(t *testing.T) {
 	t.Parallel()
-	// Messages to publish leave them empty.
+	// Messages to publish leave these fields empty.
 	unused := []string{"ContentEncoding", "AppID", "CorrelationID", "ReplyTo", "Priority", "Expiration", "UserID", "Unreadable"}
 	m := broker.Message{
 		Exchange: "x", RoutingKey: "k", ID: "id", Type: "t", ContentType: "application/json", Timestamp: time.Now(), NotBefore: time.Now().Add(time.Hour),

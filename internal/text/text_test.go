@@ -56,7 +56,7 @@ func TestTextsFromOutsideAreCutToOneLine(t *testing.T) {
 		{"a🙂", 5, "a🙂"},
 		{"é\u2028", 9, "é\u2028"},
 		{"ab\xffcd", 9, "ab\uFFFDcd"},
-		{"ab\xffcde", 5, "ab\uFFFDcd…"}, // broken before the cut
+		{"ab\xffcde", 5, "ab\uFFFDcd…"}, // invalid before the cut
 	} {
 		if got := Cut(c.in, c.most); got != c.want {
 			t.Errorf("Cut(%q, %d) = %q, want %q", c.in, c.most, got, c.want)

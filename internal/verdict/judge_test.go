@@ -128,7 +128,7 @@ func TestJudgeLosses(t *testing.T) {
 	for _, c := range []struct {
 		before, now int
 		suspect     bool
-		want        Action // "" = run
+		want        Action // "" means that the task runs
 		losses      int
 	}{
 		{0, 0, false, "", 0},

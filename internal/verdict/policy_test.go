@@ -15,7 +15,7 @@ func TestIntervalsGrowUpToTheLongest(t *testing.T) {
 		}
 	}
 	if d := p.Interval(math.MaxInt); d != time.Minute {
-		t.Errorf("after the last attempt of all: %v", d)
+		t.Errorf("after the highest attempt number: %v", d)
 	}
 }
 
@@ -29,6 +29,6 @@ func TestPolicyDefaults(t *testing.T) {
 		t.Errorf("longest pause %v, want that of the first", got.MaxInterval)
 	}
 	if (*Policy)(nil).WithDefaults() != nil {
-		t.Error("no policy became one")
+		t.Error("a nil policy became a policy")
 	}
 }

@@ -170,7 +170,7 @@ func TestMismatchesQuoteLittle(t *testing.T) {
 	}
 }
 
-// fuzzParams are one function for each type of a parameter. Each fills such a parameter from an argument.
+// fuzzParams has one function for each type of parameter. Each fills such a parameter from an argument.
 var fuzzParams = []func(typ, raw string) (any, *Mismatch){
 	anyOf[bool], anyOf[string], anyOf[int], anyOf[int8], anyOf[int16], anyOf[int32], anyOf[int64],
 	anyOf[uint], anyOf[uint8], anyOf[uint16], anyOf[uint32], anyOf[uint64], anyOf[float32], anyOf[float64],

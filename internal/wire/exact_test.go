@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// mean is a local mean time: until 1937, Amsterdam was 19 minutes and 32 seconds ahead of UTC. RFC 3339 has no seconds in an
-// offset.
+// mean is a local mean time: until 1937, Amsterdam was 19 minutes and 32 seconds ahead of UTC. RFC 3339 has no seconds
+// in an offset.
 var mean = time.Date(1900, 1, 1, 12, 0, 0, 0, time.FixedZone("LMT", 1172))
 
 // selfEmbedding embeds a pointer to its own type. encoding/json ignores the fields behind that pointer.

@@ -10,7 +10,7 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// A field that is not stored would be lost without a word, and so would the headers of a type that is not.
+// A field that is not stored would be lost in silence. So would a header whose type is not stored.
 func TestAnEntryIsStoredWhole(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 1, 2, 3, 4, 5, 6, time.FixedZone("", 3600))
@@ -54,7 +54,7 @@ func TestAHeaderOfAnotherTypeIsRefused(t *testing.T) {
 	}
 }
 
-// An older program must not send a task without what a newer one has put into it.
+// An older program must not send a task without a field that a newer program has put into it.
 func TestAnUnknownFieldIsAnErrorAndNoDamage(t *testing.T) {
 	t.Parallel()
 	key := entryKey("k", 1)

@@ -9,7 +9,7 @@ import (
 	"github.com/seed-416683c9/dispatcher"
 )
 
-// queue puts changes into the next commit, as calls that come while another is being written.
+// queue puts changes into the next commit, like calls that come while another commit is being written.
 func queue(o *Outbox, changes ...func(*table) error) (queued []*change) {
 	for _, apply := range changes {
 		queued = append(queued, &change{apply: apply, done: make(chan struct{})})
@@ -18,7 +18,7 @@ func queue(o *Outbox, changes ...func(*table) error) (queued []*change) {
 	return queued
 }
 
-// A change that cannot be written must not take the others of its commit with it.
+// A change that cannot be written must not make the other changes of its commit fail.
 func TestTheOthersOfAFailedCommitAreMade(t *testing.T) {
 	t.Parallel()
 	o, err := Open(filepath.Join(t.TempDir(), "outbox.db"), Config{})
@@ -41,7 +41,8 @@ func TestTheOthersOfAFailedCommitAreMade(t *testing.T) {
 	}
 }
 
-// A call whose ctx ends before its change is taken leaves nothing behind; afterwards nobody can say so.
+// If ctx ends before a commit takes the change, the call leaves nothing behind. If ctx ends afterwards, the outcome is
+// unknown.
 func TestACallThatEndsBeforeItsCommitIsWithdrawn(t *testing.T) {
 	t.Parallel()
 	o, err := Open(filepath.Join(t.TempDir(), "outbox.db"), Config{})
@@ -59,7 +60,7 @@ func TestACallThatEndsBeforeItsCommitIsWithdrawn(t *testing.T) {
 	if !errors.Is(err, dispatcher.ErrNotSent) || !errors.Is(err, context.Canceled) {
 		t.Errorf("waiting: got %v", err)
 	}
-	o.commit() // nothing is left
+	o.commit() // nothing is left to commit
 	entered, leave := make(chan struct{}), make(chan struct{})
 	ctx, cancel = context.WithCancel(t.Context())
 	result := make(chan error, 1)

@@ -20,7 +20,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/outbox/bolt"
 )
 
-// childVariable tells a child process of this test binary which part it plays.
+// childVariable is the environment variable that tells a child process of this test binary which part to play.
 const childVariable = "BOLT_TEST_CHILD"
 
 // children are the parts, by name. arg is the second half of the variable.
@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 	verifyMain(m)
 }
 
-// child is a process of this binary, which plays a part and prints lines.
+// child starts a process of this binary that plays a part and prints lines.
 func child(tb testing.TB, part, arg string) (*exec.Cmd, *bufio.Scanner) {
 	tb.Helper()
 	cmd := exec.Command(os.Args[0])
@@ -54,15 +54,17 @@ func child(tb testing.TB, part, arg string) (*exec.Cmd, *bufio.Scanner) {
 	return cmd, bufio.NewScanner(out)
 }
 
-// The load: publishers that add to keys of their own, and for each key one that removes the oldest, as a server does.
+// The load has publishers that add to keys of their own. For each key, one goroutine removes the oldest entry, as a
+// server does.
 const loadKeys = 6
 
-// say prints a line with one write, so that the parent reads it whole or not at all, also when this process is killed.
+// say prints a line with one write, so that the parent reads it whole or not at all, even if this process is killed.
 func say(format string, args ...any) {
 	_, _ = io.WriteString(os.Stdout, fmt.Sprintf(format+"\n", args...))
 }
 
-// loadChild prints "added" after an Add has returned nil, "sending" before a Remove or Bury, and "removed" or "buried" after it.
+// loadChild prints "added" after an Add has returned nil, "sending" before a Remove or Bury, and "removed" or "buried"
+// after it.
 func loadChild(arg string) error {
 	path, first, _ := strings.Cut(arg, "|")
 	from, err := strconv.Atoi(first)
@@ -95,7 +97,7 @@ func loadChild(arg string) error {
 				case err != nil:
 					say("error %v", err)
 					return
-				case !found || n%3 == 2: // fall behind
+				case !found || n%3 == 2: // sometimes it falls behind
 					continue
 				}
 				say("sending %s %s", key, e.UUID)
@@ -115,10 +117,10 @@ func loadChild(arg string) error {
 	return errors.New("the load has ended")
 }
 
-// ledger is what the parent knows of the entries of one key, by number.
+// ledger holds what the parent knows about the entries of one key, by number.
 type ledger struct {
-	state map[int]string // the last line about it
-	next  int            // larger than all that may be in use
+	state map[int]string // the last line about each entry
+	next  int            // larger than all numbers that may be in use
 }
 
 func TestKillAtAnyMomentLosesNothingThatWasAccepted(t *testing.T) {
@@ -138,7 +140,7 @@ func TestKillAtAnyMomentLosesNothingThatWasAccepted(t *testing.T) {
 			from = max(from, b.next)
 		}
 		cmd, lines := child(t, "load", fmt.Sprintf("%s|%d", path, from))
-		// Not all after the file is open: also in the middle of opening or making it.
+		// Some kills come after the file is open, others while it is being opened or made.
 		wait := time.Duration(rng.IntN(300)) * time.Millisecond
 		if round%5 == 0 {
 			time.AfterFunc(wait/2, func() { _ = cmd.Process.Kill() })
@@ -171,13 +173,13 @@ func TestKillAtAnyMomentLosesNothingThatWasAccepted(t *testing.T) {
 			t.FailNow()
 		}
 	}
-	t.Logf("%d times killed, %d entries accepted, %d left", rounds, accepted, left)
+	t.Logf("killed %d times, %d entries accepted, %d left", rounds, accepted, left)
 	if accepted < 100 {
-		t.Errorf("%d entries are no load", accepted)
+		t.Errorf("%d accepted entries are no load", accepted)
 	}
 }
 
-// audit compares the file with the books, and adds to them what nobody has seen.
+// audit compares the file with the books, and adds entries that the parent has not seen.
 func audit(t *testing.T, round int, path string, books map[string]*ledger) (left int) {
 	o, err := bolt.Open(path, bolt.Config{})
 	if err != nil {
@@ -210,7 +212,7 @@ func audit(t *testing.T, round int, path string, books map[string]*ledger) (left
 			if i > 0 && n <= waiting[key][i-1] {
 				t.Errorf("round %d: key %s: %d comes after %d", round, key, n, waiting[key][i-1])
 			}
-			if b.state[n] == "" { // kept, and the process ended before it could say so
+			if b.state[n] == "" { // kept, but the process ended before it could say so
 				unseen++
 				b.state[n], b.next = "added", max(b.next, n+1)
 			}
@@ -226,7 +228,7 @@ func audit(t *testing.T, round int, path string, books map[string]*ledger) (left
 				t.Errorf("round %d: key %s: %d was removed and is back", round, key, n)
 			case state == "buried" && (here[n] || !dead[key][n]):
 				t.Errorf("round %d: key %s: %d was buried; it waits: %t, dead: %t", round, key, n, here[n], dead[key][n])
-			case state == "sending" && here[n]: // as it was
+			case state == "sending" && here[n]: // the entry is as it was
 				b.state[n] = "added"
 			case state == "sending" && dead[key][n]:
 				b.state[n] = "buried"

@@ -17,7 +17,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/outbox/bolt"
 )
 
-// quickDir is a folder in memory if there is one, where a sync costs nothing.
+// quickDir returns a folder in memory if possible, where a sync costs nothing.
 func quickDir(t *testing.T) string {
 	dir, err := os.MkdirTemp("/dev/shm", "outbox-*")
 	if err != nil {
@@ -59,7 +59,7 @@ func made(t *testing.T, path string) []byte {
 	return b
 }
 
-// dump is everything that an outbox holds, as text.
+// dump returns the whole content of an outbox as text.
 func dump(t *testing.T, o *bolt.Outbox) string {
 	t.Helper()
 	var all strings.Builder
@@ -137,7 +137,8 @@ func noise(b []byte) {
 	}
 }
 
-// One damaged byte is found, or it is in a place that means nothing. An outbox that opens is whole, and stays so in use.
+// A damaged byte is found, or it is in a place that has no meaning. An outbox that opens is whole, and stays whole in
+// use.
 func TestNoDamagedByteChangesAnEntryInSilence(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
@@ -156,7 +157,7 @@ func TestNoDamagedByteChangesAnEntryInSilence(t *testing.T) {
 	for i := range flips {
 		b := bytes.Clone(whole)
 		at, bit := rng.IntN(used), byte(1)<<rng.IntN(8)
-		if i%2 == 0 { // the beginnings of pages, where bbolt keeps its own
+		if i%2 == 0 { // at the beginning of a page, where bbolt keeps its own data
 			at = at/os.Getpagesize()*os.Getpagesize() + rng.IntN(64)
 		}
 		b[at%len(b)] ^= bit
@@ -182,13 +183,13 @@ func TestNoDamagedByteChangesAnEntryInSilence(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	t.Logf("%d of %d damaged bytes were found, the others meant nothing", found, flips)
+	t.Logf("%d of %d damaged bytes were found, the others had no meaning", found, flips)
 	if found < flips/10 {
-		t.Errorf("%d of %d damaged bytes were found", found, flips)
+		t.Errorf("only %d of %d damaged bytes were found", found, flips)
 	}
 }
 
-// use has some commits made, which overwrite pages that are used and counted as free.
+// use makes some commits. They would overwrite pages that are in use but counted as free.
 func use(t *testing.T, o *bolt.Outbox) error {
 	extra := dispatcher.OutboxEntry{RoutingKey: "extra", Body: make([]byte, 20_000)}
 	for range 2 {
@@ -206,12 +207,12 @@ func use(t *testing.T, o *bolt.Outbox) error {
 	return nil
 }
 
-// A page that claims the free page behind it is found. bbolt does not look for that.
+// Open finds a page that claims the free page behind it. bbolt does not check that.
 func TestAPageThatClaimsAFreePageIsFound(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(quickDir(t), "outbox.db")
 	o := open(t, path, bolt.Config{})
-	for n := range 30 { // of which every second leaves a gap
+	for n := range 30 { // every second one leaves a gap
 		e := dispatcher.OutboxEntry{RoutingKey: fmt.Sprint(n), Body: make([]byte, 20_000)}
 		if err := o.Add(t.Context(), e); err != nil {
 			t.Fatal(err)
@@ -263,7 +264,7 @@ func TestAPageThatClaimsAFreePageIsFound(t *testing.T) {
 	}
 	for _, id := range claims {
 		b := bytes.Clone(whole)
-		b[id*os.Getpagesize()+12]++ // its overflow
+		b[id*os.Getpagesize()+12]++ // the overflow count of the page
 		write(t, path, b)
 		o, err := bolt.Open(path, bolt.Config{})
 		if !errors.Is(err, bolt.ErrDamaged) {
@@ -275,7 +276,7 @@ func TestAPageThatClaimsAFreePageIsFound(t *testing.T) {
 	}
 }
 
-// bbolt looks for faults on a goroutine of its own, where a fault in its memory map would end the process.
+// bbolt checks a file on a goroutine of its own. A fault in its memory map would end the process there.
 func TestNoNumberInAPageEndsTheProcess(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(quickDir(t), "outbox.db")
@@ -294,7 +295,7 @@ func TestNoNumberInAPageEndsTheProcess(t *testing.T) {
 			copy(b[start+c.at:], c.to)
 			write(t, path, b)
 			o, err := bolt.Open(path, bolt.Config{})
-			if err == nil { // it was a page that is not in use
+			if err == nil { // the page is not in use
 				if err := o.Close(); err != nil {
 					t.Fatal(err)
 				}

@@ -20,7 +20,7 @@ import (
 
 func init() { children["hold"], children["limit"] = holdChild, limitChild }
 
-// isClear returns nil if err says that the disk is full, and that nothing was changed.
+// isClear returns nil if err says that the disk is full and that nothing was changed.
 func isClear(err error, path string) error {
 	text := err.Error() // bbolt does not wrap all of them
 	full := strings.Contains(text, syscall.ENOSPC.Error()) || strings.Contains(text, syscall.EFBIG.Error())
@@ -30,8 +30,9 @@ func isClear(err error, path string) error {
 	return nil
 }
 
-// fill adds entries with many goroutines until the disk takes no more, then removes some and adds again, and checks after each step that
-// the outbox holds what it has accepted. free gives the disk room again.
+// fill adds entries with many goroutines until the disk is full. Then it removes some entries and adds again. After
+// each step it checks that the outbox holds exactly the entries that it has accepted. free makes room on the disk
+// again.
 func fill(o *bolt.Outbox, path string, free func() error) error {
 	ctx := context.Background()
 	var mu sync.Mutex
@@ -61,7 +62,7 @@ func fill(o *bolt.Outbox, path string, free func() error) error {
 	}
 	clear := func() error {
 		if len(failures) == 0 {
-			return errors.New("the disk took everything")
+			return errors.New("the disk never became full")
 		}
 		for _, err := range failures {
 			if err := isClear(err, path); err != nil {
@@ -80,7 +81,7 @@ func fill(o *bolt.Outbox, path string, free func() error) error {
 			}
 			for _, e := range all {
 				if !accepted[e.UUID] {
-					return fmt.Errorf("%s: %s was refused and is there", when, e.UUID)
+					return fmt.Errorf("%s: %s was refused but is there", when, e.UUID)
 				}
 				n++
 			}
@@ -94,7 +95,7 @@ func fill(o *bolt.Outbox, path string, free func() error) error {
 	if err := errors.Join(clear(), holds(o, "full")); err != nil {
 		return err
 	}
-	// Entries leave a full disk as long as a page is free, while others keep trying to get in.
+	// Entries can leave a full disk as long as a page is free, even while another caller keeps trying to add one.
 	ended, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -126,7 +127,7 @@ func fill(o *bolt.Outbox, path string, free func() error) error {
 		return err
 	}
 	adders(2, 2)
-	failures = nil // perhaps
+	failures = nil // the disk may be full again
 	if err := errors.Join(holds(o, "full again"), o.Close()); err != nil {
 		return err
 	}
@@ -139,7 +140,7 @@ func fill(o *bolt.Outbox, path string, free func() error) error {
 	}
 	adders(3, 20)
 	if len(failures) > 0 {
-		return fmt.Errorf("there is room: %w", failures[0])
+		return fmt.Errorf("add with room: %w", failures[0])
 	}
 	for g := range 8 {
 		e, _, err := o.Oldest(ctx, fmt.Sprint("k", g))
@@ -155,7 +156,8 @@ func fill(o *bolt.Outbox, path string, free func() error) error {
 	return errors.Join(holds(o, "with room"), o.Close())
 }
 
-// limitChild fills a file that may not grow, by the limit of its process. The kernel answers EFBIG, without root.
+// limitChild fills a file that a limit of its process prevents from growing. The kernel returns EFBIG. This needs no
+// root.
 func limitChild(path string) error {
 	signal.Ignore(syscall.SIGXFSZ)
 	o, err := bolt.Open(path, bolt.Config{})
@@ -217,7 +219,7 @@ func TestAFileOfAnotherProcessIsAnErrorSoon(t *testing.T) {
 	if _, err := bolt.Open(path, bolt.Config{}); !errors.Is(err, bolt.ErrLocked) || !strings.Contains(err.Error(), path) {
 		t.Errorf("got %v, want ErrLocked", err)
 	}
-	if took := time.Since(began); took > 20*time.Second { // two seconds, on a machine with nothing else to do
+	if took := time.Since(began); took > 20*time.Second { // two seconds on an idle machine
 		t.Errorf("took %v", took)
 	}
 	if err := cmd.Process.Kill(); err != nil {

@@ -13,14 +13,14 @@ import (
 	"github.com/seed-416683c9/dispatcher/outbox/bolt"
 )
 
-// unreachable is a broker that is away.
+// unreachable is a broker that nobody can reach.
 type unreachable struct{ broker.Broker }
 
 func (unreachable) Open(context.Context) (broker.Session, error) {
 	return nil, errors.New("no route to host")
 }
 
-// A program starts and publishes while its broker is away. The next one sends what it has left.
+// A program starts and publishes while its broker is out of reach. The next program sends the tasks that it has left.
 func ExampleOpen() {
 	dir, err := os.MkdirTemp("", "outbox-*")
 	check(err)
@@ -54,7 +54,7 @@ func ExampleOpen() {
 	// sent to ann@example.org
 }
 
-// A person looks at what the broker refused, and retries or removes it.
+// A person looks at the entries that the broker refused, and retries or removes them.
 func ExampleOutbox_Dead() {
 	dir, err := os.MkdirTemp("", "outbox-*")
 	check(err)

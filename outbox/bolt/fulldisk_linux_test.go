@@ -14,7 +14,7 @@ import (
 
 func init() { children["tmpfs"] = tmpfsChild }
 
-// tmpfsChild fills a file system of two megabytes of its own. The kernel answers ENOSPC.
+// tmpfsChild fills its own file system of two megabytes. The kernel returns ENOSPC.
 func tmpfsChild(dir string) error {
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=2m"); err != nil {
 		return fmt.Errorf("mount: %w", err)
@@ -44,7 +44,8 @@ func TestAFullDiskIsAClearErrorAndLosesNothing(t *testing.T) {
 	}
 }
 
-// runApart is run in namespaces of its own, where the child may mount without being root outside.
+// runApart is like run, but the child has namespaces of its own. There it may mount a file system without being root
+// outside.
 func runApart(t *testing.T, part, arg string) string {
 	t.Helper()
 	attr := &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}

@@ -36,7 +36,7 @@ func config(b broker.Broker, o dispatcher.Outbox) *dispatcher.ServerConfig {
 	}
 }
 
-// The whole way: kept by a server without a broker, and sent by one of the next process.
+// A server without a broker keeps the tasks, and a server of the next process sends them.
 func TestTasksSurviveTheirProcess(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "outbox.db")
@@ -95,7 +95,8 @@ func TestTasksSurviveTheirProcess(t *testing.T) {
 	}
 }
 
-// A running server hears of a dead entry that a person retries, through the wrapper around the outboxes of users.
+// A running server sends a dead entry that a person retries. The outbox notifies it through the wrapper around the
+// outboxes of users.
 func TestARetriedDeadEntryIsSentByTheRunningServer(t *testing.T) {
 	t.Parallel()
 	outbox := open(t, filepath.Join(t.TempDir(), "outbox.db"), bolt.Config{})
@@ -165,7 +166,7 @@ func TestAnOutboxCannotBeMadeWithoutItsFolder(t *testing.T) {
 	}
 }
 
-// The bound in bytes counts what is stored, and dead entries too.
+// The bound in bytes counts all stored entries, including dead ones.
 func TestTheBoundInBytes(t *testing.T) {
 	t.Parallel()
 	o := open(t, filepath.Join(t.TempDir(), "outbox.db"), bolt.Config{MaxBytes: 10_000})
@@ -186,7 +187,7 @@ func TestTheBoundInBytes(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := o.Add(t.Context(), e); !errors.Is(err, dispatcher.ErrOutboxFull) {
-		t.Errorf("with a dead one: got %v", err)
+		t.Errorf("with a dead entry: got %v", err)
 	}
 	if _, err := o.RemoveDead(t.Context(), first); err != nil {
 		t.Fatal(err)
@@ -196,7 +197,7 @@ func TestTheBoundInBytes(t *testing.T) {
 	}
 }
 
-// Calls side by side share their syncs: see commit.go.
+// Concurrent calls share their syncs. See commit.go.
 func TestManyEntriesAreOpenedAtOnce(t *testing.T) {
 	t.Parallel()
 	const goroutines, each = 1000, 100
