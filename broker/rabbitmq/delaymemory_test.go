@@ -188,7 +188,11 @@ func TestDelayedRetryToAnEphemeralQueueOfALaterSession(t *testing.T) {
 	b, q := through(t, amqpURL(t), amqpURL(t).Host), uniqueName()
 	for range 2 {
 		s := open(t, b)
-		if err := s.Declare(testContext(t), broker.Topology{Queues: []broker.QueueSpec{{Name: q, Ephemeral: true}}}); err != nil {
+		ctx, err := testContext(t), broker.ErrLocked
+		for errors.Is(err, broker.ErrLocked) { // RabbitMQ may delete the queue some time after it has confirmed the close
+			err = s.Declare(ctx, broker.Topology{Queues: []broker.QueueSpec{{Name: q, Ephemeral: true}}})
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
 		fill(t, s, q, 1)

@@ -15,7 +15,7 @@ import (
 
 func TestADeadLetterIsShownWhole(t *testing.T) {
 	onBothBrokers(t, func(t *testing.T, g *graveyard) {
-		g.bury(3)
+		g.bury(0, 3)
 		got, err := g.dead.Get(t.Context(), "u00001")
 		if err != nil {
 			t.Fatal(err)
@@ -82,7 +82,7 @@ func TestATaskFromADeadLetterCanBePublishedCorrected(t *testing.T) {
 func TestListRemovesNothingAndKeepsTheOrder(t *testing.T) {
 	onBothBrokers(t, func(t *testing.T, g *graveyard) {
 		const n = 30
-		g.bury(n)
+		g.bury(0, n)
 		all := numbers(n, func(int) bool { return true })
 		for range 5 { // without a pause: the next call finds the letters that the last one returned
 			same(t, "list", g.list(filter{}, dispatcher.Page{}), all)
@@ -111,7 +111,7 @@ func TestListRemovesNothingAndKeepsTheOrder(t *testing.T) {
 func TestPagesHaveBounds(t *testing.T) {
 	t.Parallel()
 	g := onMemory(t)
-	g.bury(1200)
+	g.bury(0, 1200)
 	for page, want := range map[dispatcher.Page]int{
 		{}: 100, {Limit: 1}: 1, {Limit: 1000}: 1000, {Skip: 1100, Limit: 1000}: 100, {Skip: 1200}: 0, {Skip: 1 << 62, Limit: 1000}: 0,
 		{Skip: -1}: -1, {Limit: -1}: -1, {Limit: 1001}: -1,
@@ -130,7 +130,7 @@ func TestPagesHaveBounds(t *testing.T) {
 func TestAScanPassesOverABoundedNumberOfLetters(t *testing.T) {
 	t.Parallel()
 	g := onMemory(t)
-	g.bury(10_000)
+	g.bury(0, 10_000)
 	if _, err := g.dead.Get(t.Context(), "nobody"); !errors.Is(err, dispatcher.ErrDeadLetterNotFound) {
 		t.Errorf("10,000 letters: %v", err)
 	}
@@ -167,7 +167,7 @@ func TestTheBodiesOfAPageAreBounded(t *testing.T) {
 func TestEachFieldOfAFilterChooses(t *testing.T) {
 	onBothBrokers(t, func(t *testing.T, g *graveyard) {
 		const n = 24
-		g.bury(n)
+		g.bury(0, n)
 		foreign := broker.Message{ID: "u00099", Body: []byte("{}")}
 		g.put(g.queue+".dead", foreign)
 		for _, c := range []struct {

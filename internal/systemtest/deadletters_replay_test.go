@@ -19,7 +19,7 @@ import (
 
 func TestAReplayedTaskHasNoPast(t *testing.T) {
 	onBothBrokers(t, func(t *testing.T, g *graveyard) {
-		g.bury(3)
+		g.bury(0, 3)
 		if n, err := g.dead.Replay(t.Context(), filter{UUID: "u00001"}); n != 1 || err != nil {
 			t.Fatalf("%d replayed: %v", n, err)
 		}
@@ -78,7 +78,7 @@ func TestAReplayGoesToItsQueueAlone(t *testing.T) {
 func TestAReplayOfTasksThatDieAgainEnds(t *testing.T) {
 	onBothBrokers(t, func(t *testing.T, g *graveyard) {
 		const n = 500
-		g.bury(n)
+		g.bury(0, n)
 		var runs atomic.Int32
 		fails := fn(func(int) error { runs.Add(1); return errors.New("again") })
 		g.worker(tasks{"a": fails, "b": fails}, limit(20))
@@ -112,7 +112,7 @@ func TestAReplayOfTasksThatDieAgainEnds(t *testing.T) {
 func TestReplaysSideBySideNeitherLoseNorDouble(t *testing.T) {
 	onBothBrokers(t, func(t *testing.T, g *graveyard) {
 		const n = 2000
-		g.bury(n)
+		g.bury(0, n)
 		var total atomic.Int32
 		var all sync.WaitGroup
 		for range 3 {
@@ -148,7 +148,7 @@ func TestReplaysSideBySideNeitherLoseNorDouble(t *testing.T) {
 func TestAReplayByFilterLeavesTheOthersInTheirOrder(t *testing.T) {
 	onBothBrokers(t, func(t *testing.T, g *graveyard) {
 		const n = 2000
-		g.bury(n)
+		g.bury(0, n)
 		began := time.Now()
 		replayed, err := g.dead.Replay(t.Context(), filter{Name: "b"})
 		if replayed != 667 || err != nil {
@@ -170,7 +170,7 @@ func TestAReplayByFilterLeavesTheOthersInTheirOrder(t *testing.T) {
 
 func TestAReplayToADeletedQueueKeepsTheLetters(t *testing.T) {
 	onBothBrokers(t, func(t *testing.T, g *graveyard) {
-		g.bury(20)
+		g.bury(0, 20)
 		g.with(func(s broker.Session) error { return s.Delete(t.Context(), g.queue) })
 		n, err := g.dead.ReplayAll(t.Context())
 		if n != 0 || !errors.Is(err, dispatcher.ErrUnroutable) || !strings.Contains(err.Error(), g.queue) {
@@ -214,18 +214,22 @@ func TestAReplayThatIsInterruptedLosesNothing(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			onBothBrokers(t, func(t *testing.T, g *graveyard) {
-				const n, rounds = 1500, 6
+				const n, wanted, most = 300, 5, 50
 				rng := rand.New(rand.NewPCG(seed, 0))
-				g.bury(n)
-				var failed, certain int
-				for range rounds {
-					ctx, cancel := context.WithCancel(t.Context())
+				var rounds, failed, certain int
+				took := time.Hour // of the last replay that was not interrupted
+				for ; failed < wanted && rounds < most; rounds++ {
+					g.bury(rounds*n, n)
 					eventually(t, "the server is connected", func() bool { _, err := g.dead.Count(t.Context()); return err == nil })
-					at := time.Duration(rng.Int64N(int64(g.span)))
+					ctx, cancel := context.WithCancel(t.Context())
+					at := time.Duration(rng.Int64N(int64(took)))
 					interrupted := make(chan struct{})
 					timer := time.AfterFunc(at, func() { interrupt(g, cancel); close(interrupted) })
+					began := time.Now()
 					replayed, err := g.dead.ReplayAll(ctx)
-					if !timer.Stop() {
+					if timer.Stop() {
+						took = max(time.Since(began), time.Microsecond)
+					} else {
 						<-interrupted
 					}
 					cancel()
@@ -235,14 +239,18 @@ func TestAReplayThatIsInterruptedLosesNothing(t *testing.T) {
 						t.Logf("after %v: %v", at, err)
 					}
 				}
+				if failed < wanted {
+					t.Errorf("%d of %d replays were interrupted, want %d", failed, rounds, wanted)
+				}
+				letters := rounds * n
 				// The letters that dead sessions held return when the broker notices that the sessions are dead.
 				eventually(t, "a replay runs to its end", func() bool {
 					replayed, err := g.dead.ReplayAll(t.Context())
 					certain += replayed
-					return err == nil && replayed == 0 && g.ready(g.queue)+g.ready(g.queue+".dead") >= n
+					return err == nil && replayed == 0 && g.ready(g.queue)+g.ready(g.queue+".dead") >= letters
 				})
-				twice := g.nothingLost(n)
-				t.Logf("%d of %d replays were interrupted; %d letters, %d certainly replayed, %d both replayed and kept", failed, rounds, n, certain, twice)
+				twice := g.nothingLost(letters)
+				t.Logf("%d of %d replays were interrupted; %d letters, %d certainly replayed, %d both replayed and kept", failed, rounds, letters, certain, twice)
 			})
 		})
 	}
@@ -360,7 +368,7 @@ func TestManyDeadLettersAreReplayedInSeconds(t *testing.T) {
 	}
 	onBothBrokers(t, func(t *testing.T, g *graveyard) {
 		const n = 10_000
-		g.bury(n)
+		g.bury(0, n)
 		began := time.Now()
 		if replayed, err := g.dead.ReplayAll(t.Context()); replayed != n || err != nil {
 			t.Errorf("%d replayed: %v", replayed, err)
@@ -377,7 +385,7 @@ func TestQuorumQueuesKeepTheirDeadLettersInOrder(t *testing.T) {
 	t.Parallel()
 	g := onRabbitMQ(t, func(c *dispatcher.ServerConfig) { c.QueueType = "quorum" })
 	const n = 600
-	g.bury(n)
+	g.bury(0, n)
 	g.settledReady(g.queue+".dead", n)
 	for range 3 {
 		same(t, "list", g.list(filter{}, dispatcher.Page{Limit: 1000}), numbers(n, func(int) bool { return true }))

@@ -101,7 +101,7 @@ func testScansBesideDeaths(t *testing.T, g *graveyard, cfg dispatcher.ServerConf
 		for method, call := range methods {
 			what := fmt.Sprintf("%s of %d", method, before)
 			next, enough = before, before+100
-			g.bury(before)
+			g.bury(0, before)
 			n, err := call()
 			if method != "Get" && n != before && (n != before+1 || before < 4) || err != nil {
 				t.Errorf("%s returned %d, %v", what, n, err)

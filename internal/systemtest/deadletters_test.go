@@ -165,7 +165,7 @@ func TestUndeliverableTasksAreListedAndReplayed(t *testing.T) {
 func TestAnEmptyFilterReplaysAndDeletesNothing(t *testing.T) {
 	t.Parallel()
 	g := onMemory(t)
-	g.bury(3)
+	g.bury(0, 3)
 	for method, call := range map[string]func(context.Context, filter) (int, error){"Replay": g.dead.Replay, "Delete": g.dead.Delete} {
 		for _, empty := range []filter{{}, {Headers: map[string]string{}}} {
 			if n, err := call(t.Context(), empty); n != 0 || err == nil || !strings.Contains(err.Error(), "filter is empty") {

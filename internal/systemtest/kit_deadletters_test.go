@@ -21,7 +21,6 @@ type graveyard struct {
 	dead   *dispatcher.DeadLetters
 	queue  string
 	broker broker.Broker // direct, not through the server and its link
-	span   time.Duration // a replay of a thousand letters is interrupted within this time
 	cut    func()        // ends the server's connections, which recover by themselves
 	worker func(set tasks, edit ...func(*dispatcher.WorkerConfig)) *dispatcher.Worker
 }
@@ -43,7 +42,7 @@ func onMemory(t *testing.T) *graveyard {
 	t.Helper()
 	mem := memory.New()
 	r := newRig(t, func(c *dispatcher.ServerConfig) { c.Broker, c.ReconnectionIntervalSeconds = mem, 0 })
-	g := &graveyard{t: t, server: r.server, queue: "jobs", broker: mem, span: 40 * time.Millisecond, cut: func() { mem.KillSessions() },
+	g := &graveyard{t: t, server: r.server, queue: "jobs", broker: mem, cut: func() { mem.KillSessions() },
 		worker: func(set tasks, edit ...func(*dispatcher.WorkerConfig)) *dispatcher.Worker {
 			t.Helper()
 			return r.worker("w", set, edit...)
@@ -58,7 +57,7 @@ func onRabbitMQ(t *testing.T, edit ...func(*dispatcher.ServerConfig)) *graveyard
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &graveyard{t: t, server: r.server, queue: r.name, broker: b, span: 400 * time.Millisecond, cut: r.proxy.Cut, worker: r.worker}
+	g := &graveyard{t: t, server: r.server, queue: r.name, broker: b, cut: r.proxy.Cut, worker: r.worker}
 	return g.open(edit...)
 }
 
@@ -180,12 +179,12 @@ func (g *graveyard) letter(i int) broker.Message {
 	}
 }
 
-// bury publishes n dead letters.
-func (g *graveyard) bury(n int) {
+// bury publishes n dead letters, numbered from first.
+func (g *graveyard) bury(first, n int) {
 	g.t.Helper()
 	msgs := make([]broker.Message, n)
 	for i := range msgs {
-		msgs[i] = g.letter(i)
+		msgs[i] = g.letter(first + i)
 	}
 	g.put(g.queue+".dead", msgs...)
 }
