@@ -22,7 +22,12 @@ func newRabbitMQ(c *ServerConfig) (broker.Broker, error) {
 			}
 		}
 	}
-	return rabbitmq.New(rabbitmq.Config{URLs: urls, TLS: c.TLSConfig, ConnectionName: c.ConnectionName, QueueType: c.QueueType})
+	return rabbitmq.New(rabbitmq.Config{
+		URLs:           urls,
+		TLS:            c.TLSConfig,
+		ConnectionName: c.ConnectionName,
+		QueueType:      c.QueueType,
+	})
 }
 
 // splitURLs splits a list of URLs at the commas that begin a new one, since a password may hold a comma.
@@ -32,9 +37,10 @@ func splitURLs(list string) []string {
 	}
 	var urls []string
 	for part := range strings.SplitSeq(list, ",") {
-		begins := strings.HasPrefix(strings.TrimSpace(part), "amqp://") || strings.HasPrefix(strings.TrimSpace(part), "amqps://")
+		trimmed := strings.TrimSpace(part)
+		begins := strings.HasPrefix(trimmed, "amqp://") || strings.HasPrefix(trimmed, "amqps://")
 		if begins || len(urls) == 0 {
-			urls = append(urls, strings.TrimSpace(part))
+			urls = append(urls, trimmed)
 			continue
 		}
 		urls[len(urls)-1] += "," + part

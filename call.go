@@ -90,7 +90,8 @@ func (h *taskHandler) Run(ctx context.Context, c *engine.Call) error {
 		return t.plan.call(ctx, c.ID, t.bound)
 	}
 	return wrap(t.plan.middleware, func(ctx context.Context) error {
-		return t.plan.call(ctx, c.ID, boundCall{slices.Clone(t.bound.in)}) // middleware may call it several times, even concurrently
+		// Middleware may call it several times, even concurrently.
+		return t.plan.call(ctx, c.ID, boundCall{slices.Clone(t.bound.in)})
 	})(ctx)
 }
 

@@ -55,7 +55,8 @@ func (c *ServerConfig) withDefaults() ServerConfig {
 	for i := range out.InitQueues {
 		out.InitQueues[i].BindingKeys = slices.Clone(out.InitQueues[i].BindingKeys)
 	}
-	if c.Retry != nil { // NewWorker reads it later and fills in its defaults then; filling them twice would change Jitter
+	if c.Retry != nil {
+		// NewWorker reads it later and fills in its defaults then; filling them twice would change Jitter.
 		policy := *c.Retry
 		out.Retry = &policy
 	}
@@ -65,7 +66,8 @@ func (c *ServerConfig) withDefaults() ServerConfig {
 	if out.ShutdownTimeout == 0 {
 		out.ShutdownTimeout = defaultShutdownTimeout
 	}
-	out.PublishTimeout, out.ShutdownTimeout = min(out.PublishTimeout, maxDuration), min(out.ShutdownTimeout, maxDuration)
+	out.PublishTimeout = min(out.PublishTimeout, maxDuration)
+	out.ShutdownTimeout = min(out.ShutdownTimeout, maxDuration)
 	if out.MaxBodyBytes == 0 {
 		out.MaxBodyBytes = defaultMaxBodyBytes
 	}
@@ -95,11 +97,17 @@ func (c *ServerConfig) validate() error {
 		}
 	}
 	p.addIf(c.ReconnectionIntervalSeconds < 0, errors.New("ServerConfig.ReconnectionIntervalSeconds is negative"))
-	p.addIf(c.ReconnectionIntervalSeconds > maxSeconds, errors.New("ServerConfig.ReconnectionIntervalSeconds is too large"))
+	p.addIf(c.ReconnectionIntervalSeconds > maxSeconds,
+		errors.New("ServerConfig.ReconnectionIntervalSeconds is too large"))
 	p = p.with(c.Retry.validate("ServerConfig.Retry"))
 	p.addIf(c.PublishTimeout < 0, errors.New("ServerConfig.PublishTimeout is negative"))
-	amqp := c.AMQPConnectionString != "" || c.TLSConfig != nil || c.SecureConnection || c.ConnectionName != "" || c.QueueType != ""
-	p.addIf(c.Broker != nil && amqp, errors.New("ServerConfig.Broker cannot be combined with AMQPConnectionString, TLSConfig, SecureConnection, ConnectionName or QueueType"))
+	amqp := c.AMQPConnectionString != "" ||
+		c.TLSConfig != nil ||
+		c.SecureConnection ||
+		c.ConnectionName != "" ||
+		c.QueueType != ""
+	p.addIf(c.Broker != nil && amqp, errors.New(
+		"ServerConfig.Broker cannot be combined with AMQPConnectionString, TLSConfig, SecureConnection, ConnectionName or QueueType"))
 	if c.Broker == nil {
 		_, err := newRabbitMQ(c)
 		p = p.with(err)
@@ -134,7 +142,8 @@ func (c *WorkerConfig) validate() error {
 	p.name("WorkerConfig.Name", c.Name, record.MaxName)
 	p.name("WorkerConfig.Queue", c.Queue, maxQueueBytes)
 	for _, suffix := range []string{broker.DeadSuffix, broker.SuspectsSuffix} {
-		p.addIf(strings.HasSuffix(c.Queue, suffix), fmt.Errorf("WorkerConfig.Queue %q: names ending in %s are reserved", c.Queue, suffix))
+		p.addIf(strings.HasSuffix(c.Queue, suffix),
+			fmt.Errorf("WorkerConfig.Queue %q: names ending in %s are reserved", c.Queue, suffix))
 	}
 	p = p.with(c.Retry.validate("WorkerConfig.Retry"))
 	p.addIf(slices.ContainsFunc(c.Middleware, isNil), errors.New("WorkerConfig.Middleware has a nil element"))

@@ -14,10 +14,12 @@ import (
 
 // Reasons why a task became a dead letter: DeadLetter.Reason. There may be others in the future.
 const (
-	ReasonFailed        = "failed"        // its function returned an error or panicked, and its policy allows no further attempt
-	ReasonPermanent     = "permanent"     // its function returned a Permanent error
-	ReasonTimeout       = "timeout"       // its function returned an error after its timeout, or did not return
-	ReasonExpired       = "expired"       // Task.ExpiresAt had passed before an attempt, or would have before the next one
+	// Its function returned an error or panicked, and its policy allows no further attempt.
+	ReasonFailed    = "failed"
+	ReasonPermanent = "permanent" // its function returned a Permanent error
+	ReasonTimeout   = "timeout"   // its function returned an error after its timeout, or did not return
+	// Task.ExpiresAt had passed before an attempt, or would have before the next one.
+	ReasonExpired       = "expired"
 	ReasonUnknownTask   = "unknown_task"  // no function of its name was registered
 	ReasonBadArguments  = "bad_arguments" // its arguments do not fit its function
 	ReasonMalformed     = "malformed"     // its body is not a task, or its headers cannot be read
@@ -42,9 +44,10 @@ type DeadLetter struct {
 	DiedAt   time.Time // by the worker's clock; zero = unknown, as for undeliverable tasks
 	Worker   string    // the worker that gave it up
 
-	PublishedAt time.Time      // by the publisher's clock, in whole seconds on RabbitMQ; zero = unknown
-	Headers     map[string]any // a copy of the publisher's own; nil = none. Integers are int64. See also RawHeaders and ExpirationHeader.
-	Body        []byte         // a copy of the message's body; Task decodes it
+	PublishedAt time.Time // by the publisher's clock, in whole seconds on RabbitMQ; zero = unknown
+	// A copy of the publisher's own; nil = none. Integers are int64. See also RawHeaders and ExpirationHeader.
+	Headers map[string]any
+	Body    []byte // a copy of the message's body; Task decodes it
 }
 
 // Attempt describes one attempt of a task. It travels with the task and ends in its dead letter.
@@ -106,7 +109,14 @@ type identity struct {
 // identify reads the identity of a dead letter. The body counts first, as it does for a worker, whose logs have the
 // uuid of the body.
 func (d *DeadLetters) identify(m *broker.Message) identity {
-	who := identity{uuid: m.ID, name: m.Type, reason: ReasonUndeliverable, queue: d.queue, routingKey: record.String(m.Headers[record.HeaderRoutingKey]), headers: m.Headers}
+	who := identity{
+		uuid:       m.ID,
+		name:       m.Type,
+		reason:     ReasonUndeliverable,
+		queue:      d.queue,
+		routingKey: record.String(m.Headers[record.HeaderRoutingKey]),
+		headers:    m.Headers,
+	}
 	if decoded, err := wire.Decode(m.Body); err == nil {
 		who.name = decoded.Name
 		if decoded.UUID != "" {
@@ -120,7 +130,8 @@ func (d *DeadLetters) identify(m *broker.Message) identity {
 		}
 		who.routingKey = cmp.Or(who.routingKey, m.RoutingKey)
 	} else {
-		who.reason, who.diedAt = record.String(m.Headers[record.HeaderReason]), record.Time(m.Headers[record.HeaderDiedAt])
+		who.reason = record.String(m.Headers[record.HeaderReason])
+		who.diedAt = record.Time(m.Headers[record.HeaderDiedAt])
 		if m.Unreadable != "" {
 			who.reason = ReasonMalformed
 		}
@@ -132,9 +143,18 @@ func (d *DeadLetters) identify(m *broker.Message) identity {
 func (d *DeadLetters) letter(m *broker.Message) DeadLetter {
 	who, h := d.identify(m), m.Headers
 	l := DeadLetter{
-		UUID: who.uuid, Name: who.name, Queue: who.queue, RoutingKey: who.routingKey, Reason: who.reason,
-		Error: record.String(h[record.HeaderError]), Attempts: record.Count(h[record.HeaderAttempt]), Log: attemptsOf(record.Log(h)), DiedAt: who.diedAt,
-		Worker: record.String(h[record.HeaderWorker]), PublishedAt: m.Timestamp, Body: bytes.Clone(m.Body),
+		UUID:        who.uuid,
+		Name:        who.name,
+		Queue:       who.queue,
+		RoutingKey:  who.routingKey,
+		Reason:      who.reason,
+		Error:       record.String(h[record.HeaderError]),
+		Attempts:    record.Count(h[record.HeaderAttempt]),
+		Log:         attemptsOf(record.Log(h)),
+		DiedAt:      who.diedAt,
+		Worker:      record.String(h[record.HeaderWorker]),
+		PublishedAt: m.Timestamp,
+		Body:        bytes.Clone(m.Body),
 	}
 	if m.Unreadable != "" { // RabbitMQ or another program put it here
 		l.Error = fmt.Sprintf("its headers cannot be read: %s", m.Unreadable)

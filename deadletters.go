@@ -62,8 +62,8 @@ type DeadLetterFilter struct {
 }
 
 func (f *DeadLetterFilter) isZero() bool {
-	return f.UUID == "" && f.Name == "" && f.Reason == "" && f.Queue == "" && f.RoutingKey == "" && f.Since.IsZero() && f.Until.IsZero() &&
-		len(f.Headers) == 0
+	return f.UUID == "" && f.Name == "" && f.Reason == "" && f.Queue == "" && f.RoutingKey == "" &&
+		f.Since.IsZero() && f.Until.IsZero() && len(f.Headers) == 0
 }
 
 // fits reports whether a dead letter matches the filter.
@@ -80,7 +80,9 @@ func (f *DeadLetterFilter) fits(who *identity) bool {
 		return false
 	}
 	for name, want := range f.Headers {
-		if v, ok := who.headers[name]; !ok || record.IsOwn(name) && !record.IsForPeople(name) || printHeader(v) != want {
+		v, ok := who.headers[name]
+		hidden := record.IsOwn(name) && !record.IsForPeople(name)
+		if !ok || hidden || printHeader(v) != want {
 			return false
 		}
 	}
@@ -207,7 +209,8 @@ func (d *DeadLetters) list(ctx context.Context, filter DeadLetterFilter, page Pa
 					continue
 				}
 				if size += len(m.Body); size > maxPageBytes && len(letters) > 0 {
-					return nil, fmt.Errorf("the bodies of %d dead letters exceed %d MiB: ask for fewer", len(letters)+1, maxPageBytes>>20)
+					return nil, fmt.Errorf("the bodies of %d dead letters exceed %d MiB: ask for fewer",
+						len(letters)+1, maxPageBytes>>20)
 				}
 				letters = append(letters, d.letter(m))
 			}
@@ -293,7 +296,9 @@ func (d *DeadLetters) check() error {
 	p.addIf(d.queue == "", ErrEmptyQueueName)
 	p.name("its name", d.queue, maxQueueBytes)
 	for _, suffix := range []string{broker.DeadSuffix, broker.SuspectsSuffix} {
-		p.addIf(strings.HasSuffix(d.queue, suffix), fmt.Errorf("names ending in %s are reserved: ask for %q", suffix, text.Excerpt(strings.TrimSuffix(d.queue, suffix))))
+		owner := text.Excerpt(strings.TrimSuffix(d.queue, suffix))
+		p.addIf(strings.HasSuffix(d.queue, suffix),
+			fmt.Errorf("names ending in %s are reserved: ask for %q", suffix, owner))
 	}
 	return p.err()
 }

@@ -8,7 +8,8 @@
 //		AMQPConnectionString: "amqp://user:password@localhost/", // or Broker: memory.New()
 //		Exchange: "app", DefaultRoutingKey: "mail",
 //	})
-//	worker, err := server.NewWorker(&dispatcher.WorkerConfig{Name: "mailer", Queue: "mail", BindingKeys: []string{"mail"}},
+//	worker, err := server.NewWorker(
+//		&dispatcher.WorkerConfig{Name: "mailer", Queue: "mail", BindingKeys: []string{"mail"}},
 //		map[string]dispatcher.TaskConfig{"send": {Function: func(to string, n int) error { return nil }}})
 //	err = worker.Start(server)
 //	err = server.Publish(dispatcher.NewTask("send", "ann@example.org", 7))

@@ -131,8 +131,10 @@ func (e *ArgumentError) Error() string {
 
 // PanicError is the error of an attempt whose function panicked. It unwraps to the value if that is an error.
 type PanicError struct {
-	Value any    // the value passed to panic
-	Stack []byte // function, file and line of each frame, starting at the one that panicked; no frames of the library, no argument values
+	Value any // the value passed to panic
+	// Function, file and line of each frame, starting at the one that panicked; no frames of the library, no argument
+	// values.
+	Stack []byte
 }
 
 func (e *PanicError) Error() string { return fmt.Sprintf("task panicked: %v", e.Value) }

@@ -15,14 +15,19 @@ import (
 // Health describes a server at one moment. As JSON it has the names of the tags and "ok", which is OK. Errors are their
 // texts, times are RFC 3339, and an absent name had no value. It is for reading: unmarshalling it is not supported.
 type Health struct {
-	State       State          `json:"state"`
-	Since       time.Time      `json:"since"`                  // when State began
-	LastError   error          `json:"last_error,omitempty"`   // the last problem of the connection, perhaps overcome; nil if there was none
-	LastErrorAt time.Time      `json:"last_error_at,omitzero"` // when that was; zero if there was none
-	Blocked     string         `json:"blocked,omitempty"`      // the broker's reason for blocking publishers; "" = it does not
-	Delays      string         `json:"delays,omitempty"`       // why delayed tasks and retries may be late; "" = no known reason. See docs/rabbitmq.md
-	Outbox      OutboxHealth   `json:"outbox"`                 // zero without ServerConfig.Outbox
-	Workers     []WorkerHealth `json:"workers"`                // sorted by name
+	State State     `json:"state"`
+	Since time.Time `json:"since"` // when State began
+
+	// The last problem of the connection, perhaps overcome; nil if there was none.
+	LastError   error     `json:"last_error,omitempty"`
+	LastErrorAt time.Time `json:"last_error_at,omitzero"` // when that was; zero if there was none
+
+	Blocked string `json:"blocked,omitempty"` // the broker's reason for blocking publishers; "" = it does not
+	// Why delayed tasks and retries may be late; "" = no known reason. See docs/rabbitmq.md.
+	Delays string `json:"delays,omitempty"`
+
+	Outbox  OutboxHealth   `json:"outbox"`  // zero without ServerConfig.Outbox
+	Workers []WorkerHealth `json:"workers"` // sorted by name
 
 	// Undeclared lists, by name, the queues that the server cannot declare now, and perhaps its exchange. They are
 	// tried again, and the connection is used meanwhile. Nil if there are none.
@@ -65,9 +70,10 @@ func (h Health) MarshalJSON() ([]byte, error) {
 
 // OutboxHealth describes the outbox.
 type OutboxHealth struct {
-	Entries     int       `json:"entries"`                // tasks waiting to be sent; -1 = not known
-	Dead        int       `json:"dead"`                   // tasks that the broker refused, waiting for a person; -1 = not known
-	Failing     int       `json:"failing"`                // routing keys that are held up because the outbox fails: tried again until it works
+	Entries int `json:"entries"` // tasks waiting to be sent; -1 = not known
+	Dead    int `json:"dead"`    // tasks that the broker refused, waiting for a person; -1 = not known
+	Failing int `json:"failing"` // routing keys that are held up because the outbox fails: tried again until it works
+
 	LastError   error     `json:"last_error,omitempty"`   // the last problem of the outbox, perhaps overcome
 	LastErrorAt time.Time `json:"last_error_at,omitzero"` // when that was
 }
@@ -83,18 +89,22 @@ func (h OutboxHealth) MarshalJSON() ([]byte, error) {
 
 // WorkerHealth describes a worker.
 type WorkerHealth struct {
-	Name        string    `json:"name"`
-	Queue       string    `json:"queue"`
-	Started     bool      `json:"started"`                // between Start and the end of Close; while draining too
-	Consuming   bool      `json:"consuming"`              // the broker gives it tasks
-	Running     int       `json:"running"`                // calls under way, abandoned ones included
-	Abandoned   int       `json:"abandoned"`              // calls that ran on after their timeout and lost their slot
-	Stuck       int       `json:"stuck"`                  // tasks whose retry or dead letter the broker does not take: tried again until it does
-	Held        int       `json:"held"`                   // tasks that wait for a running call of the same queue, name and uuid
-	Suspects    string    `json:"suspects,omitempty"`     // why the suspects of its queue cannot be fetched, tried again about every 15 s; "" = they can
-	Ready       int       `json:"ready"`                  // tasks waiting in its queue; -1 = not known
-	Dead        int       `json:"dead"`                   // its dead letters, without those that another call is reading; -1 = not known
-	LastError   error     `json:"last_error,omitempty"`   // the last problem with consuming, settling or suspects, perhaps overcome
+	Name      string `json:"name"`
+	Queue     string `json:"queue"`
+	Started   bool   `json:"started"`   // between Start and the end of Close; while draining too
+	Consuming bool   `json:"consuming"` // the broker gives it tasks
+	Running   int    `json:"running"`   // calls under way, abandoned ones included
+	Abandoned int    `json:"abandoned"` // calls that ran on after their timeout and lost their slot
+	// Tasks whose retry or dead letter the broker does not take: tried again until it does.
+	Stuck int `json:"stuck"`
+	Held  int `json:"held"` // tasks that wait for a running call of the same queue, name and uuid
+	// Why the suspects of its queue cannot be fetched, tried again about every 15 s; "" = they can.
+	Suspects string `json:"suspects,omitempty"`
+	Ready    int    `json:"ready"` // tasks waiting in its queue; -1 = not known
+	Dead     int    `json:"dead"`  // its dead letters, without those that another call is reading; -1 = not known
+
+	// The last problem with consuming, settling or suspects, perhaps overcome.
+	LastError   error     `json:"last_error,omitempty"`
 	LastErrorAt time.Time `json:"last_error_at,omitzero"` // when that was
 }
 

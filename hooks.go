@@ -23,23 +23,32 @@ import (
 // test) harms nothing else either, with two exceptions: in Started it fails the attempt, and in Published it ends the
 // goroutine that publishes.
 type Hooks struct {
-	Published     func(PublishEvent)    // a publish has its outcome; also for tasks that leave the outbox
-	OutboxRefused func(PublishEvent)    // a task in the outbox was refused by the broker and is kept among its dead entries
-	Started       func(StartEvent)      // an attempt begins
-	Finished      func(FinishEvent)     // an attempt has ended and its verdict is made, but not yet carried out; also for abandoned calls
-	Retried       func(RetryEvent)      // a copy for the next attempt is confirmed
-	DeadLettered  func(DeadLetterEvent) // a dead letter is confirmed
-	Disconnected  func(ConnectionEvent) // the connection is lost, or was given up; also for a server that starts without one
-	Reconnected   func(ConnectionEvent) // the connection stands again; also the first one of a server that started without one
-	WorkerStarted func(WorkerEvent)     // a worker takes tasks
-	WorkerStopped func(WorkerEvent)     // the last call of a worker has ended after Close or Shutdown
+	Published func(PublishEvent) // a publish has its outcome; also for tasks that leave the outbox
+	// A task in the outbox was refused by the broker and is kept among its dead entries.
+	OutboxRefused func(PublishEvent)
+
+	Started func(StartEvent) // an attempt begins
+	// An attempt has ended and its verdict is made, but not yet carried out; also for abandoned calls.
+	Finished     func(FinishEvent)
+	Retried      func(RetryEvent)      // a copy for the next attempt is confirmed
+	DeadLettered func(DeadLetterEvent) // a dead letter is confirmed
+
+	// The connection is lost, or was given up; also for a server that starts without one.
+	Disconnected func(ConnectionEvent)
+	// The connection stands again; also the first one of a server that started without one.
+	Reconnected func(ConnectionEvent)
+
+	WorkerStarted func(WorkerEvent) // a worker takes tasks
+	WorkerStopped func(WorkerEvent) // the last call of a worker has ended after Close or Shutdown
 }
 
 // PublishEvent describes one task that was published.
 type PublishEvent struct {
 	UUID, Name, RoutingKey string
-	Err                    error         // the outcome, as Publish returns it; nil = confirmed
-	Duration               time.Duration // from the call of Publish to the outcome; in a batch, to its end; in PublishAll, from taking the task to yielding it; for an entry of the outbox, from its publish to leaving the outbox
+	Err                    error // the outcome, as Publish returns it; nil = confirmed
+	// From the call of Publish to the outcome; in a batch, to its end; in PublishAll, from taking the task to yielding
+	// it; for an entry of the outbox, from its publish to leaving the outbox.
+	Duration time.Duration
 }
 
 // StartEvent describes an attempt that begins.

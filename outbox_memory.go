@@ -59,7 +59,8 @@ func (o *MemoryOutbox) Add(_ context.Context, e OutboxEntry) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if n := o.entries + len(o.dead); n >= o.cfg.MaxEntries || size > o.cfg.MaxBytes-o.bytes {
-		return fmt.Errorf("%w: it holds %d entries, %d of them dead, with %d bytes; the maximum is %d entries with %d bytes; this entry has %d bytes",
+		return fmt.Errorf("%w: it holds %d entries, %d of them dead, with %d bytes; "+
+			"the maximum is %d entries with %d bytes; this entry has %d bytes",
 			ErrOutboxFull, n, len(o.dead), o.bytes, o.cfg.MaxEntries, o.cfg.MaxBytes, size)
 	}
 	o.lastID++
@@ -217,7 +218,8 @@ func (o *MemoryOutbox) TakeDead() []OutboxEntry {
 
 // size returns the number of bytes that MaxBytes counts.
 func (e *OutboxEntry) size() int {
-	return len(e.Exchange) + len(e.RoutingKey) + len(e.ContentType) + len(e.UUID) + len(e.Name) + len(e.Body) + headerSize(e.Headers)
+	return len(e.Exchange) + len(e.RoutingKey) + len(e.ContentType) + len(e.UUID) + len(e.Name) +
+		len(e.Body) + headerSize(e.Headers)
 }
 
 // headerSize returns about how many bytes a header takes.

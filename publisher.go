@@ -79,7 +79,8 @@ func (s *Server) PublishBatch(ctx context.Context, tasks []*Task) []error {
 // result is yielded.
 func (s *Server) PublishAll(ctx context.Context, tasks iter.Seq[*Task]) iter.Seq2[*Task, error] {
 	return func(yield func(*Task, error) bool) {
-		st := publish.NewStream(ctx, s.publisher.sender, publish.StreamConfig[*Task]{Prepare: s.publisher.prepare, Conclude: s.publisher.conclude})
+		cfg := publish.StreamConfig[*Task]{Prepare: s.publisher.prepare, Conclude: s.publisher.conclude}
+		st := publish.NewStream(ctx, s.publisher.sender, cfg)
 		defer st.Close()
 		for task := range tasks {
 			ended := ctx.Err() != nil
@@ -151,7 +152,8 @@ func (p *publisher) publish(caller context.Context, tasks []*Task, wait bool) []
 func (p *publisher) conclude(task *Task, began time.Time, err error) error {
 	// The errors of gofort/dispatcher keep their whole text.
 	if err != nil && err != ErrDisconnected && err != ErrTaskName && task != nil {
-		err = fmt.Errorf("publish task %q (%q) with key %q: %w", text.Excerpt(task.Name), text.Excerpt(task.UUID), text.Excerpt(task.RoutingKey), advised(err))
+		err = fmt.Errorf("publish task %q (%q) with key %q: %w",
+			text.Excerpt(task.Name), text.Excerpt(task.UUID), text.Excerpt(task.RoutingKey), advised(err))
 	}
 	err = p.stats.count(err)
 	if hook := p.cfg.Hooks.Published; hook != nil {
@@ -169,7 +171,13 @@ func (p *publisher) left(e publish.Entry, err error, buried bool) {
 	if buried {
 		p.stats.outboxDead.Add(1)
 	}
-	event := PublishEvent{UUID: e.UUID, Name: e.Name, RoutingKey: e.RoutingKey, Err: err, Duration: time.Since(e.AcceptedAt)}
+	event := PublishEvent{
+		UUID:       e.UUID,
+		Name:       e.Name,
+		RoutingKey: e.RoutingKey,
+		Err:        err,
+		Duration:   time.Since(e.AcceptedAt),
+	}
 	if hook := p.cfg.Hooks.Published; hook != nil {
 		contain.CallApart(p.log, hook, event)
 	}
@@ -216,7 +224,8 @@ func (p *publisher) prepare(task *Task) (broker.Message, error) {
 		return broker.Message{}, fmt.Errorf("%w: %w", ErrRejected, err)
 	}
 	if p.cfg.MaxBodyBytes > 0 && len(body) > p.cfg.MaxBodyBytes {
-		return broker.Message{}, fmt.Errorf("%w: %d bytes, the maximum is %d", ErrTooLarge, len(body), p.cfg.MaxBodyBytes)
+		return broker.Message{}, fmt.Errorf("%w: %d bytes, the maximum is %d",
+			ErrTooLarge, len(body), p.cfg.MaxBodyBytes)
 	}
 	now := time.Now()
 	notBefore, err := task.due(now)

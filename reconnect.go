@@ -76,7 +76,11 @@ func (s *Server) declare(ctx context.Context, session broker.Session, first bool
 // parts returns what the server declares: its exchange, and each of InitQueues with its bindings.
 func (s *Server) parts() []link.Part {
 	exchange := broker.Exchange{Name: s.cfg.Exchange, Kind: broker.Direct}
-	parts := []link.Part{{Kind: "exchange", Name: exchange.Name, Topology: broker.Topology{Exchanges: []broker.Exchange{exchange}}}}
+	parts := []link.Part{{
+		Kind:     "exchange",
+		Name:     exchange.Name,
+		Topology: broker.Topology{Exchanges: []broker.Exchange{exchange}},
+	}}
 	for _, q := range s.cfg.InitQueues {
 		t := broker.Topology{Queues: []broker.QueueSpec{{Name: q.Name}}}
 		for _, key := range q.BindingKeys {

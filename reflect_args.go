@@ -63,10 +63,14 @@ func newCallPlan(task string, fn any, uuidFirst bool) (*callPlan, error) {
 			first, p.params = p.params[0], p.params[1:]
 		}
 		if first == nil {
-			return nil, fmt.Errorf("task %q: TaskUUIDAsFirstArg requires parameter %d to be a string, but there is none", task, p.lead+1)
+			return nil, fmt.Errorf(
+				"task %q: TaskUUIDAsFirstArg requires parameter %d to be a string, but there is none",
+				task, p.lead+1)
 		}
 		if first.Kind() != reflect.String {
-			return nil, fmt.Errorf("task %q: TaskUUIDAsFirstArg requires parameter %d to be a string, got %s", task, p.lead+1, first)
+			return nil, fmt.Errorf(
+				"task %q: TaskUUIDAsFirstArg requires parameter %d to be a string, got %s",
+				task, p.lead+1, first)
 		}
 		p.takesUUID, p.uuidType = true, first
 		p.lead++
@@ -79,7 +83,9 @@ func newCallPlan(task string, fn any, uuidFirst bool) (*callPlan, error) {
 	if n := t.NumOut(); n > 0 && t.Out(n-1).Implements(errorType) {
 		last := t.Out(n - 1)
 		if last.Kind() != reflect.Interface && last.Kind() != reflect.Pointer {
-			return nil, fmt.Errorf("task %q: result %d (%s) is an error that cannot be nil: every call would fail; return error", task, n, last)
+			return nil, fmt.Errorf(
+				"task %q: result %d (%s) is an error that cannot be nil: every call would fail; return error",
+				task, n, last)
 		}
 		p.returnsError = true
 	}

@@ -22,7 +22,8 @@ type RetryPolicy struct {
 	MaxAttempts int
 	// InitialInterval is the pause after the first attempt. 0: 1 s. Negative, or above a year: an error.
 	InitialInterval time.Duration
-	// MaxInterval bounds the pauses. 0: 1 h, or InitialInterval if that is longer. Shorter than InitialInterval: an error.
+	// MaxInterval bounds the pauses. 0: 1 h, or InitialInterval if that is longer.
+	// Shorter than InitialInterval: an error.
 	MaxInterval time.Duration
 	// Multiplier is the factor between a pause and the one before. 0: 2. 1: all pauses are the same. Otherwise from 1
 	// to 1000.
@@ -50,15 +51,18 @@ func (p *RetryPolicy) validate(field string) error {
 		bad.addIf(wrong, fmt.Errorf(field+"."+format, args...))
 	}
 	no(p.InitialInterval < 0, "InitialInterval is negative")
-	no(p.InitialInterval > broker.MaxDelay, "InitialInterval is %v, the maximum is %v", p.InitialInterval, broker.MaxDelay)
+	no(p.InitialInterval > broker.MaxDelay,
+		"InitialInterval is %v, the maximum is %v", p.InitialInterval, broker.MaxDelay)
 	no(p.MaxInterval < 0, "MaxInterval is negative")
 	no(p.MaxInterval > broker.MaxDelay, "MaxInterval is %v, the maximum is %v", p.MaxInterval, broker.MaxDelay)
 	first := p.InitialInterval
 	if first == 0 {
 		first = verdict.DefaultInitialInterval
 	}
-	no(p.MaxInterval > 0 && p.MaxInterval < first, "MaxInterval is %v, shorter than the first interval, %v", p.MaxInterval, first)
-	no(p.Multiplier != 0 && !(p.Multiplier >= 1 && p.Multiplier <= maxMultiplier), "Multiplier is %v, want 1 to %d", p.Multiplier, maxMultiplier)
+	no(p.MaxInterval > 0 && p.MaxInterval < first,
+		"MaxInterval is %v, shorter than the first interval, %v", p.MaxInterval, first)
+	no(p.Multiplier != 0 && !(p.Multiplier >= 1 && p.Multiplier <= maxMultiplier),
+		"Multiplier is %v, want 1 to %d", p.Multiplier, maxMultiplier)
 	no(p.Jitter > 1 || math.IsNaN(p.Jitter), "Jitter is %v, the maximum is 1", p.Jitter)
 	no(p.MaxAge < 0, "MaxAge is negative")
 	return bad.err()

@@ -138,7 +138,8 @@ func (s *Server) NewWorker(cfg *WorkerConfig, tasks map[string]TaskConfig) (*Wor
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), link.OpenTimeout)
 	defer cancel()
-	if err := s.sup.WaitForQueues(ctx, session, func(session broker.Session) error { return session.Declare(ctx, link.Whole(w.parts())) }); err != nil {
+	declare := func(session broker.Session) error { return session.Declare(ctx, link.Whole(w.parts())) }
+	if err := s.sup.WaitForQueues(ctx, session, declare); err != nil {
 		s.register(w.cfg.Name, nil)
 		if errors.Is(err, broker.ErrSessionLost) {
 			return nil, fmt.Errorf("worker %q: %w: %w", w.cfg.Name, ErrDisconnected, err)
@@ -257,7 +258,8 @@ func (s *Server) logStranded() {
 	}
 	switch tasks, dead := v.Stranded(); {
 	case tasks > 0:
-		s.log.Warn("tasks are left in the memory of this process and will be lost with it", "tasks", tasks, "dead_letters", dead)
+		s.log.Warn("tasks are left in the memory of this process and will be lost with it",
+			"tasks", tasks, "dead_letters", dead)
 	case dead > 0:
 		s.log.Warn("dead letters are left in the memory of this process and will be lost with it", "dead_letters", dead)
 	}

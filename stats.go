@@ -16,16 +16,20 @@ type Stats struct {
 	OutboxDead  int64 `json:"outbox_dead"` // tasks in the outbox that the broker refused
 
 	// Received is the sum of the eight from Succeeded to Lost, except for deliveries without a verdict yet.
-	Received     int64 `json:"received"`      // deliveries taken by workers
-	Succeeded    int64 `json:"succeeded"`     // successful attempts that were acknowledged
-	Discarded    int64 `json:"discarded"`     // attempts that failed and were acknowledged because the function said Discard
-	Retried      int64 `json:"retried"`       // attempts that failed and are followed by another
-	Postponed    int64 `json:"postponed"`     // deliveries put off without an attempt: unknown tasks, tasks that another call is running, and tasks that were lost once
+	Received  int64 `json:"received"`  // deliveries taken by workers
+	Succeeded int64 `json:"succeeded"` // successful attempts that were acknowledged
+	Discarded int64 `json:"discarded"` // attempts that failed and were acknowledged because the function said Discard
+	Retried   int64 `json:"retried"`   // attempts that failed and are followed by another
+	// Deliveries put off without an attempt: unknown tasks, tasks that another call is running, and tasks that were
+	// lost once.
+	Postponed    int64 `json:"postponed"`
 	Suspected    int64 `json:"suspected"`     // deliveries moved to the suspects
 	DeadLettered int64 `json:"dead_lettered"` // deliveries that became dead letters, for any reason
 	Released     int64 `json:"released"`      // deliveries given back by a worker that stopped
-	Lost         int64 `json:"lost"`          // deliveries whose connection ended before they were settled: the broker delivers them again, unless their queue was deleted
-	Abandoned    int64 `json:"abandoned"`     // calls given up on because they ran on after their timeout
+	// Deliveries whose connection ended before they were settled: the broker delivers them again, unless their queue
+	// was deleted.
+	Lost      int64 `json:"lost"`
+	Abandoned int64 `json:"abandoned"` // calls given up on because they ran on after their timeout
 
 	Replayed int64 `json:"replayed"` // dead letters sent back to their queue by DeadLetters.Replay
 
@@ -57,11 +61,24 @@ func (s *Server) Stats() Stats {
 	l, _ := s.sup.Now()
 	p, t := &s.publisher.stats, &s.counters
 	return Stats{
-		Published: p.published.Load(), NotSent: p.notSent.Load(), Rejected: p.rejected.Load(), Unconfirmed: p.unconfirmed.Load(),
-		Outboxed: p.outboxed.Load(), OutboxDead: p.outboxDead.Load(),
-		Received: t.Received.Load(), Succeeded: t.Succeeded.Load(), Discarded: t.Discarded.Load(), Retried: t.Retried.Load(),
-		Postponed: t.Postponed.Load(), Suspected: t.Suspected.Load(), DeadLettered: t.DeadLettered.Load(),
-		Released: t.Released.Load(), Lost: t.Lost.Load(), Abandoned: t.Abandoned.Load(),
+		Published:   p.published.Load(),
+		NotSent:     p.notSent.Load(),
+		Rejected:    p.rejected.Load(),
+		Unconfirmed: p.unconfirmed.Load(),
+		Outboxed:    p.outboxed.Load(),
+		OutboxDead:  p.outboxDead.Load(),
+
+		Received:     t.Received.Load(),
+		Succeeded:    t.Succeeded.Load(),
+		Discarded:    t.Discarded.Load(),
+		Retried:      t.Retried.Load(),
+		Postponed:    t.Postponed.Load(),
+		Suspected:    t.Suspected.Load(),
+		DeadLettered: t.DeadLettered.Load(),
+		Released:     t.Released.Load(),
+		Lost:         t.Lost.Load(),
+		Abandoned:    t.Abandoned.Load(),
+
 		Replayed:   s.replayed.Load(),
 		Reconnects: max(l.Opened-1, 0),
 	}

@@ -189,7 +189,8 @@ func (t *Task) due(now time.Time) (time.Time, error) {
 		case !e.After(now):
 			return at, fmt.Errorf("%w: Task.ExpiresAt %s is in the past", ErrExpired, record.FormatTime(e))
 		case !at.IsZero() && !e.After(at):
-			return at, fmt.Errorf("Task.ExpiresAt %s is not after the time the task is due, %s", record.FormatTime(e), record.FormatTime(at))
+			return at, fmt.Errorf("Task.ExpiresAt %s is not after the time the task is due, %s",
+				record.FormatTime(e), record.FormatTime(at))
 		}
 	}
 	if !at.After(now) {

@@ -15,15 +15,17 @@ import (
 // TaskInfo describes the task that a task function runs. Worker and Queue describe the worker. All other fields come
 // with the message and are as trustworthy as the programs that may write to the queue.
 type TaskInfo struct {
-	UUID        string
-	Name        string
-	Queue       string         // the worker's queue
-	RoutingKey  string         // the key it was published with
-	Worker      string         // name of the worker
-	Headers     map[string]any // the publisher's own; in events also the library's, x-dispatcher-…. Slices and maps inside are read only. nil = none. Integers are int64.
-	Attempt     int            // number of this attempt, from 1
-	PublishedAt time.Time      // by the publisher's clock, whole seconds on RabbitMQ; zero if unknown
-	Redelivered bool           // the task was handed out before, to this worker or another, and may have run
+	UUID       string
+	Name       string
+	Queue      string // the worker's queue
+	RoutingKey string // the key it was published with
+	Worker     string // name of the worker
+	// The publisher's own; in events also the library's, x-dispatcher-…. Slices and maps inside are read only.
+	// nil = none. Integers are int64.
+	Headers     map[string]any
+	Attempt     int       // number of this attempt, from 1
+	PublishedAt time.Time // by the publisher's clock, whole seconds on RabbitMQ; zero if unknown
+	Redelivered bool      // the task was handed out before, to this worker or another, and may have run
 }
 
 type taskInfoKey struct{}

@@ -44,7 +44,8 @@ func (s *Server) planTasks(worker *WorkerConfig, tasks map[string]TaskConfig) (m
 		if err := cfg.Retry.validate("TaskConfig.Retry"); err != nil {
 			p.addIf(true, fmt.Errorf("task %q: %w", text.Excerpt(name), err))
 		}
-		p.addIf(slices.ContainsFunc(cfg.Middleware, isNil), fmt.Errorf("task %q: TaskConfig.Middleware has a nil element", text.Excerpt(name)))
+		p.addIf(slices.ContainsFunc(cfg.Middleware, isNil),
+			fmt.Errorf("task %q: TaskConfig.Middleware has a nil element", text.Excerpt(name)))
 		chain := slices.Concat(worker.Middleware, cfg.Middleware)
 		plans[name] = &taskPlan{callPlan: plan, middleware: chain, Plan: engine.Plan{
 			Timeout: timeout, Retry: cmp.Or(cfg.Retry, worker.Retry, s.cfg.Retry).withDefaults(),
@@ -83,7 +84,12 @@ func newWorker(s *Server, cfg WorkerConfig, tasks map[string]*taskPlan) *Worker 
 func (w *Worker) parts() []link.Part {
 	var parts []link.Part
 	for _, queue := range []string{w.cfg.Queue, w.cfg.Queue + broker.DeadSuffix, w.cfg.Queue + broker.SuspectsSuffix} {
-		parts = append(parts, link.Part{Owner: w.cfg.Name, Kind: "queue", Name: queue, Topology: broker.Topology{Queues: []broker.QueueSpec{{Name: queue}}}})
+		parts = append(parts, link.Part{
+			Owner:    w.cfg.Name,
+			Kind:     "queue",
+			Name:     queue,
+			Topology: broker.Topology{Queues: []broker.QueueSpec{{Name: queue}}},
+		})
 	}
 	for _, key := range w.cfg.BindingKeys {
 		t := &parts[0].Topology
@@ -97,10 +103,23 @@ func (w *Worker) newShift() *engine.Shift {
 	s, cfg := w.server, &w.cfg
 	var shift *engine.Shift
 	shift = engine.New(&engine.Config{
-		Name: cfg.Name, Queue: cfg.Queue, Noun: "task", Limit: cfg.Limit, Prefetch: cfg.Limit, MaxAbandoned: cfg.MaxAbandoned,
-		UnknownMaxAge: cfg.UnknownTaskMaxAge, PublishTimeout: s.cfg.PublishTimeout,
-		Parts: w.parts(), Link: s.sup, Declarer: s.refused, Shared: s.shared,
-		Handler: w.handler, Observer: w.observer(), Counters: &s.counters, Log: w.log, Overlong: w.handler.overlong,
+		Name:           cfg.Name,
+		Queue:          cfg.Queue,
+		Noun:           "task",
+		Limit:          cfg.Limit,
+		Prefetch:       cfg.Limit,
+		MaxAbandoned:   cfg.MaxAbandoned,
+		UnknownMaxAge:  cfg.UnknownTaskMaxAge,
+		PublishTimeout: s.cfg.PublishTimeout,
+		Parts:          w.parts(),
+		Link:           s.sup,
+		Declarer:       s.refused,
+		Shared:         s.shared,
+		Handler:        w.handler,
+		Observer:       w.observer(),
+		Counters:       &s.counters,
+		Log:            w.log,
+		Overlong:       w.handler.overlong,
 		Ended: func() {
 			s.refused.Forget(cfg.Name)
 			w.free(shift)
@@ -190,7 +209,8 @@ func (w *Worker) Shutdown(ctx context.Context) error {
 		return nil
 	}
 	again := sh.Stopping()
-	return drain(w.log, again, w.health().Running, func() error { return sh.Stop(ctx) }, fmt.Sprintf("worker %q: ", w.cfg.Name))
+	stop := func() error { return sh.Stop(ctx) }
+	return drain(w.log, again, w.health().Running, stop, fmt.Sprintf("worker %q: ", w.cfg.Name))
 }
 
 // retire forbids every later Start.

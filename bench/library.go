@@ -86,7 +86,8 @@ func drainWithLibrary(p *place, n int) (rate float64, err error) {
 	var began atomic.Pointer[time.Time]
 	var calls atomic.Int64
 	all := make(chan struct{})
-	w, err := server.NewWorker(&dispatcher.WorkerConfig{Name: "bench", Queue: p.name, Limit: limit}, map[string]dispatcher.TaskConfig{
+	cfg := &dispatcher.WorkerConfig{Name: "bench", Queue: p.name, Limit: limit}
+	w, err := server.NewWorker(cfg, map[string]dispatcher.TaskConfig{
 		"bench": {Function: func(string, int) {
 			switch calls.Add(1) {
 			case 1:

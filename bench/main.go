@@ -88,7 +88,8 @@ func compare(ctx context.Context, url string, rounds, n int, out io.Writer) (err
 		for _, c := range contests {
 			programs := []func(*place, int) (float64, error){c.first, c.second}
 			for turn := range programs {
-				who := (turn + round + 2) % 2 // the programs take turns to begin, so that a slow drift of the machine favours neither
+				// The programs take turns to begin, so that a slow drift of the machine favours neither.
+				who := (turn + round + 2) % 2
 				if ctx.Err() != nil {
 					return ctx.Err()
 				}
@@ -114,7 +115,8 @@ func print(out io.Writer, contests []*contest, rounds, n int) error {
 		for i := range c.rates[0] {
 			ratios = append(ratios, c.rates[1][i]/c.rates[0][i])
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", c.name, spread(c.rates[0], "%.0f"), spread(c.rates[1], "%.0f"), spread(ratios, "%.2f"))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n",
+			c.name, spread(c.rates[0], "%.0f"), spread(c.rates[1], "%.0f"), spread(ratios, "%.2f"))
 	}
 	return w.Flush()
 }
@@ -137,7 +139,8 @@ func newPlace(url string) (*place, error) {
 	p := &place{url: url, name: "dispatcher.bench." + rand.Text()}
 	var err error
 	if p.conn, err = amqp.Dial(url); err != nil {
-		return nil, errors.New("cannot connect to the RabbitMQ of DISPATCHER_AMQP_CON") // the error may show its password
+		// The error may show its password.
+		return nil, errors.New("cannot connect to the RabbitMQ of DISPATCHER_AMQP_CON")
 	}
 	if p.ch, err = p.conn.Channel(); err == nil {
 		err = p.declare()

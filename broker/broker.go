@@ -131,7 +131,9 @@ type Session interface {
 // ConsumeOptions describes a consumer.
 type ConsumeOptions struct {
 	Queue string // an existing queue
-	Tag   string // name of the consumer, shown by the broker's tools; "" = the broker makes one. Taken in this session: ErrRejected.
+
+	// Name of the consumer, shown by the broker's tools; "" = the broker makes one. Taken in this session: ErrRejected.
+	Tag string
 
 	// Prefetch is the largest number of deliveries that may be handed out and not yet settled: 1 to 65,535, the 16 bits
 	// of AMQP's basic.qos. It is also the capacity of the channel of deliveries and the maximum of SetPrefetch.
@@ -197,7 +199,8 @@ type Status struct {
 	// Unanswered is the number of published messages that the broker has not answered and whose callers have stopped
 	// waiting.
 	Unanswered int
-	// Unreadable counts, by queue, the messages that were handed out with [Message].Unreadable set. Nil if there were none.
+	// Unreadable counts, by queue, the messages that were handed out with [Message].Unreadable set. Nil if there were
+	// none.
 	Unreadable map[string]int
 	// Channels says why the session cannot have another consumer; "" = it can.
 	Channels string

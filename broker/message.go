@@ -95,7 +95,9 @@ func brokerOwned(name string) bool {
 	case "CC", "BCC", "x-delivery-count", "x-acquired-count":
 		return true
 	}
-	return strings.HasPrefix(name, "x-death") || strings.HasPrefix(name, "x-first-death-") || strings.HasPrefix(name, "x-last-death-")
+	return strings.HasPrefix(name, "x-death") ||
+		strings.HasPrefix(name, "x-first-death-") ||
+		strings.HasPrefix(name, "x-last-death-")
 }
 
 // Delivery is one message handed to a consumer. It is settled exactly once.
@@ -155,8 +157,10 @@ type Settler interface {
 
 // The suffixes of the queues that belong to a queue.
 const (
-	DeadSuffix     = ".dead"     // its dead letters
-	SuspectsSuffix = ".suspects" // messages whose consumer was lost more than once; in it, Delivery.Redelivered must be false unless a message was handed out
+	DeadSuffix = ".dead" // its dead letters
+	// Messages whose consumer was lost more than once; in it, Delivery.Redelivered must be false unless a message was
+	// handed out.
+	SuspectsSuffix = ".suspects"
 )
 
 // Owner returns the queue that a queue belongs to: <queue> for <queue>.suspects, and any other queue itself.

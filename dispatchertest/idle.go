@@ -168,9 +168,11 @@ const maxPage = 1000 // of DeadLetters.List
 // String describes what happened and what is left, for the message of a failing test.
 func (r Result) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "attempts: %d succeeded, %d failed; dead letters: %d", len(r.Succeeded), len(r.Failed), len(r.DeadLetters))
+	fmt.Fprintf(&b, "attempts: %d succeeded, %d failed; dead letters: %d",
+		len(r.Succeeded), len(r.Failed), len(r.DeadLetters))
 	for _, e := range r.Failed {
-		fmt.Fprintf(&b, "\n\tfailed: task %q (%s), attempt %d, then %s: %v", e.Task.Name, e.Task.UUID, e.Task.Attempt, e.Verdict, e.Err)
+		fmt.Fprintf(&b, "\n\tfailed: task %q (%s), attempt %d, then %s: %v",
+			e.Task.Name, e.Task.UUID, e.Task.Attempt, e.Verdict, e.Err)
 	}
 	for _, l := range r.DeadLetters {
 		fmt.Fprintf(&b, "\n\tdead letter: task %q (%s) of queue %q, %s: %s", l.Name, l.UUID, l.Queue, l.Reason, l.Error)

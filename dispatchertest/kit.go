@@ -49,7 +49,9 @@ func (k *Kit) Config(cfg *dispatcher.ServerConfig) *dispatcher.ServerConfig {
 	if cfg == nil {
 		const name = "test"
 		cfg = &dispatcher.ServerConfig{
-			Exchange: name, DefaultRoutingKey: name, InitQueues: []dispatcher.Queue{{Name: name, BindingKeys: []string{name}}},
+			Exchange:          name,
+			DefaultRoutingKey: name,
+			InitQueues:        []dispatcher.Queue{{Name: name, BindingKeys: []string{name}}},
 		}
 	}
 	c := *cfg

@@ -82,7 +82,13 @@ const (
 
 // task decodes the message.
 func (r *record) task() *dispatcher.Task {
-	letter := dispatcher.DeadLetter{UUID: r.ID, Name: r.Type, RoutingKey: r.RoutingKey, Headers: r.publishersHeaders(), Body: r.Body}
+	letter := dispatcher.DeadLetter{
+		UUID:       r.ID,
+		Name:       r.Type,
+		RoutingKey: r.RoutingKey,
+		Headers:    r.publishersHeaders(),
+		Body:       r.Body,
+	}
 	task, err := letter.Task()
 	if err != nil { // not published by a Server
 		task = &dispatcher.Task{UUID: r.ID, Name: r.Type, RoutingKey: r.RoutingKey, Headers: letter.Headers}

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// testLog is a dispatcher.Log that writes to a test. After the test has ended it drops what comes: a call that outlived its worker may
-// still log, and a test panics over that.
+// testLog is a dispatcher.Log that writes to a test. After the test has ended it drops what comes: a call that outlived
+// its worker may still log, and a test panics over that.
 type testLog struct {
 	mu sync.Mutex
 	tb testing.TB // nil after end

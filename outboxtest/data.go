@@ -13,14 +13,26 @@ import (
 // fullEntry returns an entry with a value in every field but ID and the fields of dead entries.
 func fullEntry() dispatcher.OutboxEntry {
 	zone := time.FixedZone("far", 5*3600+45*60)
-	nested := map[string]any{"list": []any{int64(1), 1.0, "1", []byte("1"), nil, true, map[string]any{"deep": []any{}}}, "at": time.Date(1900, 1, 1, 12, 0, 0, 999_999_999, zone)}
+	nested := map[string]any{
+		"list": []any{int64(1), 1.0, "1", []byte("1"), nil, true, map[string]any{"deep": []any{}}},
+		"at":   time.Date(1900, 1, 1, 12, 0, 0, 999_999_999, zone),
+	}
 	return dispatcher.OutboxEntry{
-		Exchange: "exchange", RoutingKey: "full", UUID: "uuid", Name: "näme", ContentType: "application/json", Body: []byte("{\"a\":\"\xff\x00\"}"),
-		NotBefore: time.Date(2030, 12, 31, 23, 59, 59, 123_456_789, zone), AcceptedAt: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
+		Exchange:    "exchange",
+		RoutingKey:  "full",
+		UUID:        "uuid",
+		Name:        "näme",
+		ContentType: "application/json",
+		Body:        []byte("{\"a\":\"\xff\x00\"}"),
+		NotBefore:   time.Date(2030, 12, 31, 23, 59, 59, 123_456_789, zone),
+		AcceptedAt:  time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
 		Headers: map[string]any{
-			"string": "text", "empty": "", "odd": "\x00\xff\n", "true": true, "false": false, "int": int64(math.MinInt64), "big": int64(math.MaxInt64), "exact": int64(1<<53 + 1),
-			"float": 1.0, "small": math.SmallestNonzeroFloat64, "negative zero": math.Copysign(0, -1), "bytes": []byte{0, 255}, "no bytes": []byte{}, "time": time.Date(2026, 5, 6, 7, 8, 9, 10, time.UTC),
-			"nil": nil, "list": []any{nested, nil}, "no list": []any{}, "map": nested, "no map": map[string]any{}, "": "empty name",
+			"string": "text", "empty": "", "odd": "\x00\xff\n", "true": true, "false": false,
+			"int": int64(math.MinInt64), "big": int64(math.MaxInt64), "exact": int64(1<<53 + 1),
+			"float": 1.0, "small": math.SmallestNonzeroFloat64, "negative zero": math.Copysign(0, -1),
+			"bytes": []byte{0, 255}, "no bytes": []byte{}, "time": time.Date(2026, 5, 6, 7, 8, 9, 10, time.UTC),
+			"nil": nil, "list": []any{nested, nil}, "no list": []any{}, "map": nested, "no map": map[string]any{},
+			"": "empty name",
 		},
 	}
 }

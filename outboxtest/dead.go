@@ -124,7 +124,8 @@ func testBound(a *area) {
 	}
 	full := func(k *kit, key string) {
 		k.Helper()
-		if err := k.o.Add(k.ctx, entry(key, "x")); !errors.Is(err, dispatcher.ErrOutboxFull) || !errors.Is(err, dispatcher.ErrNotSent) {
+		err := k.o.Add(k.ctx, entry(key, "x"))
+		if !errors.Is(err, dispatcher.ErrOutboxFull) || !errors.Is(err, dispatcher.ErrNotSent) {
 			k.Errorf("full: got %v, want ErrOutboxFull", err)
 		}
 	}

@@ -25,7 +25,10 @@ func testOrder(a *area) {
 		k.counts(0, 0)
 	})
 	a.test("keys are told apart", func(k *kit) {
-		keys := []string{"", "a", "a.b", "aa", "a\x00", "a\x00\x00", "\x00", "\xff", "ä", "A", "a ", strings.Repeat("x", 255), strings.Repeat("x", 254)}
+		keys := []string{
+			"", "a", "a.b", "aa", "a\x00", "a\x00\x00", "\x00", "\xff", "ä", "A", "a ",
+			strings.Repeat("x", 255), strings.Repeat("x", 254),
+		}
 		for i, key := range keys {
 			k.add(key, fmt.Sprint(i, "-1"))
 		}
@@ -43,7 +46,8 @@ func testOrder(a *area) {
 	})
 	a.test("Oldest leaves the entry", func(k *kit) {
 		k.add("k", "1", "2")
-		if first, second := k.oldest("k"), k.oldest("k"); first.ID != second.ID || first.UUID != "1" || second.UUID != "1" {
+		first, second := k.oldest("k"), k.oldest("k")
+		if first.ID != second.ID || first.UUID != "1" || second.UUID != "1" {
 			k.Errorf("got %+v and then %+v", first, second)
 		}
 		k.counts(2, 0)
@@ -77,7 +81,10 @@ func testRemove(a *area) {
 		wrongKey, wrongID := e, e
 		wrongKey.RoutingKey = "other"
 		wrongID.ID = "of nobody"
-		for _, e := range []dispatcher.OutboxEntry{wrongKey, wrongID, {}, {RoutingKey: "k"}, {RoutingKey: "none", ID: e.ID}} {
+		others := []dispatcher.OutboxEntry{
+			wrongKey, wrongID, {}, {RoutingKey: "k"}, {RoutingKey: "none", ID: e.ID},
+		}
+		for _, e := range others {
 			k.remove(e)
 			k.bury(e, "refused", e.AcceptedAt)
 		}

@@ -19,18 +19,18 @@ import (
 // Harness makes and controls one kind of outbox for the suite. If a field that may be nil is nil, the tests that need
 // it are skipped and say so.
 type Harness struct {
-	// New returns an empty outbox that holds at most maxEntries entries, or its default if maxEntries is 0. It is called
-	// once for every test, by many goroutines at once.
+	// New returns an empty outbox that holds at most maxEntries entries, or its default if maxEntries is 0. It is
+	// called once for every test, by many goroutines at once.
 	New func(tb testing.TB, maxEntries int) dispatcher.Outbox
 
-	// Restart ends o and returns the outbox of the next process, with the same entries. It is nil if an outbox ends with
-	// its process.
+	// Restart ends o and returns the outbox of the next process, with the same entries. It is nil if an outbox ends
+	// with its process.
 	Restart func(tb testing.TB, o dispatcher.Outbox) dispatcher.Outbox
 
 	// Dead returns the dead entries in the order in which they were refused. It may be nil.
 	Dead func(o dispatcher.Outbox) ([]dispatcher.OutboxEntry, error)
-	// Retry makes a dead entry the newest of its routing key again, and Remove removes it. They return false if there is
-	// no such entry. They are nil if the outbox does not support them.
+	// Retry makes a dead entry the newest of its routing key again, and Remove removes it. They return false if there
+	// is no such entry. They are nil if the outbox does not support them.
 	Retry, Remove func(o dispatcher.Outbox, e dispatcher.OutboxEntry) (bool, error)
 }
 
@@ -84,8 +84,13 @@ type kit struct {
 // entry returns a plain entry.
 func entry(key, uuid string) dispatcher.OutboxEntry {
 	return dispatcher.OutboxEntry{
-		Exchange: "exchange", RoutingKey: key, UUID: uuid, Name: "name", ContentType: "application/json", Body: []byte("{}"),
-		AcceptedAt: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
+		Exchange:    "exchange",
+		RoutingKey:  key,
+		UUID:        uuid,
+		Name:        "name",
+		ContentType: "application/json",
+		Body:        []byte("{}"),
+		AcceptedAt:  time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
 	}
 }
 

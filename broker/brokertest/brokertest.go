@@ -27,15 +27,15 @@ import (
 
 // Harness makes and breaks one kind of broker for the suite.
 type Harness struct {
-	// New returns a broker that is ready to be opened. It is called once for every test. Tests may share the server behind
-	// it, since each uses names of its own. They must not share the value, since Kill cuts all of its sessions.
+	// New returns a broker that is ready to be opened. It is called once for every test. Tests may share the server
+	// behind it, since each uses names of its own. They must not share the value, since Kill cuts all of its sessions.
 	New func(tb testing.TB) broker.Broker
 
 	// Kill cuts every live session of b, as a lost link would. It need not wait until the sessions notice.
 	Kill func(tb testing.TB, b broker.Broker)
 
-	// Restart stops the server behind b and starts it again. It returns when the server starts or has started. The tests
-	// that use it run alone, before the others. If it is nil, that area is skipped.
+	// Restart stops the server behind b and starts it again. It returns when the server starts or has started. The
+	// tests that use it run alone, before the others. If it is nil, that area is skipped.
 	Restart func(tb testing.TB, b broker.Broker)
 }
 

@@ -90,9 +90,10 @@ func (s *chaosSession) Publish(ctx context.Context, msgs []broker.Message, done 
 
 // answer runs done. If confirms are held and the broker has answered, it holds the answer instead.
 func (s *chaosSession) answer(a heldAnswer) {
+	answered := a.err == nil || errors.Is(a.err, broker.ErrRejected) || errors.Is(a.err, broker.ErrNacked)
 	s.mu.Lock()
 	// hold is read under mu, so that the release after its reset sees every answer held here.
-	if s.c.hold.Load() && !s.over && (a.err == nil || errors.Is(a.err, broker.ErrRejected) || errors.Is(a.err, broker.ErrNacked)) {
+	if s.c.hold.Load() && !s.over && answered {
 		if s.empty == nil {
 			s.empty = make(chan struct{})
 		}

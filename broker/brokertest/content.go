@@ -30,7 +30,9 @@ func richMessage(queue, id string) broker.Message {
 			"string": "text", "empty": "", "bool": true, "int64": int64(-1 << 62), "float64": 0.1,
 			"bytes": []byte{0, 0xff, '\n'}, "time": at, "nil": nil,
 			"list": []any{"a", int64(1), nil, []any{false}, map[string]any{"k": 1.5}},
-			"map":  map[string]any{"k": "v", "list": []any{int64(2)}, "map": map[string]any{"at": at, "b": []byte("b")}},
+			"map": map[string]any{
+				"k": "v", "list": []any{int64(2)}, "map": map[string]any{"at": at, "b": []byte("b")},
+			},
 		},
 	}
 }
@@ -60,7 +62,8 @@ func (k *kit) same(got, want broker.Message) {
 		k.Errorf("message %q: Timestamp is %v, want %v", want.ID, got.Timestamp, want.Timestamp)
 	}
 	if !bytes.Equal(got.Body, want.Body) {
-		k.Errorf("message %q: the body of %d bytes is not the one of %d bytes that was sent", want.ID, len(got.Body), len(want.Body))
+		k.Errorf("message %q: the body of %d bytes is not the one of %d bytes that was sent",
+			want.ID, len(got.Body), len(want.Body))
 	}
 	if got.Unreadable != "" {
 		k.Errorf("message %q: Unreadable is %q", want.ID, got.Unreadable)

@@ -101,7 +101,9 @@ func testDelayedPublish(test func(name string, f func(k *kit))) {
 		q := k.queue("q")
 		first, last := message(q, "first"), message(q, "last")
 		for i, at := range []time.Time{
-			time.Now().Add(broker.MaxDelay + time.Minute), time.Now().Add(math.MaxInt64), time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC),
+			time.Now().Add(broker.MaxDelay + time.Minute),
+			time.Now().Add(math.MaxInt64),
+			time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC),
 		} {
 			late := message(q, fmt.Sprint("late", i))
 			late.NotBefore = at
@@ -201,7 +203,8 @@ func (k *kit) arrived(d broker.Delivery, want broker.Message) {
 	k.same(d.Message, want)
 	k.route(d, want.Exchange, want.RoutingKey)
 	if d.Redelivered || d.Losses != 0 || !d.NotBefore.IsZero() {
-		k.Errorf("%q: Redelivered %v, Losses %d, NotBefore %v, want false, 0, none", d.ID, d.Redelivered, d.Losses, d.NotBefore)
+		k.Errorf("%q: Redelivered %v, Losses %d, NotBefore %v, want false, 0, none",
+			d.ID, d.Redelivered, d.Losses, d.NotBefore)
 	}
 }
 

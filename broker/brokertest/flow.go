@@ -155,7 +155,8 @@ func (k *kit) left(queue string, want ...string) []string {
 	var got []string
 	defer func() {
 		if len(missing) > 0 { // receive ended the test
-			k.Logf("queue %s delivered %d messages, but not these: %q", queue, len(got), slices.Sorted(maps.Keys(missing)))
+			k.Logf("queue %s delivered %d messages, but not these: %q",
+				queue, len(got), slices.Sorted(maps.Keys(missing)))
 		}
 	}()
 	for sent := false; ; {

@@ -27,7 +27,8 @@ func testPrefetch(a *area) {
 			k.must(settle.name, settle.do(k, ds[0]))
 			ds = append(ds[1:], k.receive(c))
 		}
-		// One of these is gone, one is a dead letter, one a suspect. Two came back and are held by the other consumer or c.
+		// One of these is gone, one is a dead letter, one a suspect.
+		// Two came back and are held by the other consumer or c.
 		k.receiveN(k.consume(k.open(), q, 20), n+10-3)
 		k.idle(c)
 	})

@@ -106,7 +106,8 @@ func testPublish(a *area) {
 		k.same(d.Message, want)
 		k.route(d, want.Exchange, want.RoutingKey)
 		if d.Queue != q || d.Redelivered || d.Losses != 0 {
-			k.Errorf("first delivery: Queue %q, Redelivered %v, Losses %d, want %q, false, 0", d.Queue, d.Redelivered, d.Losses, q)
+			k.Errorf("first delivery: Queue %q, Redelivered %v, Losses %d, want %q, false, 0",
+				d.Queue, d.Redelivered, d.Losses, q)
 		}
 		d = k.receive(c)
 		k.same(d.Message, bare)

@@ -18,7 +18,9 @@ var copies = []struct {
 	{"delayed retry", "", true, func(k *kit, d broker.Delivery, m broker.Message) error {
 		return d.Retry(k.ctx, m, 50*time.Millisecond)
 	}},
-	{"suspect", broker.SuspectsSuffix, false, func(k *kit, d broker.Delivery, m broker.Message) error { return d.Suspect(k.ctx, m) }},
+	{"suspect", broker.SuspectsSuffix, false, func(k *kit, d broker.Delivery, m broker.Message) error {
+		return d.Suspect(k.ctx, m)
+	}},
 	{"dead letter", broker.DeadSuffix, false, func(k *kit, d broker.Delivery, m broker.Message) error {
 		return d.DeadLetter(k.ctx, m)
 	}},

@@ -21,9 +21,18 @@ var methods = []struct {
 		_, err := s.Consume(ctx, broker.ConsumeOptions{Queue: q, Prefetch: 1})
 		return err
 	}},
-	{"TryGet", func(ctx context.Context, s broker.Session, q string) error { _, err := s.TryGet(ctx, q, 1); return err }},
-	{"Inspect", func(ctx context.Context, s broker.Session, q string) error { _, err := s.Inspect(ctx, q); return err }},
-	{"Purge", func(ctx context.Context, s broker.Session, q string) error { _, err := s.Purge(ctx, q); return err }},
+	{"TryGet", func(ctx context.Context, s broker.Session, q string) error {
+		_, err := s.TryGet(ctx, q, 1)
+		return err
+	}},
+	{"Inspect", func(ctx context.Context, s broker.Session, q string) error {
+		_, err := s.Inspect(ctx, q)
+		return err
+	}},
+	{"Purge", func(ctx context.Context, s broker.Session, q string) error {
+		_, err := s.Purge(ctx, q)
+		return err
+	}},
 	{"Delete", func(ctx context.Context, s broker.Session, q string) error { return s.Delete(ctx, q) }},
 }
 

@@ -16,7 +16,9 @@ var settlements = []struct {
 	{"ack", gone, func(_ *kit, d broker.Delivery) error { return d.Ack() }},
 	{"release", "", func(_ *kit, d broker.Delivery) error { return d.Release() }},
 	{"retry", "", func(k *kit, d broker.Delivery) error { return d.Retry(k.ctx, d.Forward(), 0) }},
-	{"deadletter", broker.DeadSuffix, func(k *kit, d broker.Delivery) error { return d.DeadLetter(k.ctx, d.Forward()) }},
+	{"deadletter", broker.DeadSuffix, func(k *kit, d broker.Delivery) error {
+		return d.DeadLetter(k.ctx, d.Forward())
+	}},
 	{"suspect", broker.SuspectsSuffix, func(k *kit, d broker.Delivery) error { return d.Suspect(k.ctx, d.Forward()) }},
 }
 

@@ -57,7 +57,8 @@ func testTopology(a *area) {
 			k.Skip("broker has no second kind of exchange")
 		}
 		k.bind(k.name("key"), k.queue("q"))
-		err := k.s.Declare(k.ctx, broker.Topology{Exchanges: []broker.Exchange{{Name: directExchange, Kind: broker.Fanout}}})
+		fanout := broker.Exchange{Name: directExchange, Kind: broker.Fanout}
+		err := k.s.Declare(k.ctx, broker.Topology{Exchanges: []broker.Exchange{fanout}})
 		k.is("declare with another kind", err, broker.ErrRejected)
 		if err != nil && !strings.Contains(err.Error(), directExchange) {
 			k.Errorf("%q does not name %q", err, directExchange)
@@ -81,7 +82,8 @@ func testTopology(a *area) {
 	})
 
 	a.test("an unknown type of queue is unsupported and the session lives", func(k *kit) {
-		err := k.s.Declare(k.ctx, broker.Topology{Queues: []broker.QueueSpec{{Name: k.name("odd"), Type: "no-such-type"}}})
+		odd := broker.QueueSpec{Name: k.name("odd"), Type: "no-such-type"}
+		err := k.s.Declare(k.ctx, broker.Topology{Queues: []broker.QueueSpec{odd}})
 		k.is("declare", err, errors.ErrUnsupported)
 		q := k.queue("q")
 		k.send(message(q, "m"))

@@ -39,7 +39,8 @@ func (s *session) Consume(ctx context.Context, o broker.ConsumeOptions) (broker.
 		return nil, fmt.Errorf("consume queue %q: %w", o.Queue, err)
 	}
 	if o.Prefetch < 1 || o.Prefetch > maxPrefetch {
-		return nil, fmt.Errorf("consume queue %q: prefetch %d is not between 1 and %d: %w", o.Queue, o.Prefetch, maxPrefetch, broker.ErrRejected)
+		return nil, fmt.Errorf("consume queue %q: prefetch %d is not between 1 and %d: %w",
+			o.Queue, o.Prefetch, maxPrefetch, broker.ErrRejected)
 	}
 	c := &consumer{
 		owner:      owner{session: s, queue: q, lost: make(chan struct{})},
@@ -93,7 +94,8 @@ func (c *consumer) SetPrefetch(ctx context.Context, n int) error {
 	case c.owner.consumer == nil:
 		return fmt.Errorf("set prefetch of consumer %q: %w", c.tag, broker.ErrClosed)
 	case n < 0 || n > cap(c.deliveries):
-		return fmt.Errorf("set prefetch of consumer %q: %d is not between 0 and %d: %w", c.tag, n, cap(c.deliveries), broker.ErrRejected)
+		return fmt.Errorf("set prefetch of consumer %q: %d is not between 0 and %d: %w",
+			c.tag, n, cap(c.deliveries), broker.ErrRejected)
 	}
 	c.limit = n
 	c.queue.seat(c)

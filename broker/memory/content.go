@@ -12,8 +12,9 @@ import (
 type Content struct {
 	Queues  map[string]broker.QueueInfo // every queue that exists, empty ones included
 	Delayed int                         // messages that are not due yet and in no queue
-	Dead    int                         // messages in queues named <queue>.dead and in broker.Undeliverable; they wait for a person
-	Total   int                         // all messages, including Delayed and Dead
+	// Messages in queues named <queue>.dead and in broker.Undeliverable; they wait for a person.
+	Dead  int
+	Total int // all messages, including Delayed and Dead
 }
 
 // Pending returns the number of messages that still need work: all but the dead ones.

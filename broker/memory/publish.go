@@ -38,7 +38,8 @@ func (s *session) publish(ctx context.Context, m *broker.Message) error {
 		now := time.Now()
 		wait := m.NotBefore.Sub(now)
 		if wait > broker.MaxDelay {
-			return fmt.Errorf("due in %v, the maximum is %v: %w", wait.Round(time.Second), broker.MaxDelay, broker.ErrRejected)
+			return fmt.Errorf("due in %v, the maximum is %v: %w",
+				wait.Round(time.Second), broker.MaxDelay, broker.ErrRejected)
 		}
 		if wait > 0 {
 			s.broker.delay(*m, now, wait)

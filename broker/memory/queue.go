@@ -13,8 +13,8 @@ type queue struct {
 	bindings []binding
 
 	// Ready messages are in two places. Messages never handed out are a linked list in order of arrival. Messages given
-	// back are a heap by the same order; they once left the front of the list, so all of them come before the list. Both
-	// shrink with their content.
+	// back are a heap by the same order; they once left the front of the list, so all of them come before the list.
+	// Both shrink with their content.
 	first, last *entry
 	fresh       int
 	returned    entryHeap

@@ -127,7 +127,8 @@ func (s *session) declareQueue(spec broker.QueueSpec) error {
 		return err
 	}
 	if ephemeral := q.holder != nil; ephemeral != spec.Ephemeral {
-		return fmt.Errorf("it already exists with ephemeral %t, not %t: %w", ephemeral, spec.Ephemeral, broker.ErrRejected)
+		return fmt.Errorf("it already exists with ephemeral %t, not %t: %w",
+			ephemeral, spec.Ephemeral, broker.ErrRejected)
 	}
 	return nil
 }

@@ -84,7 +84,8 @@ func (c Config) String() string {
 			places[i] = a.place
 		}
 	}
-	return fmt.Sprintf("rabbitmq.Config{URLs: %v, TLS: %t, ConnectionName: %q, QueueType: %q}", places, c.TLS != nil, c.ConnectionName, c.QueueType)
+	return fmt.Sprintf("rabbitmq.Config{URLs: %v, TLS: %t, ConnectionName: %q, QueueType: %q}",
+		places, c.TLS != nil, c.ConnectionName, c.QueueType)
 }
 
 // GoString is the same as String: no format shows credentials.
@@ -119,7 +120,8 @@ func New(cfg Config) (*Broker, error) {
 		b.cfg.ConnectionName = "dispatcher"
 	}
 	var problems []error
-	memories := make(map[[2]string]*memory) // by user and virtual host; URLs that differ in them are no cluster and share nothing
+	// By user and virtual host; URLs that differ in them are no cluster and share nothing.
+	memories := make(map[[2]string]*memory)
 	if len(cfg.URLs) == 0 {
 		problems = append(problems, errors.New("no URL"))
 	}
@@ -139,7 +141,8 @@ func New(cfg Config) (*Broker, error) {
 		b.addresses = append(b.addresses, a)
 	}
 	if cfg.QueueType != "" && cfg.QueueType != quorum {
-		problems = append(problems, fmt.Errorf("queue type %q is not supported: use %q or leave it empty", cfg.QueueType, quorum))
+		problems = append(problems,
+			fmt.Errorf("queue type %q is not supported: use %q or leave it empty", cfg.QueueType, quorum))
 	}
 	if len(problems) > 0 {
 		return nil, fmt.Errorf("rabbitmq: %w: %w", broker.ErrPermanent, errors.Join(problems...))
@@ -176,7 +179,8 @@ type address struct {
 func parseURL(raw string) (address, error) {
 	u, err := url.Parse(raw)
 	if err != nil {
-		return address{}, errors.New("it cannot be parsed: percent-encode reserved characters, such as / ? # @ : in the password")
+		return address{}, errors.New(
+			"it cannot be parsed: percent-encode reserved characters, such as / ? # @ : in the password")
 	}
 	if u.Scheme != "amqp" && u.Scheme != "amqps" || !strings.HasPrefix(raw[len(u.Scheme):], "://") {
 		return address{}, errors.New("it does not start with amqp:// or amqps://")
@@ -187,7 +191,8 @@ func parseURL(raw string) (address, error) {
 	// A list of URLs that was split wrongly ends up, passwords included, in the virtual host of the first, which is
 	// shown.
 	if strings.ContainsAny(u.EscapedPath(), "@,") {
-		return address{}, errors.New("its virtual host has an @ or a comma: percent-encode them, and separate URLs by a comma before amqp:// or amqps://")
+		return address{}, errors.New("its virtual host has an @ or a comma: " +
+			"percent-encode them, and separate URLs by a comma before amqp:// or amqps://")
 	}
 	uri, err := amqp.ParseURI(raw)
 	if err != nil {
@@ -199,11 +204,21 @@ func parseURL(raw string) (address, error) {
 	host := net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port))
 	place := url.URL{Scheme: uri.Scheme, Host: host, Path: "/" + strings.TrimPrefix(uri.Vhost, "/")}
 	u.Scheme, u.Opaque, u.Host, u.Path, u.RawPath = "amqp", "", host, "/", ""
-	return address{clear: u.String(), uri: uri, scheme: uri.Scheme, host: uri.Host, vhost: uri.Vhost, place: place.String()}, nil
+	return address{
+		clear:  u.String(),
+		uri:    uri,
+		scheme: uri.Scheme,
+		host:   uri.Host,
+		vhost:  uri.Vhost,
+		place:  place.String(),
+	}, nil
 }
 
 // parameters are the URL parameters that the client reads. It ignores others, so it would ignore a misspelt one.
-var parameters = []string{"certfile", "keyfile", "cacertfile", "server_name_indication", "auth_mechanism", "heartbeat", "connection_timeout", "channel_max"}
+var parameters = []string{
+	"certfile", "keyfile", "cacertfile", "server_name_indication", "auth_mechanism",
+	"heartbeat", "connection_timeout", "channel_max",
+}
 
 // whole refuses a URL that the client would use only in part. If the password has a # or a ?, url.Parse takes the user
 // name for the host, and the client would dial and show it.
@@ -217,14 +232,17 @@ func whole(u *url.URL, raw string) error {
 	}
 	for name, value := range values {
 		if !slices.Contains(parameters, name) {
-			return fmt.Errorf("it has an unknown parameter after a ?: percent-encode a ? in the password as %%3F; known are %s", strings.Join(parameters, ", "))
+			return fmt.Errorf(
+				"it has an unknown parameter after a ?: percent-encode a ? in the password as %%3F; known are %s",
+				strings.Join(parameters, ", "))
 		}
 		if len(value) > 1 && name != "auth_mechanism" {
 			return fmt.Errorf("it has the parameter %s twice", name)
 		}
 	}
 	if strings.Contains(u.Host, ",") {
-		return errors.New("its host has a comma: write each node as a whole URL, and separate URLs by a comma before amqp:// or amqps://")
+		return errors.New("its host has a comma: " +
+			"write each node as a whole URL, and separate URLs by a comma before amqp:// or amqps://")
 	}
 	return nil
 }

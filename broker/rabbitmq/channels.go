@@ -68,7 +68,9 @@ func (c *channels) consumer(queue string) error {
 
 // full explains why there is no channel for another consumer. The caller holds mu.
 func (c *channels) full() string {
-	return fmt.Sprintf("the connection has no channel for another consumer: %d of %d channels have a consumer, and %d are kept for other calls; use another server or raise channel_max on the node",
+	return fmt.Sprintf("the connection has no channel for another consumer: "+
+		"%d of %d channels have a consumer, and %d are kept for other calls; "+
+		"use another server or raise channel_max on the node",
 		c.consumers, c.most, c.kept())
 }
 
@@ -81,7 +83,8 @@ func (c *channels) pull(messages int) error {
 		room -= c.singles
 	}
 	if room <= 0 {
-		return fmt.Errorf("all %d channels of the connection are in use, by %d consumers and %d calls of TryGet with unsettled messages; settle some",
+		return fmt.Errorf(
+			"all %d channels of the connection are in use, by %d consumers and %d calls of TryGet with unsettled messages; settle some",
 			c.most, c.consumers, c.pulls)
 	}
 	c.pulls++

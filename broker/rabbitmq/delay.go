@@ -142,7 +142,10 @@ func arrived(m *broker.Message) {
 	}
 	m.Exchange, m.RoutingKey = exchange, key
 	for name := range m.Headers {
-		if name == targetHeader || strings.HasPrefix(name, "x-death") || strings.HasPrefix(name, "x-first-death-") || strings.HasPrefix(name, "x-last-death-") {
+		death := strings.HasPrefix(name, "x-death") ||
+			strings.HasPrefix(name, "x-first-death-") ||
+			strings.HasPrefix(name, "x-last-death-")
+		if name == targetHeader || death {
 			delete(m.Headers, name)
 		}
 	}

@@ -49,7 +49,9 @@ func (d *delays) noteExchange(x broker.Exchange) {
 // takesRetries reports whether a queue is bound by its name when it is declared. Messages of other queues are hardly
 // ever retried.
 func takesRetries(queue string) bool {
-	return queue != broker.Undeliverable && !strings.HasSuffix(queue, broker.DeadSuffix) && !strings.HasSuffix(queue, broker.SuspectsSuffix)
+	return queue != broker.Undeliverable &&
+		!strings.HasSuffix(queue, broker.DeadSuffix) &&
+		!strings.HasSuffix(queue, broker.SuspectsSuffix)
 }
 
 // due is a binding to the deliver exchange.

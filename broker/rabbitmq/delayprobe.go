@@ -155,7 +155,8 @@ func (p *probes) late(now time.Time) string {
 		return ""
 	}
 	slices.Sort(names)
-	return fmt.Sprintf("messages that were due %v ago are held up in the levels 5 to 10 or in %s", most.Truncate(time.Second), strings.Join(names, ", "))
+	return fmt.Sprintf("messages that were due %v ago are held up in the levels 5 to 10 or in %s",
+		most.Truncate(time.Second), strings.Join(names, ", "))
 }
 
 // forget drops the probes that have not arrived: their queue is gone.
@@ -234,7 +235,11 @@ func (s *session) awaitProbes(ctx context.Context, name string) <-chan broker.De
 
 func (s *session) sendProbes(ctx context.Context, name string, ids map[string]string) {
 	for exit, id := range ids {
-		m := broker.Message{ID: probeWord + "." + id, Exchange: levelName(firstLevel(probeTicks)), RoutingKey: probeKey(exit, name)}
+		m := broker.Message{
+			ID:         probeWord + "." + id,
+			Exchange:   levelName(firstLevel(probeTicks)),
+			RoutingKey: probeKey(exit, name),
+		}
 		if s.publish.confirm(ctx, &m) == nil {
 			s.delays.probes.left(id, time.Now().Add(exitTime+probeTicks*grain))
 		}

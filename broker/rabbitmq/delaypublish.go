@@ -35,7 +35,8 @@ func (s *session) newDelay(m *broker.Message, digits int) (*delay, error) {
 		return nil, err
 	}
 	if strings.Contains(m.Exchange, "\x00") {
-		return nil, fmt.Errorf("delayed publish to exchange %q: the name has a zero byte: %w", m.Exchange, broker.ErrRejected)
+		return nil, fmt.Errorf("delayed publish to exchange %q: the name has a zero byte: %w",
+			m.Exchange, broker.ErrRejected)
 	}
 	d.word = s.delays.target(m.Exchange, m.RoutingKey).word()
 	s.delays.probes.use(exitOf(d.word), d.due)

@@ -162,7 +162,9 @@ func (s *session) declareOrFind(steps []step, last string) error {
 
 // declareBase declares where due messages go, unless a session of this Broker has done so before.
 func (s *session) declareBase(ctx context.Context) (*run, error) {
-	return s.delays.memory.base.do(ctx, s, func() error { return explained(s.declareOrFind(baseSteps(), deliverExchange)) })
+	return s.delays.memory.base.do(ctx, s, func() error {
+		return explained(s.declareOrFind(baseSteps(), deliverExchange))
+	})
 }
 
 // withBase runs do, which needs the deliver exchange. If that exchange was deleted, withBase declares it again and runs
@@ -187,7 +189,9 @@ func (s *session) withBase(ctx context.Context, do func() error) error {
 // see publisher.rewrite.
 func (s *session) declareLevels(ctx context.Context) (*run, error) {
 	return s.delays.memory.levels.do(ctx, s, func() error {
-		err := s.withBase(context.Background(), func() error { return s.declareOrFind(levelSteps(), levelName(highestLevel)) })
+		err := s.withBase(context.Background(), func() error {
+			return s.declareOrFind(levelSteps(), levelName(highestLevel))
+		})
 		if err != nil {
 			return explained(err)
 		}

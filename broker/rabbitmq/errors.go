@@ -40,13 +40,22 @@ var (
 	declareExchange = operation{"configure permission on the exchange", broker.ErrRejected}
 	declareQueue    = operation{"configure permission on the queue", broker.ErrRejected}
 	bindQueue       = operation{"write permission on the queue and read permission on the exchange", broker.ErrRejected}
-	bindExchange    = operation{"write permission on the first exchange and read permission on the second", broker.ErrRejected}
-	declareDeliver  = operation{"configure and read permission on the exchange, and write permission on its alternate exchange", broker.ErrRejected}
-	declareLevel    = operation{"configure and read permission on the queue, and write permission on the exchange it dead-letters to", broker.ErrRejected}
-	writeExchange   = operation{"write permission on the exchange", broker.ErrExchangeGone}
-	readQueue       = operation{"read permission on the queue", broker.ErrQueueGone}
-	inspectQueue    = operation{"configure permission on the queue", broker.ErrQueueGone} // required from 4.3 on
-	deleteQueue     = operation{"configure permission on the queue", broker.ErrQueueGone}
+	bindExchange    = operation{
+		"write permission on the first exchange and read permission on the second",
+		broker.ErrRejected,
+	}
+	declareDeliver = operation{
+		"configure and read permission on the exchange, and write permission on its alternate exchange",
+		broker.ErrRejected,
+	}
+	declareLevel = operation{
+		"configure and read permission on the queue, and write permission on the exchange it dead-letters to",
+		broker.ErrRejected,
+	}
+	writeExchange = operation{"write permission on the exchange", broker.ErrExchangeGone}
+	readQueue     = operation{"read permission on the queue", broker.ErrQueueGone}
+	inspectQueue  = operation{"configure permission on the queue", broker.ErrQueueGone} // required from 4.3 on
+	deleteQueue   = operation{"configure permission on the queue", broker.ErrQueueGone}
 )
 
 // refused turns the error of a call on a channel of its own into an error of the contract. Each refusal by RabbitMQ
@@ -69,7 +78,8 @@ func refused(op operation, err error) error {
 		return fmt.Errorf("%s: %w: delete it or use the same properties", text, broker.ErrRejected)
 	case amqp.AccessRefused: // no permission, or a name that belongs to the broker (amq.…)
 		return fmt.Errorf("%s: %w: the user needs %s", text, broker.ErrRejected, op.permission)
-	case amqp.NotImplemented, amqp.NotAllowed, amqp.CommandInvalid: // these close the connection, so the session dies too
+	case amqp.NotImplemented, amqp.NotAllowed, amqp.CommandInvalid:
+		// These close the connection, so the session dies too.
 		return fmt.Errorf("%s: %w", text, broker.ErrRejected)
 	default: // the channel or connection ended for another reason; trying again may help
 		return errors.New(text)
@@ -112,7 +122,8 @@ func dialError(a address, err error) error {
 	}
 	// With TLS 1.3 a broker refuses a certificate after the client's handshake is done, and the client may then see any
 	// error of a lost link.
-	return fmt.Errorf("%w (over TLS, the broker may also require a client certificate, or reject the one that was sent)", explained)
+	return fmt.Errorf(
+		"%w (over TLS, the broker may also require a client certificate, or reject the one that was sent)", explained)
 }
 
 func explain(err error) error {

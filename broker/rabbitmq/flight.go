@@ -235,5 +235,6 @@ func (p *publisher) rewrite(ctx context.Context, f *flight) error {
 
 // deleted reports whether err is the outcome of a delayed message whose level was deleted.
 func (f *flight) deleted(err error) bool {
-	return f.delay != nil && f.delay.held && (errors.Is(err, broker.ErrUnroutable) || errors.Is(err, broker.ErrExchangeGone))
+	return f.delay != nil && f.delay.held &&
+		(errors.Is(err, broker.ErrUnroutable) || errors.Is(err, broker.ErrExchangeGone))
 }

@@ -57,12 +57,14 @@ func encode(m *broker.Message, frameSize int) (amqp.Publishing, error) {
 		return amqp.Publishing{}, fmt.Errorf("%w: %w", err, broker.ErrRejected)
 	}
 	if len(headers) > maxFieldEntries-brokerEntries {
-		return amqp.Publishing{}, fmt.Errorf("%d headers, the maximum is %d: %w", len(headers), maxFieldEntries-brokerEntries, broker.ErrHeadersTooLarge)
+		return amqp.Publishing{}, fmt.Errorf("%d headers, the maximum is %d: %w",
+			len(headers), maxFieldEntries-brokerEntries, broker.ErrHeadersTooLarge)
 	}
 	// Properties and headers share one frame, which cannot be split as the body can.
 	limit := frameSize - frameSize/brokerRoom
 	if size += n; frameSize > 0 && size > limit {
-		return amqp.Publishing{}, fmt.Errorf("headers and properties have %d bytes, the maximum is %d: %w", size, limit, broker.ErrHeadersTooLarge)
+		return amqp.Publishing{}, fmt.Errorf("headers and properties have %d bytes, the maximum is %d: %w",
+			size, limit, broker.ErrHeadersTooLarge)
 	}
 	return amqp.Publishing{
 		DeliveryMode:    amqp.Persistent,

@@ -16,7 +16,8 @@ import (
 // long.
 type ledger struct {
 	floor uint64 // all tags up to this one are settled
-	above []span // settled tags above it, in order; open ones are between any two, so there are never more spans than open tags
+	// Settled tags above it, in order; open ones are between any two, so there are never more spans than open tags.
+	above []span
 }
 
 // span is a range of tags without a gap, both ends included.

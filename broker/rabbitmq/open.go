@@ -34,7 +34,13 @@ func (b *Broker) Open(ctx context.Context) (broker.Session, error) {
 	racing, finish := context.WithCancel(ctx)
 	defer finish()
 	n := len(b.addresses)
-	r := race{b: b, ctx: racing, left: b.shunned.order(n), began: make(map[int]time.Time, n), news: make(chan news, 2*n)}
+	r := race{
+		b:     b,
+		ctx:   racing,
+		left:  b.shunned.order(n),
+		began: make(map[int]time.Time, n),
+		news:  make(chan news, 2*n),
+	}
 	s := r.run(finish)
 	if s != nil {
 		return s, nil

@@ -127,7 +127,8 @@ func (pp *pipe) write(f *flight, pub amqp.Publishing) (try, error) {
 		return try{}, p.notSent(errOver)
 	}
 	p.s.fail(fmt.Errorf("%w: publish connection: %s", broker.ErrSessionLost, refused(operation{}, err)))
-	return try{}, fmt.Errorf("%w: the connection was lost while the message was being written: %w", broker.ErrUnconfirmed, p.s.Err())
+	return try{}, fmt.Errorf("%w: the connection was lost while the message was being written: %w",
+		broker.ErrUnconfirmed, p.s.Err())
 }
 
 // readReturns marks the flights of all returned messages. It never blocks. The caller holds mu.
@@ -150,8 +151,11 @@ func (pp *pipe) readReturns() {
 // tidy closes a retired pipe if all its messages are answered, or if it has only orphans and there are too many. The
 // caller holds mu, and calls unlock.
 func (pp *pipe) tidy() {
+	if !pp.retired || pp.closing || pp.ended {
+		return
+	}
 	owes := pp.flights.Len()
-	if pp.retired && !pp.closing && !pp.ended && (owes == 0 || pp.orphans == owes && pp.port.p.orphans > pp.port.p.maxUnanswered) {
+	if owes == 0 || pp.orphans == owes && pp.port.p.orphans > pp.port.p.maxUnanswered {
 		pp.close()
 	}
 }

@@ -17,7 +17,8 @@ import (
 var errCut = fmt.Errorf("%w: no answer, and too many other messages wait for one", broker.ErrUnconfirmed)
 
 // errOrphan is the outcome of an orphan that would have to be written again.
-var errOrphan = fmt.Errorf("%w: the broker closed the publish channel before it came to it, and nobody waits for it", broker.ErrNotSent)
+var errOrphan = fmt.Errorf(
+	"%w: the broker closed the publish channel before it came to it, and nobody waits for it", broker.ErrNotSent)
 
 // fate says how a flight continues after its pipe has ended: it was written again, or it has its outcome.
 type fate struct {
@@ -95,7 +96,8 @@ func (pt *port) bury(pp *pipe, e *amqp.Error) (again []*flight) {
 
 // missesLevel reports whether a pipe ended because the exchange of a level does not exist, and f was going to a level.
 func (f *flight) missesLevel(e *amqp.Error) bool {
-	return f.delay != nil && f.delay.held && e.Code == amqp.NotFound && strings.Contains(e.Reason, "no exchange '"+delayPrefix)
+	return f.delay != nil && f.delay.held &&
+		e.Code == amqp.NotFound && strings.Contains(e.Reason, "no exchange '"+delayPrefix)
 }
 
 // blame says what the end of a pipe means for the flights written to it, in the order of writing.
@@ -133,8 +135,10 @@ func (p *publisher) judge(e *amqp.Error, written []*flight) blame {
 	}
 	words := reply(e)
 	v := blame{
-		doubtful: len(written), refused: -1,
-		doubt: fmt.Errorf("%w: the broker closed the publish channel: %s: %w", broker.ErrUnconfirmed, words, broker.ErrProtocol),
+		doubtful: len(written),
+		refused:  -1,
+		doubt: fmt.Errorf("%w: the broker closed the publish channel: %s: %w",
+			broker.ErrUnconfirmed, words, broker.ErrProtocol),
 	}
 	switch e.Code {
 	case amqp.PreconditionFailed:

@@ -82,7 +82,8 @@ func (s *session) watchSilence(leave func() bool) {
 			continue
 		}
 		if d, n, tooLong := s.silence.lasted(); tooLong && leave() {
-			s.fail(fmt.Errorf("%w: the node has answered none of %d publishes for %v; trying another one", broker.ErrSessionLost, n, d.Round(time.Second)))
+			s.fail(fmt.Errorf("%w: the node has answered none of %d publishes for %v; trying another one",
+				broker.ErrSessionLost, n, d.Round(time.Second)))
 			return
 		}
 	}

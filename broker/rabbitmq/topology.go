@@ -144,7 +144,8 @@ func (s *session) declareQueue(ctx context.Context, q broker.QueueSpec) error {
 		// RabbitMQ gives the same answer for a queue that another connection holds, and for one that is exclusive when
 		// a shared one was requested, or the other way round. It refuses to inspect the queue in the first case only.
 		if _, looked := s.Inspect(ctx, q.Name); looked == nil {
-			return fmt.Errorf("it already exists with ephemeral %t, not %t: %w: delete it or use the same properties", !q.Ephemeral, q.Ephemeral, broker.ErrRejected)
+			return fmt.Errorf("it already exists with ephemeral %t, not %t: %w: delete it or use the same properties",
+				!q.Ephemeral, q.Ephemeral, broker.ErrRejected)
 		}
 	}
 	return err

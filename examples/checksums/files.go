@@ -54,7 +54,8 @@ func walk(ctx context.Context, folder string, except []os.FileInfo) iter.Seq2[fi
 			}
 			return nil
 		}
-		// The slash makes it walk a folder that is itself a symbolic link. visit returns no error, so there is none here.
+		// The slash makes it walk a folder that is itself a symbolic link.
+		// visit returns no error, so there is none here.
 		_ = filepath.WalkDir(folder+"/", visit)
 	}
 }

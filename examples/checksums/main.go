@@ -28,8 +28,8 @@ import (
 )
 
 func main() {
-	// The Go runtime silently kills a program that writes to a closed standard output. If the signal is ignored, the write
-	// returns an error instead.
+	// The Go runtime silently kills a program that writes to a closed standard output. If the signal is ignored, the
+	// write returns an error instead.
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C kills the program
@@ -91,7 +91,8 @@ func sumAll(ctx context.Context, root *os.Root, r route, files iter.Seq2[file, e
 		return 1
 	}
 	took := time.Since(started)
-	fmt.Fprintf(stderr, "%d tasks, %d failures, %v, %.0f files/s, %.1f MB/s\n", c.tasks, c.failures, took.Round(time.Millisecond),
+	fmt.Fprintf(stderr, "%d tasks, %d failures, %v, %.0f files/s, %.1f MB/s\n",
+		c.tasks, c.failures, took.Round(time.Millisecond),
 		float64(c.done)/took.Seconds(), float64(c.bytes)/1e6/took.Seconds())
 	if c.failures > 0 {
 		return 1

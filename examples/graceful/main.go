@@ -69,12 +69,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 	t.out.Printf("stopping: running tasks have %v", *drain)
 	deadline, cancel := context.WithTimeout(context.Background(), *drain)
 	defer cancel()
-	// Shutdown takes no more tasks and waits for the running ones. Tasks that they publish are still sent. At the deadline
-	// it cancels their contexts, with ErrShutdown as the cause.
+	// Shutdown takes no more tasks and waits for the running ones. Tasks that they publish are still sent. At the
+	// deadline it cancels their contexts, with ErrShutdown as the cause.
 	err = errors.Join(err, server.Shutdown(deadline))
 
 	published, begun := server.Stats().Published, t.begun.Load()
-	t.out.Printf("%d tasks: %d finished, %d given back, %d left running, %d not begun", published, t.finished.Load(), t.givenBack.Load(),
+	t.out.Printf("%d tasks: %d finished, %d given back, %d left running, %d not begun",
+		published, t.finished.Load(), t.givenBack.Load(),
 		begun-t.finished.Load()-t.givenBack.Load(), published-begun)
 	if err != nil {
 		fmt.Fprintln(stderr, "graceful:", err) // errors.Is(err, dispatcher.ErrTasksRunning): some were left running
@@ -86,8 +87,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 // start connects and starts a worker that runs up to four tasks at once.
 func start(ctx context.Context, t *tasks) (*dispatcher.Server, <-chan struct{}, error) {
 	server, lost, err := dispatcher.NewServerContext(ctx, &dispatcher.ServerConfig{
-		// The queues of the embedded broker end with the process. In RabbitMQ, tasks that have not begun or are given back
-		// wait for another worker.
+		// The queues of the embedded broker end with the process. In RabbitMQ, tasks that have not begun or are given
+		// back wait for another worker.
 		Broker:            memory.New(),
 		Exchange:          "graceful",
 		DefaultRoutingKey: "work",
@@ -167,7 +168,8 @@ func (t *tasks) long(ctx context.Context, n int, work time.Duration) error {
 		case <-ctx.Done():
 			if cause := context.Cause(ctx); errors.Is(cause, dispatcher.ErrShutdown) {
 				t.givenBack.Add(1)
-				t.out.Printf("task %d (long) given back after %v: %v", n, time.Since(begin).Round(time.Millisecond), cause)
+				ran := time.Since(begin).Round(time.Millisecond)
+				t.out.Printf("task %d (long) given back after %v: %v", n, ran, cause)
 			}
 			return context.Cause(ctx)
 		}

@@ -12,11 +12,16 @@ import (
 )
 
 func main() {
-	server, _, err := dispatcher.NewServer(&dispatcher.ServerConfig{Broker: memory.New(), Exchange: "app", DefaultRoutingKey: "squares"})
+	server, _, err := dispatcher.NewServer(&dispatcher.ServerConfig{
+		Broker:            memory.New(),
+		Exchange:          "app",
+		DefaultRoutingKey: "squares",
+	})
 	check(err)
 	results := make(chan string, 10)
 	square := func(n int) { results <- fmt.Sprint(n, " squared is ", n*n) }
-	worker, err := server.NewWorker(&dispatcher.WorkerConfig{Name: "squares", Queue: "squares", BindingKeys: []string{"squares"}},
+	worker, err := server.NewWorker(
+		&dispatcher.WorkerConfig{Name: "squares", Queue: "squares", BindingKeys: []string{"squares"}},
 		map[string]dispatcher.TaskConfig{"square": {Function: square}})
 	check(err)
 	check(worker.Start(server))

@@ -66,7 +66,8 @@ func (s *story) tell(ctx context.Context, url string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, server.Shutdown(ctx), remove()) }()
-	worker, err := server.NewWorker(&dispatcher.WorkerConfig{Name: "fetcher", Queue: queue, BindingKeys: []string{queue}},
+	worker, err := server.NewWorker(
+		&dispatcher.WorkerConfig{Name: "fetcher", Queue: queue, BindingKeys: []string{queue}},
 		map[string]dispatcher.TaskConfig{"fetch": {Function: site.fetch, Timeout: time.Second}})
 	if err == nil {
 		err = worker.Start(server)
@@ -116,7 +117,8 @@ func (s *story) tell(ctx context.Context, url string) (err error) {
 		return err
 	}
 	stats := server.Stats()
-	s.out.Printf("\n%d tasks: %d retries, %d dead letters, %d replayed, %d left", stats.Published, stats.Retried, stats.DeadLettered, replayed, len(left))
+	s.out.Printf("\n%d tasks: %d retries, %d dead letters, %d replayed, %d left",
+		stats.Published, stats.Retried, stats.DeadLettered, replayed, len(left))
 	if replayed != 1 || len(left) != 1 || left[0].Reason != dispatcher.ReasonTimeout {
 		return errors.New("one task should have been replayed, and the slow page should be left")
 	}
@@ -129,7 +131,9 @@ func (s *story) hooks() dispatcher.Hooks {
 		s.out.Printf("%-8v attempt %d: %s", task.Headers["page"], task.Attempt, fmt.Sprintf(format, args...))
 	}
 	return dispatcher.Hooks{
-		Retried: func(e dispatcher.RetryEvent) { say(e.Task, "%v, next in %v", e.Err, e.Delay.Round(time.Millisecond)) },
+		Retried: func(e dispatcher.RetryEvent) {
+			say(e.Task, "%v, next in %v", e.Err, e.Delay.Round(time.Millisecond))
+		},
 		DeadLettered: func(e dispatcher.DeadLetterEvent) {
 			say(e.Task, "%v, dead letter: %s", e.Err, e.Reason)
 			s.ended <- e.Task.UUID
@@ -165,7 +169,8 @@ func (s *story) list(ctx context.Context, dead *dispatcher.DeadLetters) ([]dispa
 	}
 	s.out.Printf("\nDead letters: %d", len(letters))
 	for _, letter := range letters {
-		s.out.Printf("%v: %s, attempts: %d, the last: %s", letter.Headers["page"], letter.Reason, letter.Attempts, letter.Error)
+		s.out.Printf("%v: %s, attempts: %d, the last: %s",
+			letter.Headers["page"], letter.Reason, letter.Attempts, letter.Error)
 		for _, a := range letter.Log {
 			s.out.Printf("  %d. at %s for %v: %s", a.Number, a.At.Local().Format("15:04:05.000"), a.Duration, a.Error)
 		}

@@ -33,11 +33,12 @@ func run(args []string, url string, stdout, stderr io.Writer) int {
 		count = n
 	}
 	if url == "" {
-		fmt.Fprintln(stderr, "sender: set DISPATCHER_AMQP_CON to the URL of RabbitMQ, such as amqp://guest:guest@localhost:5672/")
+		fmt.Fprintln(stderr,
+			"sender: set DISPATCHER_AMQP_CON to the URL of RabbitMQ, such as amqp://guest:guest@localhost:5672/")
 		return 2
 	}
-	// A program that publishes once and ends need not watch the channel of a lost connection, since each publish returns
-	// its outcome. A long-running program must watch it: see examples/worker.
+	// A program that publishes once and ends need not watch the channel of a lost connection, since each publish
+	// returns its outcome. A long-running program must watch it: see examples/worker.
 	server, _, err := dispatcher.NewServer(&dispatcher.ServerConfig{
 		AMQPConnectionString: url,
 		Exchange:             "dispatcher.example",

@@ -102,8 +102,8 @@ func routes(server *dispatcher.Server) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /mails", func(w http.ResponseWriter, r *http.Request) {
 		task := dispatcher.NewTask("send", r.FormValue("to"))
-		// A client that repeats a request sends the same key, so the task has the same uuid. The function can then see that
-		// it has run.
+		// A client that repeats a request sends the same key, so the task has the same uuid.
+		// The function can then see that it has run.
 		task.UUID = r.Header.Get("Idempotency-Key")
 		err := server.PublishContext(r.Context(), task)
 		code, text := status(err)

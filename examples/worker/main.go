@@ -25,15 +25,16 @@ func main() {
 
 func run(ctx context.Context, url string, stdout, stderr io.Writer) int {
 	if url == "" {
-		fmt.Fprintln(stderr, "worker: set DISPATCHER_AMQP_CON to the URL of RabbitMQ, such as amqp://guest:guest@localhost:5672/")
+		fmt.Fprintln(stderr,
+			"worker: set DISPATCHER_AMQP_CON to the URL of RabbitMQ, such as amqp://guest:guest@localhost:5672/")
 		return 2
 	}
 	server, lost, err := dispatcher.NewServerContext(ctx, &dispatcher.ServerConfig{
 		AMQPConnectionString: url,
 		Exchange:             "dispatcher.example",
 		DefaultRoutingKey:    "greetings",
-		// By default the library reconnects for ever, with growing pauses. Here the program ends after a minute, so that its
-		// supervisor can start it elsewhere.
+		// By default the library reconnects for ever, with growing pauses.
+		// Here the program ends after a minute, so that its supervisor can start it elsewhere.
 		ReconnectionRetries:         60,
 		ReconnectionIntervalSeconds: 1,
 	})
@@ -49,7 +50,12 @@ func run(ctx context.Context, url string, stdout, stderr io.Writer) int {
 		return err // an error makes the task a dead letter, in dispatcher.example.greetings.dead
 	}
 	worker, err := server.NewWorker(
-		&dispatcher.WorkerConfig{Name: "greeter", Queue: "dispatcher.example.greetings", BindingKeys: []string{"greetings"}, Limit: 10},
+		&dispatcher.WorkerConfig{
+			Name:        "greeter",
+			Queue:       "dispatcher.example.greetings",
+			BindingKeys: []string{"greetings"},
+			Limit:       10,
+		},
 		map[string]dispatcher.TaskConfig{"greet": {Function: greet, TimeoutSeconds: 5}})
 	if err != nil {
 		fmt.Fprintln(stderr, "worker:", err)

@@ -37,7 +37,8 @@ func Stack() []byte {
 		if culprit == "" && !inner {
 			culprit = f.Function
 		}
-		called := f.Function == "reflect.Value.Call" || f.Function == "reflect.Value.call" // how the library calls functions
+		// How the library calls functions.
+		called := f.Function == "reflect.Value.Call" || f.Function == "reflect.Value.call"
 		if !strings.HasPrefix(f.Function, "runtime.") && !called && !own(f.Function) {
 			users = append(users, line...)
 		}

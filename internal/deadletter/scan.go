@@ -28,8 +28,8 @@ const (
 	maxHeldBytes = 128 << 20
 )
 
-// Scan is one pass over dead letters, oldest first. It owns the letters that were read and stay, which it holds until the
-// end. Returned earlier, they would be the next to come. Only one goroutine uses it.
+// Scan is one pass over dead letters, oldest first. It owns the letters that were read and stay, which it holds until
+// the end. Returned earlier, they would be the next to come. Only one goroutine uses it.
 type Scan struct {
 	Session broker.Session
 	Source  string // the queue
@@ -102,7 +102,8 @@ func (s *Scan) Hold(letters ...broker.Delivery) error {
 		s.heldBytes += weight(&letters[i])
 	}
 	if s.heldCount += len(letters); s.heldCount > maxHeld || s.heldBytes > maxHeldBytes {
-		return fmt.Errorf("too many dead letters come first: %d with %d MiB, and at most %d with %d MiB can be passed over; replay or delete some of them",
+		return fmt.Errorf("too many dead letters come first: "+
+			"%d with %d MiB, and at most %d with %d MiB can be passed over; replay or delete some of them",
 			s.heldCount, s.heldBytes>>20, maxHeld, maxHeldBytes>>20)
 	}
 	return nil

@@ -84,10 +84,12 @@ func bareHeaders(headers map[string]any) {
 	slimDown(headers)
 	for name := range headers {
 		switch name {
-		case record.HeaderAttempt, record.HeaderLog, record.HeaderRoutingKey, record.HeaderReason, record.HeaderError, record.HeaderQueue, record.HeaderDiedAt, record.HeaderWorker:
+		case record.HeaderAttempt, record.HeaderLog, record.HeaderRoutingKey, record.HeaderReason,
+			record.HeaderError, record.HeaderQueue, record.HeaderDiedAt, record.HeaderWorker:
 		default:
 			delete(headers, name)
 		}
 	}
-	headers[record.HeaderError] = record.String(headers[record.HeaderError]) + " (the publisher's headers were dropped: the broker cannot carry them beside these)"
+	headers[record.HeaderError] = record.String(headers[record.HeaderError]) +
+		" (the publisher's headers were dropped: the broker cannot carry them beside these)"
 }

@@ -25,7 +25,8 @@ type Config struct {
 	UnknownMaxAge  time.Duration // how long a message is put off whose function is unknown; negative = not at all
 	PublishTimeout time.Duration // bounds one try to write a copy
 
-	Parts    []link.Part // what the worker declares: first its queue with its bindings, then that of the suspects and of the dead letters
+	// What the worker declares: first its queue with its bindings, then that of the suspects and of the dead letters.
+	Parts    []link.Part
 	Link     *link.Supervisor
 	Declarer *link.Declarer
 	Shared   *Shared

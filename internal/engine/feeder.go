@@ -97,7 +97,8 @@ func (f *feeder) run(session broker.Session, consumer broker.Consumer) {
 			return
 		}
 		f.state.note(false, consumer.Err())
-		if !errors.Is(consumer.Err(), broker.ErrSessionLost) { // the supervisor logs a lost connection, once for all workers
+		// The supervisor logs a lost connection, once for all workers.
+		if !errors.Is(consumer.Err(), broker.ErrSessionLost) {
 			f.cfg.Log.Warn("consumer lost", "err", logs.Brief(consumer.Err()))
 		}
 		if time.Since(born) >= link.StableAfter {
@@ -105,14 +106,17 @@ func (f *feeder) run(session broker.Session, consumer broker.Consumer) {
 		}
 		session, consumer = f.reopen(session, pauses)
 	}
-	// The shift was stopped, or the connection was given up, while there was no consumer. There is nothing to give back.
+	// The shift was stopped, or the connection was given up, while there was no consumer.
+	// There is nothing to give back.
 	f.phases.stopTaking()
 	f.awaitSlots()
 }
 
 // reopen consumes again in the current session. It returns nil when the shift is stopped or there will be no more
 // sessions.
-func (f *feeder) reopen(dead broker.Session, pauses interface{ NextBackOff() time.Duration }) (broker.Session, broker.Consumer) {
+func (f *feeder) reopen(
+	dead broker.Session, pauses interface{ NextBackOff() time.Duration },
+) (broker.Session, broker.Consumer) {
 	taking := f.phases.taking
 	var problem error
 	deaths, said := 0, ""
@@ -146,7 +150,8 @@ func (f *feeder) reopen(dead broker.Session, pauses interface{ NextBackOff() tim
 		f.state.note(false, err)
 		if text := err.Error(); text != said { // a queue may be away for hours
 			said = text
-			f.cfg.Log.Warn("cannot consume; trying again", "err", logs.Brief(err, fmt.Sprintf("consume queue %q: ", f.cfg.Queue)))
+			f.cfg.Log.Warn("cannot consume; trying again",
+				"err", logs.Brief(err, fmt.Sprintf("consume queue %q: ", f.cfg.Queue)))
 		}
 		if dead, problem = session, err; errors.Is(err, broker.ErrSessionLost) {
 			deaths++

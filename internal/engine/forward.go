@@ -49,12 +49,16 @@ func (s *settler) forward(c *Call, v verdict.Verdict) (verdict.Verdict, error) {
 	for {
 		err := f.write()
 		switch {
-		case err == nil, errors.Is(err, broker.ErrDeliveryLost), errors.Is(err, broker.ErrSettled), errors.Is(err, broker.ErrSessionLost):
+		case err == nil,
+			errors.Is(err, broker.ErrDeliveryLost),
+			errors.Is(err, broker.ErrSettled),
+			errors.Is(err, broker.ErrSessionLost):
 			return f.v, err
 		case f.change(err):
 			continue
 		case f.moved:
-			f.log().Warn("cannot move the "+s.cfg.Noun+" to the suspects; it runs now, and its loss is not counted", "err", logs.Brief(err))
+			f.log().Warn("cannot move the "+s.cfg.Noun+" to the suspects; it runs now, and its loss is not counted",
+				"err", logs.Brief(err))
 			return f.v, errStays
 		}
 		if f.waited == 0 {
@@ -103,11 +107,13 @@ func (f *forwarding) write() error {
 func (f *forwarding) change(err error) bool {
 	switch {
 	case errors.Is(err, errors.ErrUnsupported) && f.v.Action != verdict.ToDeadLetters:
-		f.log().Warn("the broker does not support delays; the "+f.cfg.Noun+" becomes a dead letter", "verdict", string(f.v.Action))
+		f.log().Warn("the broker does not support delays; the "+f.cfg.Noun+" becomes a dead letter",
+			"verdict", string(f.v.Action))
 		f.become(f.v.WithoutDelays())
 	case errors.Is(err, broker.ErrHeadersTooLarge) && f.lighten():
 	case f.v.Action == verdict.MoveToBack:
-		f.log().Warn("cannot move the "+f.cfg.Noun+" to the back of the queue; moving it to the suspects", "err", logs.Brief(err))
+		f.log().Warn("cannot move the "+f.cfg.Noun+" to the back of the queue; moving it to the suspects",
+			"err", logs.Brief(err))
 		f.v.Action, f.moved = verdict.MoveToSuspects, true
 	default:
 		return false
@@ -125,7 +131,8 @@ func (f *forwarding) lighten() bool {
 		f.slim = true
 		slimDown(f.msg.Headers)
 	case f.v.Action != verdict.ToDeadLetters:
-		dead := verdict.DeadLetter(verdict.ReasonMalformed, verdict.OutcomeOf(fmt.Errorf("%w: %w; %s: %s", fault.ErrMalformed, broker.ErrHeadersTooLarge, f.v.Action, f.v.Text)))
+		why := fmt.Errorf("%w: %w; %s: %s", fault.ErrMalformed, broker.ErrHeadersTooLarge, f.v.Action, f.v.Text)
+		dead := verdict.DeadLetter(verdict.ReasonMalformed, verdict.OutcomeOf(why))
 		dead.Made, dead.Stack = f.v.Made, f.v.Stack
 		f.become(dead)
 		f.slim = false
@@ -143,8 +150,10 @@ func (f *forwarding) pause(d time.Duration, why error) error {
 	if f.v.Action == verdict.RetryLater && f.c.at.delays && f.waited >= roomDelay {
 		f.v.Delay = max(f.v.Delay, roomDelay)
 	}
-	f.log().Warn("cannot write the verdict; trying again", "verdict", string(f.v.Action), "retry_in", logs.Rounded(d), "err", logs.Brief(why))
-	f.state.stuckBy(0, fmt.Errorf("write verdict %q of %s %q (%q): %w", f.v.Action, f.cfg.Noun, text.Excerpt(f.c.Name), text.Excerpt(f.c.ID), why))
+	f.log().Warn("cannot write the verdict; trying again",
+		"verdict", string(f.v.Action), "retry_in", logs.Rounded(d), "err", logs.Brief(why))
+	f.state.stuckBy(0, fmt.Errorf("write verdict %q of %s %q (%q): %w",
+		f.v.Action, f.cfg.Noun, text.Excerpt(f.c.Name), text.Excerpt(f.c.ID), why))
 	if errors.Is(why, broker.ErrUnroutable) {
 		f.redeclare() // the queue was deleted
 	}

@@ -128,7 +128,11 @@ func (s *Shift) takeHeld(c *Call) *Call {
 func (s *Shift) await(c *Call, other *run, patience <-chan time.Time) (v verdict.Verdict, ours bool) {
 	running := &s.cfg.Shared.running
 	putOff := func(why error) verdict.Verdict { // a suspect: beside the others it would not run alone
-		return verdict.Verdict{Action: verdict.ReturnToSuspects, Losses: c.History.Losses, Outcome: verdict.OutcomeOf(why)}
+		return verdict.Verdict{
+			Action:  verdict.ReturnToSuspects,
+			Losses:  c.History.Losses,
+			Outcome: verdict.OutcomeOf(why),
+		}
 	}
 	for ; other != nil; other, _ = running.begin(&c.run) {
 		select {
@@ -139,7 +143,11 @@ func (s *Shift) await(c *Call, other *run, patience <-chan time.Time) (v verdict
 			case what == otherRuns && c.suspect():
 				return putOff(errStillRunning), false
 			case what == otherRuns:
-				return verdict.Verdict{Action: verdict.Postpone, Delay: heldDelay, Outcome: verdict.OutcomeOf(errStillRunning)}, false
+				return verdict.Verdict{
+					Action:  verdict.Postpone,
+					Delay:   heldDelay,
+					Outcome: verdict.OutcomeOf(errStillRunning),
+				}, false
 			}
 			<-other.ended // its end follows at once
 		case <-other.ended: // without a verdict: it was not called

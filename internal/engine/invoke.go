@@ -97,7 +97,8 @@ func (s *Shift) concludeUnbound(c *Call, o verdict.Outcome, abandoned bool) {
 		s.settleUncalled(c, verdict.DeadLetter(verdict.ReasonBadArguments, o))
 		return
 	}
-	v := verdict.DeadLetter(verdict.ReasonTimeout, verdict.OutcomeOf(fmt.Errorf("%w of %v: its arguments are still being decoded", fault.ErrTimeout, c.Plan.Timeout)))
+	err := fmt.Errorf("%w of %v: its arguments are still being decoded", fault.ErrTimeout, c.Plan.Timeout)
+	v := verdict.DeadLetter(verdict.ReasonTimeout, verdict.OutcomeOf(err))
 	s.cfg.Shared.running.decide(&c.run, v, true)
 	c.end(oneSuspect)
 	s.settler.settle(c, v)

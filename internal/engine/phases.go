@@ -15,8 +15,9 @@ const settleTimeout = 30 * time.Second
 // phases are the contexts of a shift, which end one after the other when it is stopped. They need no lock, and every
 // method may be called more than once.
 type phases struct {
-	taking   context.Context // while it lives, deliveries are taken
-	settling context.Context // ends settleTimeout after taking; then calls whose verdict cannot be written are given back
+	taking context.Context // while it lives, deliveries are taken
+	// Ends settleTimeout after taking; then calls whose verdict cannot be written are given back.
+	settling context.Context
 	tasks    context.Context // the parent of the contexts of all calls
 	hard     context.Context // when it has ended, nothing is waited for any more
 

@@ -38,7 +38,8 @@ func (s *Shift) prepare(c *Call) (verdict.Verdict, readiness) {
 		return verdict.DeadLetter(verdict.ReasonMalformed, verdict.OutcomeOf(err)), toBeSettled
 	}
 	if why := c.Delivery.Unreadable; why != "" { // its attempts and its expiry are unknown
-		return verdict.DeadLetter(verdict.ReasonMalformed, verdict.OutcomeOf(fmt.Errorf("%w: its headers cannot be read: %s", fault.ErrMalformed, why))), toBeSettled
+		err := fmt.Errorf("%w: its headers cannot be read: %s", fault.ErrMalformed, why)
+		return verdict.DeadLetter(verdict.ReasonMalformed, verdict.OutcomeOf(err)), toBeSettled
 	}
 	// This comes first: a task that runs here has neither ended its worker nor expired.
 	if v, r := s.claim(c); r != toBeCalled {
@@ -54,7 +55,8 @@ func (s *Shift) admit(c *Call) (verdict.Verdict, readiness) {
 	}
 	now := time.Now()
 	if at := c.History.Expires; !at.IsZero() && !now.Before(at) {
-		return verdict.DeadLetter(verdict.ReasonExpired, verdict.OutcomeOf(fmt.Errorf("%w at %s", fault.ErrExpired, record.FormatTime(at)))), toBeSettled
+		err := fmt.Errorf("%w at %s", fault.ErrExpired, record.FormatTime(at))
+		return verdict.DeadLetter(verdict.ReasonExpired, verdict.OutcomeOf(err)), toBeSettled
 	}
 	if err := s.cfg.Handler.Find(c); err != nil {
 		return verdict.Unknown(c.History, c.suspect(), now, s.cfg.UnknownMaxAge, verdict.OutcomeOf(err)), toBeSettled

@@ -48,7 +48,13 @@ func New(cfg *Config) *Shift {
 	s.ledger = newLedger(cfg.MaxAbandoned, s.replace, &cfg.Counters.Abandoned)
 	s.feeder = newFeeder(cfg, s.phases, s.state, s.ledger.empty)
 	s.patrol = newPatrol(s.phases, cfg.Shared.turn, s.offers)
-	s.settler = &settler{cfg: cfg, phases: s.phases, state: s.state, aside: s.stepAside, suspectMade: s.patrol.suspectMade}
+	s.settler = &settler{
+		cfg:         cfg,
+		phases:      s.phases,
+		state:       s.state,
+		aside:       s.stepAside,
+		suspectMade: s.patrol.suspectMade,
+	}
 	s.shelf = &shelf{most: maxHeld(cfg.Prefetch)}
 	return s
 }
@@ -119,8 +125,9 @@ func (s *Shift) warnOfConsumerTimeout(most time.Duration) {
 		return
 	}
 	slices.Sort(names)
-	s.cfg.Log.Warn(s.cfg.Noun+"s may run longer than the broker's default consumer timeout; raise that timeout "+
-		"(docs/rabbitmq.md, Long tasks) or split them", s.cfg.Noun+"s", text.Cut(strings.Join(names, ", "), 200), "consumer_timeout", most)
+	s.cfg.Log.Warn(s.cfg.Noun+"s may run longer than the broker's default consumer timeout; "+
+		"raise that timeout (docs/rabbitmq.md, Long tasks) or split them",
+		s.cfg.Noun+"s", text.Cut(strings.Join(names, ", "), 200), "consumer_timeout", most)
 }
 
 // run feeds the slots until the shift is stopped.

@@ -206,7 +206,8 @@ func (s *Shift) getSuspect(at *feed) *broker.Delivery {
 		s.settler.redeclare()
 	case at.session.Err() == nil && s.phases.taking.Err() == nil:
 		s.state.bar(fmt.Errorf("fetch a suspect: %w", err))
-		s.cfg.Log.Warn("cannot fetch suspects; trying again", "err", logs.Brief(err, fmt.Sprintf("get from queue %q: ", queue)))
+		s.cfg.Log.Warn("cannot fetch suspects; trying again",
+			"err", logs.Brief(err, fmt.Sprintf("get from queue %q: ", queue)))
 	}
 	return nil
 }

@@ -205,7 +205,13 @@ func (d *Declarer) Redeclare(parts []Part, why error) {
 	for i := range parts {
 		if d.parts[parts[i].key()] == nil {
 			fresh = true
-			d.parts[parts[i].key()] = &refusedPart{Part: parts[i], problem: why.Error(), since: now, due: now.Add(time.Duration(i)), pauses: ReconnectPauses(0)}
+			d.parts[parts[i].key()] = &refusedPart{
+				Part:    parts[i],
+				problem: why.Error(),
+				since:   now,
+				due:     now.Add(time.Duration(i)),
+				pauses:  ReconnectPauses(0),
+			}
 		}
 	}
 	d.mu.Unlock()

@@ -35,12 +35,13 @@ const (
 
 // Config configures a Supervisor.
 type Config struct {
-	Open     func(context.Context) (broker.Session, error)
-	Prepare  func(context.Context, broker.Session, bool) error // declares a new session's topology; true = the first session
-	First    int                                               // retries of the first connect; negative = for ever
-	Retries  int                                               // retries of one outage; likewise
-	Offline  bool                                              // Start need not wait for a connection
-	Interval time.Duration                                     // between tries; 0 = growing pauses
+	Open func(context.Context) (broker.Session, error)
+	// Declares a new session's topology; true = the first session.
+	Prepare  func(context.Context, broker.Session, bool) error
+	First    int           // retries of the first connect; negative = for ever
+	Retries  int           // retries of one outage; likewise
+	Offline  bool          // Start need not wait for a connection
+	Interval time.Duration // between tries; 0 = growing pauses
 	Log      *slog.Logger
 	Changed  func(State, error) // called when the link is lost, given up, or stands again; not by Start and Stop
 }
@@ -75,8 +76,9 @@ func (s Status) Over() error {
 	if s.State != GivenUp {
 		return fault.ErrServerClosed
 	}
+	since := s.Since.UTC().Format(time.RFC3339)
 	// s.Err is not wrapped: it may be the outcome of another publish.
-	return fault.New(fmt.Sprintf("the connection was given up at %s: %v", s.Since.UTC().Format(time.RFC3339), s.Err), fault.ErrServerClosed)
+	return fault.New(fmt.Sprintf("the connection was given up at %s: %v", since, s.Err), fault.ErrServerClosed)
 }
 
 // New returns a supervisor that does nothing before Start.
@@ -166,7 +168,8 @@ func (s *Supervisor) Await(ctx context.Context, not broker.Session) (broker.Sess
 func (s *Supervisor) WaitForQueues(ctx context.Context, session broker.Session, f func(broker.Session) error) error {
 	for {
 		err := f(session)
-		if !errors.Is(err, broker.ErrUnavailable) || ctx.Err() != nil || !Sleep(ctx, jittered(awayPause).NextBackOff()) {
+		again := errors.Is(err, broker.ErrUnavailable) && ctx.Err() == nil
+		if !again || !Sleep(ctx, jittered(awayPause).NextBackOff()) {
 			return err
 		}
 		next, waited := s.Await(ctx, nil)

@@ -35,7 +35,10 @@ func (s *Supervisor) connect(ctx context.Context, o *outage) (broker.Session, er
 		// At the first connect, a wrong address or a refused declaration is the programmer's error and is reported at
 		// once. Later it is an operator's change and may be undone. A queue that is away is neither, so connect waits
 		// for it.
-		if o.first && (errors.Is(err, broker.ErrPermanent) || errors.Is(err, broker.ErrRejected) || errors.Is(err, errors.ErrUnsupported)) {
+		hopeless := errors.Is(err, broker.ErrPermanent) ||
+			errors.Is(err, broker.ErrRejected) ||
+			errors.Is(err, errors.ErrUnsupported)
+		if o.first && hopeless {
 			return nil, fmt.Errorf("connect: %w", err)
 		}
 		if s.exhausted(o) {

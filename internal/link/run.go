@@ -70,7 +70,8 @@ func (s *Supervisor) run(ctx context.Context, session broker.Session, o *outage)
 			}
 			return
 		}
-		s.cfg.Log.Info(connected, append(where(session), "outage", logs.Rounded(time.Since(lost)))...) // before the workers log that they go on
+		// Before the workers log that they go on.
+		s.cfg.Log.Info(connected, append(where(session), "outage", logs.Rounded(time.Since(lost)))...)
 		connected = "connected again"
 		if !s.set(Connected, session, nil) {
 			s.discard(session)

@@ -76,16 +76,18 @@ func fields(attrs []slog.Attr) logrus.Fields {
 	return f
 }
 
-// plainText returns a message followed by its attributes, a stack on lines of its own. Values that could forge an attribute or a line are quoted.
+// plainText returns a message followed by its attributes, a stack on lines of its own. Values that could forge an
+// attribute or a line are quoted.
 func plainText(message string, attrs []slog.Attr) string {
 	stack := ""
+	forges := func(r rune) bool { return r == '"' || r == '=' || unicode.IsSpace(r) || !unicode.IsPrint(r) }
 	for _, a := range attrs {
 		v := a.Value.String()
 		switch {
 		case a.Key == contain.StackKey:
 			stack = "\n" + v
 			continue
-		case v == "" || strings.ContainsFunc(v, func(r rune) bool { return r == '"' || r == '=' || unicode.IsSpace(r) || !unicode.IsPrint(r) }):
+		case v == "" || strings.ContainsFunc(v, forges):
 			v = strconv.Quote(v)
 		}
 		message += " " + a.Key + "=" + v

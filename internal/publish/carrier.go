@@ -81,12 +81,16 @@ func (c *Courier) next(key string) (moved, empty bool) {
 	if err == nil {
 		c.cfg.Confirmed()
 		// A confirmed entry is never sent again, however long the outbox takes to remove it.
-		settled = c.insist(c.hard, "remove an entry", key, func(ctx context.Context) error { return c.cfg.Outbox.Remove(ctx, e) })
+		settled = c.insist(c.hard, "remove an entry", key, func(ctx context.Context) error {
+			return c.cfg.Outbox.Remove(ctx, e)
+		})
 	} else {
 		err = c.cfg.Advise(err)
 		c.about(e).Error("outbox: "+c.cfg.Noun+" refused and kept as a dead entry", "err", text.OneLine(err.Error()))
 		e.Refused, e.RefusedAt = text.OneLine(err.Error()), time.Now()
-		settled = c.insist(c.hard, "bury an entry", key, func(ctx context.Context) error { return c.cfg.Outbox.Bury(ctx, e) })
+		settled = c.insist(c.hard, "bury an entry", key, func(ctx context.Context) error {
+			return c.cfg.Outbox.Bury(ctx, e)
+		})
 	}
 	c.cfg.Left(e, err, err != nil && settled)
 	return settled, false
@@ -126,7 +130,9 @@ func (c *Courier) send(e Entry) (err error, known bool) {
 			}
 		}
 		if offenses >= maxOffenses {
-			return fmt.Errorf("given up because the broker ended the connection %d times while the entry was being sent: %w", offenses, err), true
+			return fmt.Errorf(
+				"given up because the broker ended the connection %d times while the entry was being sent: %w",
+				offenses, err), true
 		}
 		if c.sending.Err() != nil {
 			return err, false
@@ -147,11 +153,15 @@ func (c *Courier) send(e Entry) (err error, known bool) {
 
 // about returns the logger for events of an entry.
 func (c *Courier) about(e Entry) *slog.Logger {
-	return c.cfg.Log.With("key", text.Excerpt(e.RoutingKey), c.cfg.Noun, text.Excerpt(e.Name), "uuid", text.Excerpt(e.UUID))
+	return c.cfg.Log.With(
+		"key", text.Excerpt(e.RoutingKey),
+		c.cfg.Noun, text.Excerpt(e.Name),
+		"uuid", text.Excerpt(e.UUID))
 }
 
 // alone makes an offender wait until no other one is in flight. A broker that ends a link over an entry does so at
-// once, so the next offender may go after Timeout. Otherwise one queue that does not answer would hold up all offenders.
+// once, so the next offender may go after Timeout. Otherwise one queue that does not answer would hold up all
+// offenders.
 func (c *Courier) alone(offender bool) (done func(), err error) {
 	if !offender {
 		return func() {}, nil

@@ -63,7 +63,13 @@ func NewCourier(ctx context.Context, cfg Config) (*Courier, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, link.OpenTimeout)
 	defer cancel()
-	c := &Courier{cfg: cfg, keys: make(map[string]*heldKey), offenders: make(chan struct{}, 1), telling: make(chan struct{}, 1), stopped: true}
+	c := &Courier{
+		cfg:       cfg,
+		keys:      make(map[string]*heldKey),
+		offenders: make(chan struct{}, 1),
+		telling:   make(chan struct{}, 1),
+		stopped:   true,
+	}
 	c.sending, c.stopSending = context.WithCancel(context.Background())
 	c.hard, c.stopHard = context.WithCancel(context.Background())
 	c.durable = cfg.Outbox.Durable()

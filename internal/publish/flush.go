@@ -48,7 +48,8 @@ func (c *Courier) Flush(ctx context.Context) {
 			return
 		case c.durable && !takes(l):
 			return
-		case l.State == link.Connecting && !hurried: // once, or a broker that accepts and drops would be dialled without pauses
+		case l.State == link.Connecting && !hurried:
+			// Once, or a broker that accepts and drops would be dialled without pauses.
 			c.cfg.Link.Hurry()
 			hurried = true
 		}
@@ -131,7 +132,8 @@ func (c *Courier) left(ctx context.Context) error {
 		return nil
 	case c.durable:
 		c.farewell.Do(func() {
-			c.cfg.Log.Warn(c.cfg.Noun+"s remain in the outbox until the next start", "entries", n.Entries, "dead", n.Dead)
+			c.cfg.Log.Warn(c.cfg.Noun+"s remain in the outbox until the next start",
+				"entries", n.Entries, "dead", n.Dead)
 		})
 		return nil
 	default:

@@ -74,7 +74,9 @@ func (c *Courier) add(ctx context.Context, e Entry) error {
 	switch err := c.cfg.Outbox.Add(ctx, e); {
 	case err == nil || errors.Is(err, fault.ErrInOutbox):
 		return fault.ErrInOutbox
-	case errors.Is(err, broker.ErrRejected) || errors.Is(err, broker.ErrNotSent) || errors.Is(err, broker.ErrUnconfirmed):
+	case errors.Is(err, broker.ErrRejected),
+		errors.Is(err, broker.ErrNotSent),
+		errors.Is(err, broker.ErrUnconfirmed):
 		return fmt.Errorf("outbox: %w", err)
 	default:
 		return fmt.Errorf("outbox: %w: %w", broker.ErrUnconfirmed, err)

@@ -60,8 +60,15 @@ func entryOf(m *broker.Message) Entry {
 // message returns the message of an entry. An entry without an exchange or a content type gets the given one.
 func (e *Entry) message(exchange, contentType string) broker.Message {
 	return broker.Message{
-		Exchange: cmp.Or(e.Exchange, exchange), RoutingKey: e.RoutingKey, ID: e.UUID, Type: e.Name, ContentType: cmp.Or(e.ContentType, contentType),
-		Body: e.Body, Headers: e.Headers, NotBefore: e.NotBefore, Timestamp: e.AcceptedAt,
+		Exchange:    cmp.Or(e.Exchange, exchange),
+		RoutingKey:  e.RoutingKey,
+		ID:          e.UUID,
+		Type:        e.Name,
+		ContentType: cmp.Or(e.ContentType, contentType),
+		Body:        e.Body,
+		Headers:     e.Headers,
+		NotBefore:   e.NotBefore,
+		Timestamp:   e.AcceptedAt,
 	}
 }
 

@@ -61,8 +61,8 @@ func NewBatch(n int) Batch {
 // Add appends a message whose outcome is Errs[i].
 func (b *Batch) Add(i int, m broker.Message) { b.index, b.msgs = append(b.index, i), append(b.msgs, m) }
 
-// Send publishes until every message has its outcome. ctx is the caller's with Timeout. With wait it waits for a session
-// until ctx ends. With an outbox it never waits for one.
+// Send publishes until every message has its outcome. ctx is the caller's with Timeout. With wait it waits for a
+// session until ctx ends. With an outbox it never waits for one.
 func (s *Sender) Send(caller, ctx context.Context, b *Batch, wait bool) {
 	if s.courier != nil {
 		s.sendOrKeep(caller, ctx, b)
@@ -88,7 +88,9 @@ func (s *Sender) send(ctx context.Context, b *Batch, wait bool) {
 			}
 			return
 		}
-		s.sendOnce(ctx, session, b, func(err error) bool { return errors.Is(err, fault.ErrDisconnected) && ctx.Err() == nil })
+		s.sendOnce(ctx, session, b, func(err error) bool {
+			return errors.Is(err, fault.ErrDisconnected) && ctx.Err() == nil
+		})
 		if !wait {
 			return
 		}
@@ -106,7 +108,9 @@ func (s *Sender) sendOrKeep(caller, ctx context.Context, b *Batch) {
 	if len(b.msgs) == 0 {
 		return
 	}
-	s.sendOnce(ctx, session, b, func(err error) bool { return errors.Is(err, broker.ErrNotSent) && caller.Err() == nil })
+	s.sendOnce(ctx, session, b, func(err error) bool {
+		return errors.Is(err, broker.ErrNotSent) && caller.Err() == nil
+	})
 	s.courier.keep(keeping, s.courier.divert(b, true))
 }
 
@@ -145,7 +149,10 @@ func (s *Sender) read(err error) error {
 	switch {
 	case errors.Is(err, broker.ErrNotSent) && errors.Is(err, broker.ErrSessionLost):
 		err = fmt.Errorf("%w: %w", fault.ErrDisconnected, err)
-	case err != nil && !errors.Is(err, broker.ErrNotSent) && !errors.Is(err, broker.ErrRejected) && !errors.Is(err, broker.ErrUnconfirmed):
+	case err != nil &&
+		!errors.Is(err, broker.ErrNotSent) &&
+		!errors.Is(err, broker.ErrRejected) &&
+		!errors.Is(err, broker.ErrUnconfirmed):
 		err = fmt.Errorf("%w: %w", broker.ErrUnconfirmed, err) // an answer that does not say proves nothing
 	}
 	if errors.Is(err, broker.ErrExchangeGone) {

@@ -26,8 +26,8 @@ type StreamConfig[T any] struct {
 	Conclude func(item T, taken time.Time, err error) error
 }
 
-// Stream owns the items of one sequence that were taken and not yet yielded. It sends their messages in order and yields
-// the outcomes in the same order. Only one goroutine uses it; it starts none.
+// Stream owns the items of one sequence that were taken and not yet yielded. It sends their messages in order and
+// yields the outcomes in the same order. Only one goroutine uses it; it starts none.
 type Stream[T any] struct {
 	cfg     StreamConfig[T]
 	sender  *Sender

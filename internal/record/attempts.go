@@ -52,7 +52,14 @@ func Log(headers map[string]any) []Attempt {
 	}
 	log := make([]Attempt, len(logged))
 	for i, l := range logged {
-		log[i] = Attempt{Number: l.Number, At: l.At, Duration: time.Duration(min(max(l.Millis, 0), maxMillis)) * time.Millisecond, Worker: l.Worker, Error: l.Error}
+		millis := min(max(l.Millis, 0), maxMillis)
+		log[i] = Attempt{
+			Number:   l.Number,
+			At:       l.At,
+			Duration: time.Duration(millis) * time.Millisecond,
+			Worker:   l.Worker,
+			Error:    l.Error,
+		}
 	}
 	return log
 }
@@ -64,7 +71,13 @@ func WriteLog(headers map[string]any, log []Attempt) {
 	}
 	logged := make([]loggedAttempt, len(log))
 	for i, a := range log {
-		logged[i] = loggedAttempt{a.Number, a.At.UTC(), a.Duration.Milliseconds(), text.Cut(a.Worker, MaxName), text.Cut(a.Error, MaxLoggedError)}
+		logged[i] = loggedAttempt{
+			a.Number,
+			a.At.UTC(),
+			a.Duration.Milliseconds(),
+			text.Cut(a.Worker, MaxName),
+			text.Cut(a.Error, MaxLoggedError),
+		}
 	}
 	text, err := json.Marshal(logged)
 	if err != nil { // a time beyond year 9999, from outside

@@ -122,7 +122,8 @@ func Losses(h record.History, losses int, suspect bool) (v Verdict, run bool) {
 	if suspect {
 		total := max(h.Losses, SuspectAfter) + losses
 		if alone := total - SuspectAfter; alone >= MaxSuspectLosses {
-			return DeadLetter(ReasonCrashLoop, OutcomeOf(fmt.Errorf("%w: %d times while it ran alone", fault.ErrCrashLoop, alone))), false
+			err := fmt.Errorf("%w: %d times while it ran alone", fault.ErrCrashLoop, alone)
+			return DeadLetter(ReasonCrashLoop, OutcomeOf(err)), false
 		}
 		return Verdict{Action: MoveToSuspects, Losses: total}, false
 	}

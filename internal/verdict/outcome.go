@@ -14,11 +14,12 @@ import (
 // Outcome is how an attempt ended. Text and Wish come from the user's code, so OutcomeOf reads them while the call is
 // still watched.
 type Outcome struct {
-	Err    error
-	Text   string
-	Wish   Wish
-	Stack  *atomic.Pointer[string] // of a panic; it holds nil once the stack is logged
-	Logged string                  // the text for the log; "" = Text. Argument values belong in dead letters, not in logs
+	Err   error
+	Text  string
+	Wish  Wish
+	Stack *atomic.Pointer[string] // of a panic; it holds nil once the stack is logged
+	// The text for the log; "" = Text. Argument values belong in dead letters, not in logs.
+	Logged string
 }
 
 // OutcomeOf returns the outcome of an attempt that returned err. It runs the error's own methods and contains their

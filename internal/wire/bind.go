@@ -72,7 +72,8 @@ func (t argType) goType() reflect.Type {
 // Carries reports whether JSON can carry a type: to the task (decode false) or into a parameter (decode true). Structs
 // are trusted, because their fields may have tags.
 func Carries(t reflect.Type, decode bool, seen map[reflect.Type]bool) bool {
-	if decode && (reflect.PointerTo(t).Implements(jsonUnmarshaler) || reflect.PointerTo(t).Implements(textUnmarshaler)) ||
+	pointer := reflect.PointerTo(t)
+	if decode && (pointer.Implements(jsonUnmarshaler) || pointer.Implements(textUnmarshaler)) ||
 		!decode && (t.Implements(jsonMarshaler) || t.Implements(textMarshaler)) {
 		return true
 	}
@@ -162,7 +163,8 @@ func fillMany(dst reflect.Value, typ argType, arg Value) *Mismatch {
 		return fillBytes(dst, arg)
 	case typ.Shape == shapeSlice && kind == reflect.Slice && holds(dst.Type().Elem(), typ.elem):
 		return fillSlice(dst, typ.elem, arg)
-	case typ.Shape == shapeMap && kind == reflect.Map && dst.Type().Key().Kind() == reflect.String && holds(dst.Type().Elem(), typ.elem):
+	case typ.Shape == shapeMap && kind == reflect.Map &&
+		dst.Type().Key().Kind() == reflect.String && holds(dst.Type().Elem(), typ.elem):
 		return fillMap(dst, typ.elem, arg)
 	}
 	return &Mismatch{Want: dst.Type().String(), Got: arg.Type + " " + text.Excerpt(arg.Value)}
@@ -314,7 +316,8 @@ func setScalar(dst reflect.Value, v *scalarValue) bool {
 
 // fillJSON decodes into the parameter's own type. Numbers in interfaces become json.Number.
 func fillJSON(dst reflect.Value, raw []byte) *Mismatch {
-	if string(raw) == "null" && scalarOf(dst.Kind()) != kindNone && !reflect.PointerTo(dst.Type()).Implements(jsonUnmarshaler) {
+	nullScalar := string(raw) == "null" && scalarOf(dst.Kind()) != kindNone
+	if nullScalar && !reflect.PointerTo(dst.Type()).Implements(jsonUnmarshaler) {
 		return &Mismatch{Want: dst.Type().String(), Got: "json null"} // encoding/json would leave a zero in its place
 	}
 	if err := unmarshal(dst.Addr().Interface(), raw); err != nil {

@@ -21,7 +21,8 @@ type Argument struct {
 func AppendArgument(buf []byte, arg Argument) ([]byte, *Mismatch) {
 	typ := ParseType(arg.Type)
 	if typ.Shape == ShapeUnknown {
-		return nil, &Mismatch{Want: "a known type", Got: fmt.Sprintf("type %q of a Go value of type %T", text.Excerpt(arg.Type), arg.Value)}
+		got := fmt.Sprintf("type %q of a Go value of type %T", text.Excerpt(arg.Type), arg.Value)
+		return nil, &Mismatch{Want: "a known type", Got: got}
 	}
 	buf = AppendString(append(buf, `{"type":`...), arg.Type)
 	buf = append(buf, `,"value":`...)

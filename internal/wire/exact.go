@@ -19,8 +19,9 @@ import (
 
 // flaw is a kind of change that json.Marshal makes to a value.
 type flaw struct {
-	mark func(raw []byte) bool                            // raw has a trace of it; cheap
-	is   func(v reflect.Value, raw []byte, own bool) bool // v, written as raw, has it; own: a method of v's type wrote raw
+	mark func(raw []byte) bool // raw has a trace of it; cheap
+	// v, written as raw, has it; own: a method of v's type wrote raw.
+	is func(v reflect.Value, raw []byte, own bool) bool
 }
 
 // maxPointers bounds how many pointers are followed. It stops at a pointer to itself, in a field that JSON does not

@@ -49,7 +49,8 @@ func Headers(h map[string]interface{}) (map[string]any, error) {
 			return nil, fmt.Errorf("header %q would route the task to other queues", name)
 		}
 		if len(name) >= len(record.Prefix) && strings.EqualFold(name[:len(record.Prefix)], record.Prefix) {
-			return nil, fmt.Errorf("header %q: names that begin with %s are reserved", text.Excerpt(name), record.Prefix)
+			return nil, fmt.Errorf("header %q: names that begin with %s are reserved",
+				text.Excerpt(name), record.Prefix)
 		}
 		plain, err := left.value(v, 0)
 		if err != nil {

@@ -117,7 +117,9 @@ func Open(path string, cfg Config) (*Outbox, error) {
 	switch {
 	case errors.Is(err, bbolterrors.ErrTimeout):
 		return nil, fmt.Errorf("open outbox %s: %w by another process", path, ErrLocked)
-	case errors.Is(err, bbolterrors.ErrInvalid) || errors.Is(err, bbolterrors.ErrChecksum) || errors.Is(err, bbolterrors.ErrVersionMismatch):
+	case errors.Is(err, bbolterrors.ErrInvalid),
+		errors.Is(err, bbolterrors.ErrChecksum),
+		errors.Is(err, bbolterrors.ErrVersionMismatch):
 		return nil, fmt.Errorf("open outbox %s: %w: %w", path, ErrDamaged, err)
 	case err != nil:
 		return nil, fmt.Errorf("open outbox %s: %w", path, err)
@@ -326,7 +328,9 @@ func (o *Outbox) RemoveDead(ctx context.Context, e dispatcher.OutboxEntry) (bool
 }
 
 // move changes one entry with f. It returns false if there is no such entry.
-func (o *Outbox) move(ctx context.Context, e dispatcher.OutboxEntry, f func(t *table, key []byte) (bool, error)) (found bool, err error) {
+func (o *Outbox) move(
+	ctx context.Context, e dispatcher.OutboxEntry, f func(t *table, key []byte) (bool, error),
+) (found bool, err error) {
 	id, err := strconv.ParseUint(e.ID, 10, 64)
 	if err != nil || len(e.RoutingKey) > maxKey || strconv.FormatUint(id, 10) != e.ID {
 		return false, nil // not one of ours

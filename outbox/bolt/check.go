@@ -87,8 +87,9 @@ func checkEntries(tx *bbolt.Tx) error {
 		}
 	}
 	if found != t.state {
-		return fmt.Errorf("%w: it holds %d entries and %d dead ones with %d bytes; %d and %d with %d bytes were written", ErrDamaged,
-			found.entries, found.dead, found.bytes, t.state.entries, t.state.dead, t.state.bytes)
+		return fmt.Errorf("%w: it holds %d entries and %d dead ones with %d bytes; "+
+			"%d and %d with %d bytes were written",
+			ErrDamaged, found.entries, found.dead, found.bytes, t.state.entries, t.state.dead, t.state.bytes)
 	}
 	return nil
 }

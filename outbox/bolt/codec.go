@@ -43,7 +43,9 @@ var entryFields = []entryField{
 	stringField("name", func(e *dispatcher.OutboxEntry) *string { return &e.Name }),
 	stringField("content-type", func(e *dispatcher.OutboxEntry) *string { return &e.ContentType }),
 	field("body", func(e *dispatcher.OutboxEntry) *[]byte { return &e.Body }, func(b []byte) bool { return b != nil }),
-	field("headers", func(e *dispatcher.OutboxEntry) *map[string]any { return &e.Headers }, func(h map[string]any) bool { return h != nil }),
+	field("headers",
+		func(e *dispatcher.OutboxEntry) *map[string]any { return &e.Headers },
+		func(h map[string]any) bool { return h != nil }),
 	timeField("not-before", func(e *dispatcher.OutboxEntry) *time.Time { return &e.NotBefore }),
 	timeField("accepted-at", func(e *dispatcher.OutboxEntry) *time.Time { return &e.AcceptedAt }),
 	stringField("refused", func(e *dispatcher.OutboxEntry) *string { return &e.Refused }),
@@ -104,7 +106,8 @@ func decodeEntry(key, value []byte) (e dispatcher.OutboxEntry, err error) {
 			}
 		}
 		if !known { // without it the task might differ
-			return e, fmt.Errorf("entry %s of %q has the field %q, which this program does not know", e.ID, e.RoutingKey, name)
+			return e, fmt.Errorf("entry %s of %q has the field %q, which this program does not know",
+				e.ID, e.RoutingKey, name)
 		}
 	}
 	return e, nil

@@ -12,8 +12,9 @@ import (
 // their bounds. Its Check does so on a goroutine of its own, where a memory fault ends the process. This is the layout
 // of file format 2 of bbolt (internal/common: Page, Meta, InBucket).
 const (
-	pageHeader    = 16 // id, flags, count, overflow
-	element       = 16 // of a branch: position, size of the key, page; of a leaf: flags, position, sizes of key and value
+	pageHeader = 16 // id, flags, count, overflow
+	// Of a branch: position, size of the key, page; of a leaf: flags, position, sizes of key and value.
+	element       = 16
 	bucketHeader  = 16 // root page, sequence
 	branchPage    = 1
 	leafPage      = 2
@@ -45,7 +46,13 @@ func checkBounds(tx *bbolt.Tx, file *os.File) error {
 			meta = b
 		}
 	}
-	w := &pages{file: file, size: size, end: uint64(tx.Size() / size), seen: map[uint64]bool{0: true, 1: true}, free: map[uint64]bool{}}
+	w := &pages{
+		file: file,
+		size: size,
+		end:  uint64(tx.Size() / size),
+		seen: map[uint64]bool{0: true, 1: true},
+		free: map[uint64]bool{},
+	}
 	if free := binary.NativeEndian.Uint64(meta[32:]); free != ^uint64(0) {
 		if err := w.freelist(free); err != nil {
 			return err

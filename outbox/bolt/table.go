@@ -76,7 +76,8 @@ func (t *table) add(routingKey string, payload []byte, cfg Config) error {
 	value := seal(key, payload)
 	size := uint64(len(key) + len(value))
 	if n := t.state.entries + t.state.dead; n >= uint64(cfg.MaxEntries) || t.state.bytes+size > uint64(cfg.MaxBytes) {
-		return fmt.Errorf("%w: it holds %d entries, %d of them dead, with %d bytes; the maximum is %d entries with %d bytes; this entry has %d bytes",
+		return fmt.Errorf("%w: it holds %d entries, %d of them dead, with %d bytes; "+
+			"the maximum is %d entries with %d bytes; this entry has %d bytes",
 			dispatcher.ErrOutboxFull, n, t.state.dead, t.state.bytes, cfg.MaxEntries, cfg.MaxBytes, size)
 	}
 	t.state.last++

@@ -1,5 +1,5 @@
-// Package userprogram stands for a program that uses the library. The stack of a panic keeps its frames: they are neither
-// in the root package nor in internal/, whose frames the library leaves out.
+// Package userprogram stands for a program that uses the library. The stack of a panic keeps its frames: they are
+// neither in the root package nor in internal/, whose frames the library leaves out.
 package userprogram
 
 import (
