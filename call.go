@@ -83,15 +83,17 @@ func (h *taskHandler) Bind(c *engine.Call) (logged string, err error) {
 // Run calls the function inside its middleware.
 func (h *taskHandler) Run(ctx context.Context, c *engine.Call) error {
 	t := c.Payload.(*taskCall)
+	bound := t.bound
+	t.bound = boundCall{} // a call may wait for hours to be settled, and need not keep its arguments
 	if c.Plan.WantsContext {
 		ctx = context.WithValue(ctx, taskInfoKey{}, infoOf(c, h.worker))
 	}
 	if len(t.plan.middleware) == 0 {
-		return t.plan.call(ctx, c.ID, t.bound)
+		return t.plan.call(ctx, c.ID, bound)
 	}
 	return wrap(t.plan.middleware, func(ctx context.Context) error {
 		// Middleware may call it several times, even concurrently.
-		return t.plan.call(ctx, c.ID, boundCall{slices.Clone(t.bound.in)})
+		return t.plan.call(ctx, c.ID, boundCall{slices.Clone(bound.in)})
 	})(ctx)
 }
 

@@ -131,7 +131,7 @@ func healthText(err error) string {
 func (s *Server) Health(ctx context.Context) Health {
 	l, _ := s.sup.Now()
 	h := Health{State: State(l.State), Since: l.Since, LastError: l.Err, LastErrorAt: l.ErrAt}
-	for _, u := range s.refused.List() {
+	for _, u := range s.declarer.List() {
 		h.Undeclared = append(h.Undeclared, Undeclared(u))
 	}
 	if l.Session != nil {

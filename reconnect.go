@@ -68,7 +68,7 @@ func (s *Server) linkChanged(state link.State, err error) {
 // must accept all of it.
 func (s *Server) declare(ctx context.Context, session broker.Session, first bool) error {
 	if !first {
-		return s.refused.Declare(ctx, session, s.parts())
+		return s.declarer.Declare(ctx, session, s.parts())
 	}
 	return session.Declare(ctx, link.Whole(s.parts()))
 }
@@ -105,11 +105,11 @@ func (s *Server) exchangeGone() {
 		}
 	}
 	s.mu.Unlock()
-	s.refused.Redeclare(parts, errExchangeGone)
+	s.declarer.Redeclare(parts, errExchangeGone)
 }
 
 // declareAgain retries refused declarations until the connection is closed or given up.
 func (s *Server) declareAgain() {
 	defer close(s.declared)
-	s.refused.Run()
+	s.declarer.Run()
 }

@@ -21,7 +21,7 @@ type Server struct {
 	log       *slog.Logger
 	sup       *link.Supervisor
 	publisher *publisher
-	refused   *link.Declarer
+	declarer  *link.Declarer
 	courier   *publish.Courier // nil without an outbox
 	counters  engine.Counters
 	shared    *engine.Shared
@@ -81,7 +81,7 @@ func NewServerContext(ctx context.Context, cfg *ServerConfig) (*Server, chan str
 	}
 	s.log = s.cfg.contain()
 	s.sup = s.newLink()
-	s.refused = link.NewDeclarer(s.log, s.sup)
+	s.declarer = link.NewDeclarer(s.log, s.sup)
 	var err error
 	if s.publisher, s.courier, err = s.newPublisher(ctx); err != nil {
 		return nil, nil, err

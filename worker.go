@@ -113,7 +113,7 @@ func (w *Worker) newShift() *engine.Shift {
 		PublishTimeout: s.cfg.PublishTimeout,
 		Parts:          w.parts(),
 		Link:           s.sup,
-		Declarer:       s.refused,
+		Declarer:       s.declarer,
 		Shared:         s.shared,
 		Handler:        w.handler,
 		Observer:       w.observer(),
@@ -121,7 +121,7 @@ func (w *Worker) newShift() *engine.Shift {
 		Log:            w.log,
 		Overlong:       w.handler.overlong,
 		Ended: func() {
-			s.refused.Forget(cfg.Name)
+			s.declarer.Forget(cfg.Name)
 			w.free(shift)
 		},
 	})

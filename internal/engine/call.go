@@ -15,12 +15,12 @@ import (
 // are for the facade.
 type Call struct {
 	Delivery broker.Delivery
-	History  record.History
 	Name     string // of the function; the message's type until Identify
 	ID       string // of the message, until Identify finds a better one; "" = none
 	Plan     *Plan  // nil = not to be called
 	Payload  any    // the facade's own
 
+	history record.History
 	losses  int   // since the history was written
 	at      *feed // the source of the delivery; for a suspect, the feed whose session fetched it
 	run     run
@@ -45,9 +45,9 @@ type Plan struct {
 }
 
 // newCall prepares a delivery for a slot.
-func (s *Shift) newCall(d broker.Delivery, at *feed) *Call {
-	c := s.cfg.Handler.NewCall()
-	c.Delivery, c.History, c.losses, c.at = d, record.Read(d.Headers), d.Losses, at
+func (cfg *Config) newCall(d broker.Delivery, at *feed) *Call {
+	c := cfg.Handler.NewCall()
+	c.Delivery, c.history, c.losses, c.at = d, record.Read(d.Headers), d.Losses, at
 	c.Name, c.ID, c.index = d.Type, d.ID, -1
 	if !at.exact && d.Redelivered && (c.suspect() || at.believes()) {
 		c.losses = 1
@@ -56,15 +56,15 @@ func (s *Shift) newCall(d broker.Delivery, at *feed) *Call {
 }
 
 // Number returns the number of the attempt that this call is or would be, from 1.
-func (c *Call) Number() int { return c.History.Attempts + 1 }
+func (c *Call) Number() int { return c.history.Attempts + 1 }
 
 // HandedOut reports whether the message was delivered before, to this worker or another.
-func (c *Call) HandedOut() bool { return c.Delivery.Redelivered || c.History.Losses > 0 }
+func (c *Call) HandedOut() bool { return c.Delivery.Redelivered || c.history.Losses > 0 }
 
 // RoutingKey returns the key that the message was published with.
 func (c *Call) RoutingKey() string {
-	if c.History.RoutingKey != "" {
-		return c.History.RoutingKey
+	if c.history.RoutingKey != "" {
+		return c.history.RoutingKey
 	}
 	return c.Delivery.RoutingKey
 }
@@ -82,7 +82,7 @@ func (c *Call) end(a offerAnswer) {
 
 // firstBegan returns when the first attempt began.
 func (c *Call) firstBegan() time.Time {
-	if c.History.Attempts > 0 {
+	if c.history.Attempts > 0 {
 		if log := record.Log(c.Delivery.Headers); len(log) > 0 && !log[0].At.IsZero() && log[0].At.Before(c.started) {
 			return log[0].At
 		}

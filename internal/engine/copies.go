@@ -40,13 +40,13 @@ func (c *Call) messageFor(v verdict.Verdict, worker string, now time.Time) broke
 		record.WriteLog(h, append(record.Log(h), v.Made))
 	}
 	if v.Unknown && v.Action != verdict.ToDeadLetters {
-		h[record.HeaderMisses] = int64(c.History.UnknownCount + 1)
-		h[record.HeaderMissedSince] = record.FormatTime(c.History.UnknownSince(now))
+		h[record.HeaderMisses] = int64(c.history.UnknownCount + 1)
+		h[record.HeaderMissedSince] = record.FormatTime(c.history.UnknownSince(now))
 	}
 	switch v.Action {
 	case verdict.RetryLater:
 		if v.Wish.Kind == verdict.WishRetryAfter {
-			h[record.HeaderAsked] = int64(c.History.Asked + 1)
+			h[record.HeaderAsked] = int64(c.history.Asked + 1)
 		}
 		// The task has ended an attempt, and its name was known. So its losses and misses no longer count.
 		delete(h, record.HeaderLosses)
@@ -57,7 +57,7 @@ func (c *Call) messageFor(v verdict.Verdict, worker string, now time.Time) broke
 	case verdict.ToDeadLetters:
 		h[record.HeaderReason] = v.Reason
 		h[record.HeaderError] = v.Text
-		h[record.HeaderAttempt] = int64(max(v.Made.Number, c.History.Attempts))
+		h[record.HeaderAttempt] = int64(max(v.Made.Number, c.history.Attempts))
 		h[record.HeaderQueue] = broker.Owner(c.Delivery.Queue)
 		h[record.HeaderDiedAt] = record.FormatTime(now)
 		h[record.HeaderWorker] = worker

@@ -20,12 +20,12 @@ type Config struct {
 
 	Limit        int // how many calls run at once
 	Prefetch     int // how many deliveries the broker hands out before one is settled; at least Limit
-	MaxAbandoned int // see ledger
+	MaxAbandoned int // how many calls may run on after their timeout and have their slot given to others
 
 	UnknownMaxAge  time.Duration // how long a message is put off whose function is unknown; negative = not at all
 	PublishTimeout time.Duration // bounds one try to write a copy
 
-	// What the worker declares: first its queue with its bindings, then that of the suspects and of the dead letters.
+	// What the worker declares: first its queue with its bindings, then those of its dead letters and suspects.
 	Parts    []link.Part
 	Link     *link.Supervisor
 	Declarer *link.Declarer
@@ -42,8 +42,8 @@ type Config struct {
 	Ended func()
 }
 
-// Handler knows what messages mean. Its methods are called in the order below, for one call on one goroutine at a time,
-// and for many calls at once.
+// Handler knows what messages mean. For each call its methods are called in the order below, as far as the call gets, and
+// one at a time. Panicked follows Bind or Run. They are called for many calls at once.
 type Handler interface {
 	// NewCall returns a Call that is embedded in a struct of the facade's, to which its Payload points: this costs one
 	// allocation a delivery and not two.
@@ -62,7 +62,8 @@ type Handler interface {
 	Panicked(value any, stack []byte) error
 }
 
-// Observer is called when something has happened, on the goroutine that does the work. Each func may be nil.
+// Observer is called when something has happened, on the goroutine that does the work. Each func may be nil. It must not
+// use the call's Payload: Bind or Run of an abandoned call may still be using it.
 type Observer struct {
 	WorkerStarted func()
 	WorkerStopped func()

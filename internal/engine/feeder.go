@@ -13,8 +13,8 @@ import (
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
 )
 
-// feeder gives the slots of a shift one consumer after the other, until the shift is stopped. It runs on one goroutine,
-// that of run.
+// feeder gives the slots of a shift one consumer after the other, until the shift is stopped. It owns the goroutine of
+// run; slots call next.
 type feeder struct {
 	cfg    *Config
 	phases *phases
@@ -32,9 +32,9 @@ func newFeeder(cfg *Config, p *phases, st *state, empty <-chan struct{}) *feeder
 	return &feeder{cfg: cfg, phases: p, state: st, empty: empty, stopped: make(chan struct{}), fed: make(chan struct{})}
 }
 
-// replace makes the slots read from next. The consumer before it has ended and given back the deliveries that no slot
+// switchTo makes the slots read from next. The consumer before it has ended and given back the deliveries that no slot
 // had received.
-func (f *feeder) replace(next *feed) {
+func (f *feeder) switchTo(next *feed) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.current = next
@@ -59,6 +59,13 @@ func (f *feeder) next(over *feed) *feed {
 		case <-f.phases.taking.Done():
 		}
 	}
+}
+
+// began reports whether there ever was a feed.
+func (f *feeder) began() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.current != nil
 }
 
 // options returns the options of the worker's consumers.
@@ -87,7 +94,7 @@ func (f *feeder) openAgain(ctx context.Context, session broker.Session) (broker.
 func (f *feeder) run(session broker.Session, consumer broker.Consumer) {
 	pauses := link.RetryPauses()
 	for consumer != nil {
-		f.replace(newFeed(session, consumer, f.cfg.Prefetch))
+		f.switchTo(newFeed(session, consumer, f.cfg.Prefetch))
 
 		born := time.Now()
 		select {

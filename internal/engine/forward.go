@@ -28,7 +28,7 @@ var errStays = errors.New("neither its queue nor that of its suspects accepts it
 
 // forwarding is a verdict on its way to the broker, as a copy of the message. One goroutine uses it.
 type forwarding struct {
-	*settler
+	s   *settler
 	c   *Call
 	v   verdict.Verdict // it changes if the broker does not take the copy as it is
 	msg broker.Message
@@ -43,7 +43,7 @@ type forwarding struct {
 // Never give it back immediately: that would loop. The call steps aside before the first pause. forward returns the
 // verdict that was carried out.
 func (s *settler) forward(c *Call, v verdict.Verdict) (verdict.Verdict, error) {
-	f := forwarding{settler: s, c: c}
+	f := forwarding{s: s, c: c}
 	f.become(v)
 	pauses := link.RetryPauses()
 	for {
@@ -61,12 +61,19 @@ func (s *settler) forward(c *Call, v verdict.Verdict) (verdict.Verdict, error) {
 				"err", logs.Brief(err))
 			return f.v, errStays
 		}
+		pause := pauses.NextBackOff()
+		why := f.stuck(pause, err)
 		if f.waited == 0 {
-			s.aside(c)
-			s.state.stuckBy(+1, nil)
+			s.stepAside(c)
+			s.state.stuckBy(+1, why)
 			defer s.state.stuckBy(-1, nil)
+		} else {
+			s.state.stuckBy(0, why)
 		}
-		if err := f.pause(pauses.NextBackOff(), err); err != nil {
+		if errors.Is(err, broker.ErrUnroutable) {
+			s.redeclare() // the queue was deleted
+		}
+		if err := f.pause(pause); err != nil {
 			return f.v, err
 		}
 		if s.phases.settling.Err() != nil || s.phases.tasks.Err() != nil {
@@ -78,15 +85,15 @@ func (s *settler) forward(c *Call, v verdict.Verdict) (verdict.Verdict, error) {
 
 // become makes the copy for a verdict.
 func (f *forwarding) become(v verdict.Verdict) {
-	f.v, f.msg = v, f.c.messageFor(v, f.cfg.Name, time.Now())
+	f.v, f.msg = v, f.c.messageFor(v, f.s.cfg.Name, time.Now())
 }
 
 // log returns the logger for the call. Most copies are written without a line.
-func (f *forwarding) log() *slog.Logger { return f.cfg.about(f.c, f.v.Made.Number) }
+func (f *forwarding) log() *slog.Logger { return f.s.cfg.about(f.c, f.v.Made.Number) }
 
 // write tries once to write the copy. It ends at the latest when settling ends.
 func (f *forwarding) write() error {
-	ctx, cancel := context.WithTimeout(f.phases.settling, min(f.cfg.PublishTimeout, forwardTimeout))
+	ctx, cancel := context.WithTimeout(f.s.phases.settling, min(f.s.cfg.PublishTimeout, forwardTimeout))
 	defer cancel()
 	switch f.v.Action {
 	case verdict.ToDeadLetters:
@@ -107,12 +114,12 @@ func (f *forwarding) write() error {
 func (f *forwarding) change(err error) bool {
 	switch {
 	case errors.Is(err, errors.ErrUnsupported) && f.v.Action != verdict.ToDeadLetters:
-		f.log().Warn("the broker does not support delays; the "+f.cfg.Noun+" becomes a dead letter",
+		f.log().Warn("the broker does not support delays; the "+f.s.cfg.Noun+" becomes a dead letter",
 			"verdict", string(f.v.Action))
 		f.become(f.v.WithoutDelays())
 	case errors.Is(err, broker.ErrHeadersTooLarge) && f.lighten():
 	case f.v.Action == verdict.MoveToBack:
-		f.log().Warn("cannot move the "+f.cfg.Noun+" to the back of the queue; moving it to the suspects",
+		f.log().Warn("cannot move the "+f.s.cfg.Noun+" to the back of the queue; moving it to the suspects",
 			"err", logs.Brief(err))
 		f.v.Action, f.moved = verdict.MoveToSuspects, true
 	default:
@@ -145,24 +152,25 @@ func (f *forwarding) lighten() bool {
 	return true
 }
 
-// pause waits before the next try, or until there is no time left for one. It returns an error if the delivery is lost.
-func (f *forwarding) pause(d time.Duration, why error) error {
+// stuck logs that the copy was not written, and returns why, for Health.
+func (f *forwarding) stuck(pause time.Duration, err error) error {
 	if f.v.Action == verdict.RetryLater && f.c.at.delays && f.waited >= roomDelay {
 		f.v.Delay = max(f.v.Delay, roomDelay)
 	}
 	f.log().Warn("cannot write the verdict; trying again",
-		"verdict", string(f.v.Action), "retry_in", logs.Rounded(d), "err", logs.Brief(why))
-	f.state.stuckBy(0, fmt.Errorf("write verdict %q of %s %q (%q): %w",
-		f.v.Action, f.cfg.Noun, text.Excerpt(f.c.Name), text.Excerpt(f.c.ID), why))
-	if errors.Is(why, broker.ErrUnroutable) {
-		f.redeclare() // the queue was deleted
-	}
+		"verdict", string(f.v.Action), "retry_in", logs.Rounded(pause), "err", logs.Brief(err))
+	return fmt.Errorf("write verdict %q of %s %q (%q): %w",
+		f.v.Action, f.s.cfg.Noun, text.Excerpt(f.c.Name), text.Excerpt(f.c.ID), err)
+}
+
+// pause waits before the next try, or until there is no time left for one. It returns an error if the delivery is lost.
+func (f *forwarding) pause(d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-	case <-f.phases.settling.Done():
-	case <-f.phases.tasks.Done():
+	case <-f.s.phases.settling.Done():
+	case <-f.s.phases.tasks.Done():
 	case <-f.c.Delivery.Lost():
 		return broker.ErrDeliveryLost
 	}

@@ -23,12 +23,26 @@ var (
 	errStillRunning = errors.New("an abandoned call of this task is still running here")
 )
 
-// shelf counts the deliveries that are held. mu guards the count.
+// shelf holds deliveries, each on a goroutine of its own. mu guards their number.
 type shelf struct {
-	most int // how many may be held, heirs not counted
+	cfg     *Config
+	phases  *phases
+	settler *settler
+	ledger  *ledger
+	stopped <-chan struct{} // the last consumer has stopped
+	offers  chan<- offer
+	most    int // how many may be held, heirs not counted
 
 	mu   sync.Mutex
 	held int
+}
+
+func newShelf(
+	cfg *Config, p *phases, s *settler, l *ledger, stopped <-chan struct{}, offers chan<- offer,
+) *shelf {
+	return &shelf{
+		cfg: cfg, phases: p, settler: s, ledger: l, stopped: stopped, offers: offers, most: maxHeld(cfg.Prefetch),
+	}
 }
 
 // maxHeld returns how many deliveries, except heirs, may be held. It leaves more than half of the prefetch to other
@@ -63,24 +77,23 @@ func (h *shelf) count() int {
 // call ends. The same attempt, delivered again because its link was lost, then takes that call's verdict. Any other
 // delivery runs after it: another attempt, a replay, or a task that was published twice with one uuid, since dropping
 // that would lose it.
-func (s *Shift) claim(c *Call) (verdict.Verdict, readiness) {
+func (h *shelf) claim(c *Call) (verdict.Verdict, readiness) {
 	c.run.key, c.run.since = taskKey{broker.Owner(c.Delivery.Queue), c.Name, c.ID}, time.Now()
-	c.run.attempts, c.run.again, c.run.delivery = c.History.Attempts, c.HandedOut(), &c.Delivery
-	other, heir := s.cfg.Shared.running.begin(&c.run)
+	c.run.attempts, c.run.again, c.run.delivery = c.history.Attempts, c.HandedOut(), &c.Delivery
+	other, heir := h.cfg.Shared.running.begin(&c.run)
 	switch {
 	case other == nil:
 		return verdict.Verdict{}, toBeCalled
 	case c.suspect(): // it has the turn: other suspects must not wait for that call
 		patience := time.NewTimer(verdict.Grace)
 		defer patience.Stop()
-		if v, ours := s.await(c, other, patience.C); !ours {
+		if v, ours := h.await(c, other, patience.C); !ours {
 			return v, toBeSettled
 		}
 		return verdict.Verdict{}, toBeCalled
-	case s.shelf.put(heir || !c.at.delays):
+	case h.put(heir || !c.at.delays):
 		c.aside = true
-		s.ledger.enter(1)
-		go s.hold(c, other)
+		h.ledger.spawn(func() { h.hold(c, other) })
 		return verdict.Verdict{}, isHeld
 	}
 	// The longer that call has run, the longer it may run still.
@@ -89,16 +102,15 @@ func (s *Shift) claim(c *Call) (verdict.Verdict, readiness) {
 }
 
 // hold waits until other ends, and then for a slot that calls the function.
-func (s *Shift) hold(c *Call, other *run) {
-	defer s.leave()
-	v, ours := s.await(c, other, nil)
+func (h *shelf) hold(c *Call, other *run) {
+	v, ours := h.await(c, other, nil)
 	if ours {
 		c.aside, c.claimed = false, true
 		select {
-		case s.offers <- offer{held: c}:
-			s.shelf.remove()
+		case h.offers <- offer{held: c}:
+			h.remove()
 			return
-		case <-s.phases.taking.Done():
+		case <-h.phases.taking.Done():
 		case <-c.Delivery.Lost():
 		}
 		c.aside, v = true, verdict.Verdict{Action: verdict.Release}
@@ -107,42 +119,43 @@ func (s *Shift) hold(c *Call, other *run) {
 		select {
 		case <-c.at.consumer.Done():
 		case <-c.Delivery.Lost():
-		case <-s.feeder.stopped:
+		case <-h.stopped:
 		}
 	}
-	s.shelf.remove()
-	s.settleUncalled(c, v)
+	h.remove()
+	h.settler.settleUncalled(c, v)
 }
 
-// takeHeld takes over a held call. It returns nil if the shift has been stopped.
-func (s *Shift) takeHeld(c *Call) *Call {
-	if s.phases.taking.Err() == nil {
+// take takes over a held call. It returns nil if the shift has been stopped.
+func (h *shelf) take(c *Call) *Call {
+	if h.phases.taking.Err() == nil {
 		return c
 	}
-	s.settleUncalled(c, verdict.Verdict{Action: verdict.Release})
+	h.settler.settleUncalled(c, verdict.Verdict{Action: verdict.Release})
 	return nil
 }
 
 // await waits for other, a run of the same task, and for the runs that follow it. It returns a verdict, or reports ours
 // if the task is to be called now. patience, if not nil, ends the wait.
-func (s *Shift) await(c *Call, other *run, patience <-chan time.Time) (v verdict.Verdict, ours bool) {
-	running := &s.cfg.Shared.running
+func (h *shelf) await(c *Call, other *run, patience <-chan time.Time) (v verdict.Verdict, ours bool) {
+	tasks := &h.cfg.Shared.running
 	putOff := func(why error) verdict.Verdict { // a suspect: beside the others it would not run alone
 		return verdict.Verdict{
 			Action:  verdict.ReturnToSuspects,
-			Losses:  c.History.Losses,
+			Losses:  c.history.Losses,
 			Outcome: verdict.OutcomeOf(why),
 		}
 	}
-	for ; other != nil; other, _ = running.begin(&c.run) {
+	for ; other != nil; other, _ = tasks.begin(&c.run) {
 		select {
 		case <-other.decided:
-			switch v, what := running.inherit(&c.run, other); {
-			case what == inherits:
+			switch v, what := tasks.inherit(&c.run, other); what {
+			case inherits:
 				return v, false
-			case what == otherRuns && c.suspect():
-				return putOff(errStillRunning), false
-			case what == otherRuns:
+			case otherRuns:
+				if c.suspect() {
+					return putOff(errStillRunning), false
+				}
 				return verdict.Verdict{
 					Action:  verdict.Postpone,
 					Delay:   heldDelay,
@@ -153,7 +166,7 @@ func (s *Shift) await(c *Call, other *run, patience <-chan time.Time) (v verdict
 		case <-other.ended: // without a verdict: it was not called
 		case <-patience:
 			return putOff(errRuns), false
-		case <-s.phases.taking.Done():
+		case <-h.phases.taking.Done():
 			return verdict.Verdict{Action: verdict.Release}, false
 		case <-c.Delivery.Lost():
 			return verdict.Verdict{Action: verdict.Release}, false // the failing release counts it as lost

@@ -73,9 +73,10 @@ func (s *Shift) conclude(c *Call, o verdict.Outcome, abandoned bool) {
 
 // attemptOf describes how a call ended.
 func (s *Shift) attemptOf(c *Call, o verdict.Outcome, abandoned bool) verdict.Attempt {
+	now := time.Now()
 	a := verdict.Attempt{
 		Outcome: o, Timeout: c.Plan.Timeout, Shutdown: s.phases.tasks.Err() != nil, Abandoned: abandoned,
-		Number: c.Number(), Asked: c.History.Asked, First: c.firstBegan(), Expires: c.History.Expires, Now: time.Now(),
+		Number: c.Number(), Asked: c.history.Asked, First: c.firstBegan(), Expires: c.history.Expires, Now: now,
 	}
 	if a.Timeout > 0 {
 		deadline := c.started.Add(a.Timeout)
@@ -91,10 +92,10 @@ func (s *Shift) attemptOf(c *Call, o verdict.Outcome, abandoned bool) verdict.At
 func (s *Shift) concludeUnbound(c *Call, o verdict.Outcome, abandoned bool) {
 	switch {
 	case !abandoned && o.Err == nil:
-		s.settleUncalled(c, verdict.Verdict{Action: verdict.Release})
+		s.settler.settleUncalled(c, verdict.Verdict{Action: verdict.Release})
 		return
 	case !abandoned:
-		s.settleUncalled(c, verdict.DeadLetter(verdict.ReasonBadArguments, o))
+		s.settler.settleUncalled(c, verdict.DeadLetter(verdict.ReasonBadArguments, o))
 		return
 	}
 	err := fmt.Errorf("%w of %v: its arguments are still being decoded", fault.ErrTimeout, c.Plan.Timeout)

@@ -14,10 +14,11 @@ import (
 type ledger struct {
 	maxAbandoned int           // at this bound an overdue call keeps its slot
 	replace      func(*Call)   // starts a slot in place of that of an abandoned call; it is counted already
-	count        *atomic.Int64 // of abandoned calls, for Stats
+	total        *atomic.Int64 // of abandoned calls, for Stats
+	over         func()        // ends the shift, after everything else has ended
 
 	mu         sync.Mutex    // guards the fields below; never held across I/O or user code
-	goroutines int           // those of slots, including abandoned ones, and of deliveries that wait without a slot
+	goroutines int           // those of slots, abandoned ones too, of deliveries that are held, and of a suspect's fetch
 	empty      chan struct{} // closed when goroutines is 0, which happens once: they end only when the shift is stopped
 	runOver    bool          // the feeder has returned
 	watched    deadlines     // calls with a timeout
@@ -26,21 +27,32 @@ type ledger struct {
 	calls      int           // running calls of functions, including abandoned ones
 }
 
-func newLedger(maxAbandoned int, replace func(*Call), count *atomic.Int64) *ledger {
-	l := &ledger{maxAbandoned: maxAbandoned, replace: replace, count: count, empty: make(chan struct{})}
+func newLedger(maxAbandoned int, total *atomic.Int64, replace func(*Call), over func()) *ledger {
+	l := &ledger{maxAbandoned: maxAbandoned, replace: replace, total: total, over: over, empty: make(chan struct{})}
 	l.watched.init(l.onDue)
 	return l
 }
 
-// enter counts n goroutines before they start.
+// enter counts n goroutines before they start. Each of them must be a run.
 func (l *ledger) enter(n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.goroutines += n
 }
 
-// leave notes that a goroutine returns. It reports whether this ends the shift.
-func (l *ledger) leave() (over bool) {
+// spawn runs f on a goroutine that is counted. Its caller is one too, or the shift could end between the two.
+func (l *ledger) spawn(f func()) {
+	l.enter(1)
+	go l.run(f)
+}
+
+// run is a goroutine that is counted already. The last one ends the shift if the feeder has returned.
+func (l *ledger) run(f func()) {
+	defer l.leave() // even if runtime.Goexit in user code ends the goroutine
+	f()
+}
+
+func (l *ledger) leave() {
 	l.mu.Lock()
 	l.goroutines--
 	last, over := l.goroutines == 0, l.goroutines == 0 && l.runOver
@@ -48,10 +60,13 @@ func (l *ledger) leave() (over bool) {
 	if last {
 		close(l.empty)
 	}
-	return over
+	if over {
+		l.over()
+	}
 }
 
-// runEnded notes that the feeder has returned, or will never run. It reports whether this ends the shift.
+// runEnded notes that the feeder has returned, or will never run. It reports whether the shift is over; the caller then
+// ends it.
 func (l *ledger) runEnded() (over bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -59,15 +74,15 @@ func (l *ledger) runEnded() (over bool) {
 	return l.goroutines == 0
 }
 
-// end stops the timer when the shift is over.
-func (l *ledger) end() {
+// stopTimer releases the timer when the shift is over.
+func (l *ledger) stopTimer() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.watched.timer.Stop()
 }
 
-// running returns the number of running calls, and of the abandoned ones among them.
-func (l *ledger) running() (calls, abandoned int) {
+// counts returns the number of running calls, and of the abandoned ones among them.
+func (l *ledger) counts() (calls, abandoned int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.calls, l.abandoned
@@ -134,7 +149,7 @@ func (l *ledger) abandonOverdue() *Call {
 	c.stage.CompareAndSwap(callBinding, callUnbound)
 	l.abandoned++
 	l.goroutines++ // the replacement; counted here, since the abandoned call and its slot may end before it starts
-	l.count.Add(1)
+	l.total.Add(1)
 	return c
 }
 

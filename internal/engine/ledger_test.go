@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -13,7 +14,7 @@ func TestTheLedgerAbandonsAsManyCallsAsItMay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var replaced []*Call
 		var count atomic.Int64
-		l := newLedger(1, func(c *Call) { replaced = append(replaced, c) }, &count)
+		l := newLedger(1, &count, func(c *Call) { replaced = append(replaced, c) }, nil)
 		l.enter(3)
 		calls := make([]*Call, 3)
 		for i := range calls {
@@ -34,41 +35,47 @@ func TestTheLedgerAbandonsAsManyCallsAsItMay(t *testing.T) {
 		if len(replaced) != 2 || replaced[1] != calls[2] {
 			t.Errorf("%d calls are abandoned after the end of the first, want the third too", len(replaced))
 		}
-		if n, abandoned := l.running(); n != 1 || abandoned != 1 || count.Load() != 2 {
+		if n, abandoned := l.counts(); n != 1 || abandoned != 1 || count.Load() != 2 {
 			t.Errorf("%d calls, %d abandoned, %d in all", n, abandoned, count.Load())
 		}
 		if !l.callEnded(calls[2]) {
 			t.Error("the third is not known as abandoned")
 		}
-		l.end()
+		l.stopTimer()
 	})
 }
 
 // A shift ends once, when its feeder and all its goroutines have ended, whichever is last.
 func TestTheLedgerEndsTheShiftOnce(t *testing.T) {
 	t.Parallel()
-	for feederFirst := range 2 {
-		l := newLedger(0, nil, nil)
+	for _, feederFirst := range []bool{true, false} {
+		ends := 0
+		l := newLedger(0, nil, nil, func() { ends++ })
 		l.enter(2)
-		var ends []bool
-		if feederFirst == 1 {
-			ends = append(ends, l.runEnded())
+		if feederFirst && l.runEnded() {
+			t.Error("over while two goroutines run")
 		}
-		ends = append(ends, l.leave())
+		l.run(func() {})
 		select {
 		case <-l.empty:
 			t.Error("empty with a goroutine left")
 		default:
 		}
-		ends = append(ends, l.leave())
+		l.run(func() {})
 		<-l.empty
-		if feederFirst == 0 {
-			ends = append(ends, l.runEnded())
+		if !feederFirst && l.runEnded() {
+			ends++
 		}
-		for i, end := range ends {
-			if end != (i == len(ends)-1) {
-				t.Errorf("feeder first %d: %v", feederFirst, ends)
-			}
+		if ends != 1 {
+			t.Errorf("feeder first %t: the shift ended %d times", feederFirst, ends)
 		}
 	}
+}
+
+// User code may end a goroutine at any point.
+func TestAGoroutineThatExitsIsNoLongerCounted(t *testing.T) {
+	t.Parallel()
+	l := newLedger(0, nil, nil, nil)
+	l.spawn(runtime.Goexit)
+	<-l.empty
 }

@@ -12,8 +12,8 @@ import (
 // settleTimeout is how long a stopping worker keeps trying to write a dead letter.
 const settleTimeout = 30 * time.Second
 
-// phases are the contexts of a shift, which end one after the other when it is stopped. They need no lock, and every
-// method may be called more than once.
+// phases are the contexts of a shift, which end one after the other when it is stopped. No lock is needed:
+// contexts and the sync.Once guard themselves. Every method may be called more than once.
 type phases struct {
 	taking context.Context // while it lives, deliveries are taken
 	// Ends settleTimeout after taking; then calls whose verdict cannot be written are given back.

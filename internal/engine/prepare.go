@@ -21,7 +21,7 @@ const (
 // ready decides the next step of a delivery, and settles it if it is not to be called.
 func (s *Shift) ready(c *Call) readiness {
 	v, r := s.prepare(c)
-	for r == toBeSettled && s.settleUncalled(c, v) {
+	for r == toBeSettled && s.settler.settleUncalled(c, v) {
 		c.losses = 0
 		v, r = s.admit(c)
 	}
@@ -42,7 +42,7 @@ func (s *Shift) prepare(c *Call) (verdict.Verdict, readiness) {
 		return verdict.DeadLetter(verdict.ReasonMalformed, verdict.OutcomeOf(err)), toBeSettled
 	}
 	// This comes first: a task that runs here has neither ended its worker nor expired.
-	if v, r := s.claim(c); r != toBeCalled {
+	if v, r := s.shelf.claim(c); r != toBeCalled {
 		return v, r
 	}
 	return s.admit(c)
@@ -50,35 +50,17 @@ func (s *Shift) prepare(c *Call) (verdict.Verdict, readiness) {
 
 // admit decides whether to call a claimed task.
 func (s *Shift) admit(c *Call) (verdict.Verdict, readiness) {
-	if v, run := verdict.Losses(c.History, c.losses, c.suspect()); !run {
+	if v, run := verdict.Losses(c.history, c.losses, c.suspect()); !run {
 		return v, toBeSettled
 	}
 	now := time.Now()
-	if at := c.History.Expires; !at.IsZero() && !now.Before(at) {
+	if at := c.history.Expires; !at.IsZero() && !now.Before(at) {
 		err := fmt.Errorf("%w at %s", fault.ErrExpired, record.FormatTime(at))
 		return verdict.DeadLetter(verdict.ReasonExpired, verdict.OutcomeOf(err)), toBeSettled
 	}
 	if err := s.cfg.Handler.Find(c); err != nil {
-		return verdict.Unknown(c.History, c.suspect(), now, s.cfg.UnknownMaxAge, verdict.OutcomeOf(err)), toBeSettled
+		return verdict.Unknown(c.history, c.suspect(), now, s.cfg.UnknownMaxAge, verdict.OutcomeOf(err)), toBeSettled
 	}
 	c.started, c.due = now, dueAt(now, c.Plan.Timeout)
 	return verdict.Verdict{}, toBeCalled
-}
-
-// settleUncalled settles a delivery that is not called, and reports whether the task stays, to be called. The task
-// counts as under way until it is settled. Otherwise its copy could come back sooner and end this process, and the
-// unsettled original would be a second one.
-func (s *Shift) settleUncalled(c *Call, v verdict.Verdict) (stays bool) {
-	defer func() { // even when a hook ends this goroutine
-		if stays {
-			return
-		}
-		s.cfg.Shared.running.end(&c.run)
-		if v.Action == verdict.ReturnToSuspects { // it would be found again at once
-			c.end(noSuspect)
-		} else {
-			c.end(oneSuspect)
-		}
-	}()
-	return s.settler.settle(c, v)
 }

@@ -16,7 +16,7 @@ type settler struct {
 	phases *phases
 	state  *state
 
-	aside       func(*Call) // gives the slot of a call to others before it waits
+	stepAside   func(*Call) // gives the slot of a call to others before it waits
 	suspectMade func()
 }
 
@@ -66,6 +66,24 @@ func (s *settler) settle(c *Call, v verdict.Verdict) (stays bool) {
 	return false
 }
 
+// settleUncalled settles a delivery that is not called, and reports whether the task stays, to be called. The task
+// counts as under way until it is settled. Otherwise its copy could come back sooner and end this process, and the
+// unsettled original would be a second one.
+func (s *settler) settleUncalled(c *Call, v verdict.Verdict) (stays bool) {
+	defer func() { // even when a hook ends this goroutine
+		if stays {
+			return
+		}
+		s.cfg.Shared.running.end(&c.run)
+		if v.Action == verdict.ReturnToSuspects { // it would be found again at once
+			c.end(noSuspect)
+		} else {
+			c.end(oneSuspect)
+		}
+	}()
+	return s.settle(c, v)
+}
+
 // giveBack returns a delivery without a charge: its task was not run, or the shutdown interrupted it. A broker that
 // cannot tell returned deliveries from lost ones gets a copy, which was never delivered before.
 func (s *settler) giveBack(c *Call) (err error) {
@@ -101,12 +119,12 @@ func (s *settler) tell(c *Call, v verdict.Verdict) {
 	switch v.Action {
 	case verdict.Postpone:
 		counters.Postponed.Add(1)
-		if c.History.UnknownCount == 0 {
+		if c.history.UnknownCount == 0 {
 			log.Warn(noun+" postponed", attrsOf(v.Outcome, "retry_in", logs.Rounded(v.Delay))...)
 		}
 	case verdict.ReturnToSuspects:
 		counters.Postponed.Add(1)
-		if c.History.UnknownCount == 0 {
+		if c.history.UnknownCount == 0 {
 			log.Warn(noun+" postponed to the end of the suspects", attrsOf(v.Outcome)...)
 		}
 	case verdict.ToDeadLetters:

@@ -45,17 +45,12 @@ func New(cfg *Config) *Shift {
 		ended:  make(chan struct{}),
 		over:   make(chan struct{}),
 	}
-	s.ledger = newLedger(cfg.MaxAbandoned, s.replace, &cfg.Counters.Abandoned)
+	s.ledger = newLedger(cfg.MaxAbandoned, &cfg.Counters.Abandoned, s.replace, s.end)
 	s.feeder = newFeeder(cfg, s.phases, s.state, s.ledger.empty)
-	s.patrol = newPatrol(s.phases, cfg.Shared.turn, s.offers)
-	s.settler = &settler{
-		cfg:         cfg,
-		phases:      s.phases,
-		state:       s.state,
-		aside:       s.stepAside,
-		suspectMade: s.patrol.suspectMade,
-	}
-	s.shelf = &shelf{most: maxHeld(cfg.Prefetch)}
+	s.settler = &settler{cfg: cfg, phases: s.phases, state: s.state, stepAside: s.stepAside}
+	s.shelf = newShelf(cfg, s.phases, s.settler, s.ledger, s.feeder.stopped, s.offers)
+	s.patrol = newPatrol(cfg, s.phases, s.settler, s.ledger, s.state, s.offers)
+	s.settler.suspectMade = s.patrol.suspectMade
 	return s
 }
 
@@ -100,7 +95,7 @@ func (s *Shift) begin(session broker.Session, consumer broker.Consumer) {
 	s.ledger.enter(s.cfg.Limit)
 	s.state.note(true, nil)
 	for range s.cfg.Limit {
-		go s.slot(nil, nil)
+		go s.ledger.run(func() { s.slot(nil, nil) })
 	}
 	go s.run(session, consumer)
 	go s.patrol.run()
@@ -133,8 +128,8 @@ func (s *Shift) warnOfConsumerTimeout(most time.Duration) {
 // run feeds the slots until the shift is stopped.
 func (s *Shift) run(session broker.Session, consumer broker.Consumer) {
 	defer s.runEnded()
+	defer func() { <-s.patrol.ended }() // the feeder has stopped taking
 	s.feeder.run(session, consumer)
-	<-s.patrol.ended // the feeder has stopped taking
 }
 
 // Stopping reports whether the shift takes no more deliveries.
@@ -143,7 +138,7 @@ func (s *Shift) Stopping() bool { return s.phases.taking.Err() != nil }
 // State returns the shift's state.
 func (s *Shift) State() State {
 	now := s.state.now()
-	now.Running, now.Abandoned = s.ledger.running()
+	now.Running, now.Abandoned = s.ledger.counts()
 	now.Held = s.shelf.count()
 	return now
 }
@@ -184,7 +179,7 @@ func (s *Shift) leaveBehind() error {
 			return fmt.Errorf("worker %q: the broker has not ended the consumer in time", s.cfg.Name)
 		}
 	}
-	calls, abandoned := s.ledger.running()
+	calls, abandoned := s.ledger.counts()
 	switch running := calls - abandoned; {
 	case abandoned > 0:
 		return fmt.Errorf("worker %q: %w: %d, and %d abandoned", s.cfg.Name, fault.ErrTasksRunning, running, abandoned)
@@ -207,19 +202,12 @@ func (s *Shift) runEnded() {
 	}
 }
 
-// leave notes that a goroutine which the ledger counts returns. The last one ends the shift if run has returned.
-func (s *Shift) leave() {
-	if s.ledger.leave() {
-		s.end()
-	}
-}
-
 // end releases what the shift holds and frees its worker. It runs once, after everything else has ended.
 func (s *Shift) end() {
-	s.ledger.end()
+	s.ledger.stopTimer()
 	s.phases.end()
 	s.cfg.Ended()
-	if f := s.cfg.Observer.WorkerStopped; f != nil && s.feeder.current != nil {
+	if f := s.cfg.Observer.WorkerStopped; f != nil && s.feeder.began() {
 		f()
 	}
 	close(s.over)

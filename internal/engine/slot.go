@@ -1,7 +1,7 @@
 package engine
 
 import (
-	"fmt"
+	"errors"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
@@ -11,14 +11,14 @@ import (
 )
 
 // errAbandoned is the outcome of a call that ran on after its timeout and grace.
-var errAbandoned = fmt.Errorf("still running after its timeout; abandoned")
+var errAbandoned = errors.New("still running after its timeout; abandoned")
 
 // duty is what a slot is doing at the moment. Only the slot's own goroutine uses it. It outlives runtime.Goexit in the
 // user's code, which ends that goroutine at any point.
 type duty struct {
 	call     *Call // the call in progress; nil = none
 	calling  bool  // its function runs, as far as the ledger knows
-	finished bool  // the slot ends by itself
+	finished bool  // no other slot is to go on in its place
 }
 
 // slot runs calls, one after the other, on its own goroutine. Limit slots read from the same consumer. When a call is
@@ -27,7 +27,6 @@ type duty struct {
 // If not nil, c is a call of the slot that this one takes over from, and first does the remaining work for it.
 func (s *Shift) slot(c *Call, first func()) {
 	d := duty{call: c}
-	defer s.leave()
 	defer s.endDuty(&d)
 	if first != nil {
 		if first(); c.aside {
@@ -103,13 +102,14 @@ func (s *Shift) goexit(c *Call) {
 // replace starts a slot in place of that of an abandoned call. The new slot first writes the dead letter. The ledger
 // has already counted the new slot.
 func (s *Shift) replace(c *Call) {
-	go s.slot(c, func() { s.conclude(c, verdict.OutcomeOf(errAbandoned), true) })
+	go s.ledger.run(func() {
+		s.slot(c, func() { s.conclude(c, verdict.OutcomeOf(errAbandoned), true) })
+	})
 }
 
 // startSlot starts a slot in place of one that has ended, or is about to.
 func (s *Shift) startSlot(c *Call, first func()) {
-	s.ledger.enter(1)
-	go s.slot(c, first)
+	s.ledger.spawn(func() { s.slot(c, first) })
 }
 
 // stepAside gives the slot of c to others while c waits for anything but its function. The prefetch bounds how many
@@ -143,12 +143,12 @@ func (s *Shift) next(at *feed) (c *Call, more bool) {
 		if !d.Redelivered {
 			at.streak.Store(0)
 		}
-		return s.newCall(d, at), true
+		return s.cfg.newCall(d, at), true
 	case o := <-s.offers:
 		if o.held != nil {
-			return s.takeHeld(o.held), true
+			return s.shelf.take(o.held), true
 		}
-		return s.takeSuspect(at, o), true
+		return s.patrol.take(at, o), true
 	case <-s.feeder.stopped: // the consumer may never end
 		return nil, false
 	}
@@ -177,7 +177,7 @@ func (s *Shift) accept(d *broker.Delivery, at *feed) bool {
 	select { // both may be closed, and a delivery that is left to Close is charged
 	case <-at.consumer.Done():
 		counters.Received.Add(1)
-		s.settler.settle(s.newCall(*d, at), verdict.Verdict{Action: verdict.Release})
+		s.settler.settle(s.cfg.newCall(*d, at), verdict.Verdict{Action: verdict.Release})
 	default:
 	}
 	return false

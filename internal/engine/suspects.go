@@ -36,20 +36,27 @@ const (
 	anotherRuns                    // another worker of this server runs one
 )
 
-// patrol looks for suspects from time to time. It owns the goroutine of run.
+// patrol looks for suspects from time to time, and fetches them for slots. It owns the goroutine of run; slots call take.
 type patrol struct {
-	phases *phases
-	turn   turn
-	offers chan<- offer
-	found  chan struct{} // signals a new suspect; buffers one
-	ended  chan struct{} // closed when run has returned
+	cfg     *Config
+	phases  *phases
+	settler *settler
+	ledger  *ledger
+	state   *state
+	offers  chan<- offer
+
+	found chan struct{} // signals a new suspect; buffers one
+	ended chan struct{} // closed when run has returned
 
 	mu       sync.Mutex // guards fetching
 	fetching bool       // a suspect is being fetched
 }
 
-func newPatrol(p *phases, t turn, offers chan<- offer) *patrol {
-	return &patrol{phases: p, turn: t, offers: offers, found: make(chan struct{}, 1), ended: make(chan struct{})}
+func newPatrol(cfg *Config, p *phases, s *settler, l *ledger, st *state, offers chan<- offer) *patrol {
+	return &patrol{
+		cfg: cfg, phases: p, settler: s, ledger: l, state: st, offers: offers,
+		found: make(chan struct{}, 1), ended: make(chan struct{}),
+	}
 }
 
 // run offers the slots a suspect from time to time, and at once after one was found or made here.
@@ -64,7 +71,7 @@ func (p *patrol) run() {
 			select {
 			case p.offers <- offer{answer: answer, turn: true}:
 			default: // no slot is free: others must not wait for one
-				p.turn.release()
+				p.cfg.Shared.turn.release()
 				continue
 			}
 		} else {
@@ -81,7 +88,7 @@ func (p *patrol) run() {
 				continue
 			}
 			// If workers only looked, and started over when another one was looking, many would block each other.
-			if acquired = a == anotherRuns && p.turn.acquire(taking); acquired {
+			if acquired = a == anotherRuns && p.cfg.Shared.turn.acquire(taking); acquired {
 				continue
 			}
 		case <-taking:
@@ -122,9 +129,9 @@ func (p *patrol) fetchEnded() {
 	p.fetching = false
 }
 
-// takeSuspect fetches a suspect if none runs in this server. It returns nil if there is none.
-func (s *Shift) takeSuspect(at *feed, o offer) *Call {
-	turn := s.cfg.Shared.turn
+// take fetches a suspect for a slot if none runs in this server. It returns nil if there is none.
+func (p *patrol) take(at *feed, o offer) *Call {
+	turn := p.cfg.Shared.turn
 	if !o.turn && !turn.tryAcquire() {
 		o.answer <- anotherRuns
 		return nil
@@ -133,19 +140,19 @@ func (s *Shift) takeSuspect(at *feed, o offer) *Call {
 		turn.release()
 		o.answer <- a
 	}
-	if s.phases.taking.Err() != nil { // patrol has offered once more than it should
+	if p.phases.taking.Err() != nil { // patrol has offered once more than it should
 		over(noSuspect)
 		return nil
 	}
-	d := s.fetchSuspect(at)
+	d := p.fetch(at)
 	if d == nil {
 		over(noSuspect)
 		return nil
 	}
-	s.cfg.Counters.Received.Add(1)
-	c := s.newCall(*d, at)
-	if s.phases.taking.Err() != nil { // stopped meanwhile
-		s.settler.settle(c, verdict.Verdict{Action: verdict.Release})
+	p.cfg.Counters.Received.Add(1)
+	c := p.cfg.newCall(*d, at)
+	if p.phases.taking.Err() != nil { // stopped meanwhile
+		p.settler.settle(c, verdict.Verdict{Action: verdict.Release})
 		over(noSuspect)
 		return nil
 	}
@@ -153,60 +160,58 @@ func (s *Shift) takeSuspect(at *feed, o offer) *Call {
 	return c
 }
 
-// fetchSuspect takes one message from the queue of suspects through the feed's session. It returns nil if none arrives
+// fetch takes one message from the queue of suspects through the feed's session. It returns nil if none arrives
 // within CloseTimeout, and at once if Limit verdicts cannot be written, since the prefetch does not bound suspects. A
 // cancelled fetch may have taken a suspect, and the broker would charge it with a loss. So the fetch goes on beside the
 // slot and gives a late suspect back. No other fetch begins before it ends.
-func (s *Shift) fetchSuspect(at *feed) *broker.Delivery {
-	if s.state.stuck() >= s.cfg.Limit || !s.patrol.mayFetch() {
+func (p *patrol) fetch(at *feed) *broker.Delivery {
+	if p.state.stuck() >= p.cfg.Limit || !p.mayFetch() {
 		return nil
 	}
-	s.ledger.enter(1)
 	fetched, late := make(chan *broker.Delivery), make(chan struct{})
-	go func() {
-		defer s.leave()
-		d := s.getSuspect(at)
-		s.patrol.fetchEnded() // before the slot may be offered the next one
+	p.ledger.spawn(func() {
+		d := p.get(at)
+		p.fetchEnded() // before the slot may be offered the next one
 		select {
 		case fetched <- d:
 		case <-late:
 			if d != nil {
-				s.cfg.Counters.Received.Add(1)
-				s.settler.settle(s.newCall(*d, at), verdict.Verdict{Action: verdict.Release})
+				p.cfg.Counters.Received.Add(1)
+				p.settler.settle(p.cfg.newCall(*d, at), verdict.Verdict{Action: verdict.Release})
 			}
 		}
-	}()
+	})
 	timer := time.NewTimer(link.CloseTimeout)
 	defer timer.Stop()
 	select {
 	case d := <-fetched:
 		return d
 	case <-timer.C:
-		s.state.bar(fmt.Errorf("fetch a suspect: no answer for %v", link.CloseTimeout))
+		p.state.bar(fmt.Errorf("fetch a suspect: no answer for %v", link.CloseTimeout))
 		close(late)
 		return nil
 	}
 }
 
-// getSuspect asks the broker for a suspect. It gives up when the session is lost, or some seconds after the shift was
+// get asks the broker for a suspect. It gives up when the session is lost, or some seconds after the shift was
 // stopped.
-func (s *Shift) getSuspect(at *feed) *broker.Delivery {
-	ctx, cancel := link.WithGrace(s.phases.taking, link.CloseTimeout)
+func (p *patrol) get(at *feed) *broker.Delivery {
+	ctx, cancel := link.WithGrace(p.phases.taking, link.CloseTimeout)
 	defer cancel()
-	defer context.AfterFunc(s.phases.hard, cancel)()
-	queue := s.cfg.Queue + broker.SuspectsSuffix
+	defer context.AfterFunc(p.phases.hard, cancel)()
+	queue := p.cfg.Queue + broker.SuspectsSuffix
 	ds, err := at.session.TryGet(ctx, queue, 1)
 	switch {
 	case err == nil:
-		s.state.bar(nil)
+		p.state.bar(nil)
 		if len(ds) > 0 {
 			return &ds[0]
 		}
 	case errors.Is(err, broker.ErrQueueGone):
-		s.settler.redeclare()
-	case at.session.Err() == nil && s.phases.taking.Err() == nil:
-		s.state.bar(fmt.Errorf("fetch a suspect: %w", err))
-		s.cfg.Log.Warn("cannot fetch suspects; trying again",
+		p.settler.redeclare()
+	case at.session.Err() == nil && p.phases.taking.Err() == nil:
+		p.state.bar(fmt.Errorf("fetch a suspect: %w", err))
+		p.cfg.Log.Warn("cannot fetch suspects; trying again",
 			"err", logs.Brief(err, fmt.Sprintf("get from queue %q: ", queue)))
 	}
 	return nil

@@ -3,8 +3,10 @@ package engine
 // turn makes sure that a server runs one suspect at a time, so that it is known which task ended the process. It holds
 // one value while a suspect is looked for or runs.
 //
-// The rule of a suspect's way: patrol offers a suspect to the slots; a free slot that takes the offer acquires the turn
-// and fetches; it answers patrol, and releases the turn, when there was none or when its call has ended.
+// The way of a suspect: patrol offers it to the slots. A free slot that takes the offer acquires the turn, unless
+// another worker has it. In that case patrol waits for the turn, and passes it along with its next offer. The slot
+// fetches the suspect and calls its function. It releases the turn, and answers patrol, when there was no suspect, or
+// when the call has ended, was abandoned or stepped aside.
 type turn chan struct{}
 
 // tryAcquire takes the turn and reports true, unless somebody has it.

@@ -1,4 +1,4 @@
-// Package fault has the errors that several rooms return. The root package re-exports and documents them.
+// Package fault has the errors of the rooms that users compare with. The root package re-exports and documents them.
 package fault
 
 import (

@@ -60,8 +60,8 @@ type partKey struct{ owner, kind, name string }
 
 func (p *Part) key() partKey { return partKey{p.Owner, p.Kind, p.Name} }
 
-// Brief returns the text of a declaration error without the part's name at the beginning.
-func (p *Part) Brief(err error) string {
+// brief returns the text of a declaration error without the part's name at the beginning.
+func (p *Part) brief(err error) string {
 	return logs.Brief(err, fmt.Sprintf("declare %s %q: ", p.Kind, p.Name))
 }
 
@@ -115,11 +115,12 @@ func (d *Declarer) Declare(ctx context.Context, session broker.Session, parts []
 	return ctx.Err()
 }
 
-// DeclareOnce declares parts one by one and logs refusals. It notes nothing: others retry the parts.
+// DeclareOnce declares parts one by one and logs refusals. It notes nothing, so a refused part is not tried
+// again.
 func (d *Declarer) DeclareOnce(ctx context.Context, session broker.Session, parts []Part) {
 	for _, p := range parts { // a refused one must not prevent the others
 		if err := session.Declare(ctx, p.Topology); err != nil {
-			d.log.Warn("cannot declare", "worker", p.Owner, p.Kind, p.Name, "err", p.Brief(err))
+			d.log.Warn("cannot declare", "worker", p.Owner, p.Kind, p.Name, "err", p.brief(err))
 		}
 	}
 }
@@ -181,18 +182,18 @@ func (d *Declarer) note(p *Part, err error, fatal, again bool) {
 	case err == nil:
 		delete(d.parts, p.key())
 	case r == nil:
-		r = &refusedPart{since: time.Now(), pauses: ReconnectPauses(0)}
+		r = &refusedPart{since: time.Now(), pauses: reconnectPauses(0)}
 		d.parts[p.key()] = r
 		fallthrough
 	default:
-		r.Part, r.problem, r.fatal, r.due = *p, p.Brief(err), fatal, time.Now().Add(PauseAfter(err, r.pauses))
+		r.Part, r.problem, r.fatal, r.due = *p, p.brief(err), fatal, time.Now().Add(PauseAfter(err, r.pauses))
 	}
 	d.mu.Unlock()
 	switch {
 	case err == nil && before != "":
 		d.log.Info("declared again", p.Kind, p.Name)
-	case err != nil && p.Brief(err) != before:
-		d.log.Warn("cannot declare; trying again while everything else continues", p.Kind, p.Name, "err", p.Brief(err))
+	case err != nil && p.brief(err) != before:
+		d.log.Warn("cannot declare; trying again while everything else continues", p.Kind, p.Name, "err", p.brief(err))
 		d.changed()
 	}
 }
@@ -210,7 +211,7 @@ func (d *Declarer) Redeclare(parts []Part, why error) {
 				problem: why.Error(),
 				since:   now,
 				due:     now.Add(time.Duration(i)),
-				pauses:  ReconnectPauses(0),
+				pauses:  reconnectPauses(0),
 			}
 		}
 	}

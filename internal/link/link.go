@@ -43,7 +43,7 @@ type Config struct {
 	Offline  bool          // Start need not wait for a connection
 	Interval time.Duration // between tries; 0 = growing pauses
 	Log      *slog.Logger
-	Changed  func(State, error) // called when the link is lost, given up, or stands again; not by Start and Stop
+	Changed  func(State, error) // called when the link is lost, given up or stands again, and once if Start ends without a connection
 }
 
 // Supervisor keeps one session alive. When a session dies with a reason, it opens the next one, until it is stopped or

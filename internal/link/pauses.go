@@ -18,8 +18,8 @@ const (
 	awayPause = 1500 * time.Millisecond
 )
 
-// ReconnectPauses returns the pauses between the tries of an outage.
-func ReconnectPauses(interval time.Duration) backoff.BackOff {
+// reconnectPauses returns the pauses between the tries of an outage.
+func reconnectPauses(interval time.Duration) backoff.BackOff {
 	if interval > 0 {
 		return jittered(interval)
 	}
@@ -35,7 +35,7 @@ type pacing struct {
 }
 
 func newPacing(interval time.Duration) pacing {
-	return pacing{ReconnectPauses(interval), interval == 0}
+	return pacing{reconnectPauses(interval), interval == 0}
 }
 
 // answered returns the pause before the next try after a node has accepted the connection. A failure after that is no

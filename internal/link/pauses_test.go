@@ -11,7 +11,7 @@ func TestPausesNeverEnd(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		for _, pauses := range []interface{ NextBackOff() time.Duration }{
-			ReconnectPauses(0), ReconnectPauses(time.Second), RetryPauses(),
+			reconnectPauses(0), reconnectPauses(time.Second), RetryPauses(),
 		} {
 			for began := time.Now(); time.Since(began) < 24*time.Hour; {
 				pause := pauses.NextBackOff()
@@ -26,7 +26,7 @@ func TestPausesNeverEnd(t *testing.T) {
 
 func TestFixedIntervalsDifferByAFifth(t *testing.T) {
 	t.Parallel()
-	pauses := ReconnectPauses(10 * time.Second)
+	pauses := reconnectPauses(10 * time.Second)
 	seen := map[time.Duration]bool{}
 	for range 1000 {
 		pause := pauses.NextBackOff()
@@ -42,7 +42,7 @@ func TestFixedIntervalsDifferByAFifth(t *testing.T) {
 
 func TestGrowingPausesStartSmallAndStayBelowHalfAMinute(t *testing.T) {
 	t.Parallel()
-	pauses := ReconnectPauses(0)
+	pauses := reconnectPauses(0)
 	if first := pauses.NextBackOff(); first > 500*time.Millisecond {
 		t.Errorf("the first pause is %v", first)
 	}

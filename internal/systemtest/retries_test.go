@@ -249,7 +249,7 @@ func TestARetryThatCannotBeWrittenKeepsItsTaskOpen(t *testing.T) {
 	r.publish("fails")
 	eventually(t, "Health reports the stuck task", func() bool {
 		h := r.server.Health(t.Context())
-		return h.Workers[0].Stuck == 1 && !h.OK() && strings.HasSuffix(h.Workers[0].LastError.Error(), "): disk full")
+		return h.Workers[0].Stuck == 1 && !h.OK() && strings.HasSuffix(fmt.Sprint(h.Workers[0].LastError), "): disk full")
 	})
 	if calls.Load() != 1 || r.server.Stats().Released != 0 {
 		t.Errorf("%d calls while the retry cannot be written, want 1", calls.Load())

@@ -7,9 +7,9 @@ import (
 	"unicode/utf8"
 )
 
-// MaxError bounds the text of an error in a header. A frame of RabbitMQ must hold all headers of a message and may be
+// maxError bounds the text of an error in a header. A frame of RabbitMQ must hold all headers of a message and may be
 // as small as 4 KiB (AMQP 0-9-1, frame-min-size). A stack or a page of HTML is no error text.
-const MaxError = 1024
+const maxError = 1024
 
 // OfError returns the text of a task's error, bounded and valid UTF-8. It runs the error's own method and contains its
 // panics. fmt does so too, but not if printing the panic's value panics again.
@@ -23,10 +23,10 @@ func OfError(err error) (text string) {
 		}
 	}()
 	text = strings.ToValidUTF8(fmt.Sprintf("%v", err), "\uFFFD")
-	if len(text) <= MaxError {
+	if len(text) <= maxError {
 		return text
 	}
-	cut := MaxError
+	cut := maxError
 	for !utf8.RuneStart(text[cut]) {
 		cut--
 	}
@@ -34,7 +34,7 @@ func OfError(err error) (text string) {
 }
 
 // OneLine cuts a text from outside to one line, so that it cannot forge lines of the log.
-func OneLine(text string) string { return Cut(text, MaxError+len("…")) }
+func OneLine(text string) string { return Cut(text, maxError+len("…")) }
 
 // Excerpt cuts a value for an error to at most 64 bytes, one line and valid UTF-8.
 func Excerpt[T ~string | ~[]byte](text T) string { return Cut(text, 64) }

@@ -27,10 +27,10 @@ func TestTheTextOfAnErrorIsBoundedAndValid(t *testing.T) {
 		"a\uFFFDb":                      errors.New("a\xffb"),
 		"%!v(PANIC=Error method: boom)": bad{},
 		"error of type text.worse whose Error method panicked": worse{},
-		strings.Repeat("x", MaxError):                          errors.New(strings.Repeat("x", MaxError)),
-		strings.Repeat("x", MaxError) + "…":                    errors.New(strings.Repeat("x", MaxError+1)),
-		strings.Repeat("x", MaxError-1) + "…":                  errors.New(strings.Repeat("x", MaxError-1) + "é"),
-		strings.Repeat("x", MaxError-3) + "…":                  errors.New(strings.Repeat("x", MaxError-3) + "🙂"),
+		strings.Repeat("x", maxError):                          errors.New(strings.Repeat("x", maxError)),
+		strings.Repeat("x", maxError) + "…":                    errors.New(strings.Repeat("x", maxError+1)),
+		strings.Repeat("x", maxError-1) + "…":                  errors.New(strings.Repeat("x", maxError-1) + "é"),
+		strings.Repeat("x", maxError-3) + "…":                  errors.New(strings.Repeat("x", maxError-3) + "🙂"),
 	} {
 		if got := OfError(err); got != want {
 			t.Errorf("got  %q\nwant %q", got, want)
@@ -74,7 +74,7 @@ func TestEachCutHasItsBound(t *testing.T) {
 		got  string
 		most int
 	}{
-		"OneLine": {OneLine(long), MaxError + len("…") + len("…")},
+		"OneLine": {OneLine(long), maxError + len("…") + len("…")},
 		"Excerpt": {Excerpt(long), 64 + len("…")},
 		"Reason":  {Reason(errors.New(long)), 160 + len("…")},
 	} {
@@ -83,7 +83,7 @@ func TestEachCutHasItsBound(t *testing.T) {
 		}
 	}
 	// OneLine must not cut the text of an error again.
-	cut := OfError(errors.New(strings.Repeat("x", 2*MaxError)))
+	cut := OfError(errors.New(strings.Repeat("x", 2*maxError)))
 	if got := OneLine(cut); got != cut {
 		t.Errorf("%d bytes became %d", len(cut), len(got))
 	}

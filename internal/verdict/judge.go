@@ -84,7 +84,7 @@ func timeoutText(a Attempt) string {
 // The pauses of a task that no worker knows yet.
 const (
 	FirstUnknownDelay = 100 * time.Millisecond
-	MaxUnknownDelay   = 30 * time.Second
+	maxUnknownDelay   = 30 * time.Second
 )
 
 // Unknown returns the verdict on a task that this worker does not know. In a rolling deployment another worker knows
@@ -100,18 +100,18 @@ func Unknown(h record.History, suspect bool, now time.Time, maxAge time.Duration
 	if suspect {
 		return Verdict{Action: ReturnToSuspects, Unknown: true, Losses: h.Losses, Outcome: o}
 	}
-	delay := MaxUnknownDelay
+	delay := maxUnknownDelay
 	if h.UnknownCount < 16 { // a larger shift could overflow
-		delay = min(FirstUnknownDelay<<h.UnknownCount, MaxUnknownDelay)
+		delay = min(FirstUnknownDelay<<h.UnknownCount, maxUnknownDelay)
 	}
 	return Verdict{Action: Postpone, Unknown: true, Delay: delay, Outcome: o}
 }
 
-// MaxSuspectLosses is how many times a task may be lost while it runs alone, until it is assumed to end its workers.
-const MaxSuspectLosses = 3
+// maxSuspectLosses is how many times a task may be lost while it runs alone, until it is assumed to end its workers.
+const maxSuspectLosses = 3
 
-// SuspectAfter is how many losses make a task a suspect.
-const SuspectAfter = 2
+// suspectAfter is how many losses make a task a suspect.
+const suspectAfter = 2
 
 // Losses returns the verdict on a delivery that was lost before. If run is true, there is no verdict and the delivery
 // goes on. losses is the count that the broker knows.
@@ -120,17 +120,17 @@ func Losses(h record.History, losses int, suspect bool) (v Verdict, run bool) {
 		return Verdict{}, true
 	}
 	if suspect {
-		total := max(h.Losses, SuspectAfter) + losses
-		if alone := total - SuspectAfter; alone >= MaxSuspectLosses {
+		total := max(h.Losses, suspectAfter) + losses
+		if alone := total - suspectAfter; alone >= maxSuspectLosses {
 			err := fmt.Errorf("%w: %d times while it ran alone", fault.ErrCrashLoop, alone)
 			return DeadLetter(ReasonCrashLoop, OutcomeOf(err)), false
 		}
 		return Verdict{Action: MoveToSuspects, Losses: total}, false
 	}
-	if h.Losses+losses < SuspectAfter {
+	if h.Losses+losses < suspectAfter {
 		return Verdict{Action: MoveToBack, Losses: h.Losses + losses}, false
 	}
-	return Verdict{Action: MoveToSuspects, Losses: SuspectAfter}, false
+	return Verdict{Action: MoveToSuspects, Losses: suspectAfter}, false
 }
 
 // Grace is the time that a task has to return after its timeout or a shutdown cancelled its context.

@@ -60,7 +60,7 @@ type Wish struct {
 type WishKind int
 
 const (
-	WishNothing WishKind = iota
+	wishNothing WishKind = iota
 	WishPermanent
 	WishRetryAfter
 	WishDiscard

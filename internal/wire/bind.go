@@ -129,7 +129,7 @@ func carriesKey(t reflect.Type, decode bool) bool {
 // Fill sets a parameter from one argument. It fills Want and Got of its error.
 func Fill(dst reflect.Value, typ argType, arg Value) *Mismatch {
 	switch {
-	case typ.Shape == ShapeUnknown:
+	case typ.Shape == shapeUnknown:
 		return &Mismatch{Want: "a known type", Got: fmt.Sprintf("type %q", text.Excerpt(arg.Type))}
 	case len(arg.Value) == 0:
 		return &Mismatch{Want: arg.Type, Got: "no value"}
@@ -180,10 +180,10 @@ func (v Value) notDeclared() *Mismatch {
 func fillScalar(dst reflect.Value, k scalar, raw []byte) *Mismatch {
 	v, ok := parseScalar(k, raw)
 	if !ok {
-		return &Mismatch{Want: ScalarNames[k], Got: text.Excerpt(raw)}
+		return &Mismatch{Want: scalarNames[k], Got: text.Excerpt(raw)}
 	}
 	if !holds(dst.Type(), k) || !setScalar(dst, &v) {
-		return &Mismatch{Want: dst.Type().String(), Got: ScalarNames[k] + " " + text.Excerpt(raw)}
+		return &Mismatch{Want: dst.Type().String(), Got: scalarNames[k] + " " + text.Excerpt(raw)}
 	}
 	return nil
 }

@@ -182,7 +182,7 @@ var fuzzParams = []func(typ, raw string) (any, *Mismatch){
 
 // Nothing panics, every mismatch is short, and an integer that arrives is the one in the text.
 func FuzzBindArgument(f *testing.F) {
-	for _, name := range ScalarNames {
+	for _, name := range scalarNames {
 		f.Add(name, []byte("1"))
 	}
 	for _, body := range goldenBodies(f) {
@@ -198,7 +198,7 @@ func FuzzBindArgument(f *testing.F) {
 		if !json.Valid(raw) || len(raw) > 1<<16 {
 			return // Decode returns no others
 		}
-		raw = TrimSpace(raw)
+		raw = trimSpace(raw)
 		for i, fillParam := range fuzzParams {
 			got, bad := fillParam(typ, string(raw))
 			if bad != nil {
@@ -207,7 +207,7 @@ func FuzzBindArgument(f *testing.F) {
 				}
 				continue
 			}
-			if ParseType(typ).Shape == ShapeUnknown {
+			if ParseType(typ).Shape == shapeUnknown {
 				t.Fatalf("unknown type %q gave %#v", typ, got)
 			}
 			switch got.(type) {
@@ -217,7 +217,7 @@ func FuzzBindArgument(f *testing.F) {
 				}
 			}
 		}
-		if ParseType(typ).Shape != ShapeUnknown && json.Valid(raw) && BadText(raw) < 0 {
+		if ParseType(typ).Shape != shapeUnknown && json.Valid(raw) && badText(raw) < 0 {
 			// A value that encodes under a declared type also binds to any.
 			if _, bad := AppendArgument(nil, Argument{typ, json.RawMessage(raw)}); bad == nil {
 				if _, bad := fill[any](typ, string(raw)); bad != nil {

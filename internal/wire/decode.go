@@ -32,10 +32,10 @@ func Decode(body []byte) (Task, error) {
 	if !json.Valid(body) { // also when it is nested deeper than 10,000
 		return Task{}, notJSON(body)
 	}
-	if at := BadText(body); at >= 0 {
+	if at := badText(body); at >= 0 {
 		return Task{}, malformed("text that is not Unicode at byte %d", at)
 	}
-	body = TrimSpace(body)
+	body = trimSpace(body)
 	if body[0] != '{' {
 		return Task{}, malformed("want an object, got %s", jsonKind(body))
 	}
@@ -84,7 +84,7 @@ func DecodeArgument(raw []byte) (Value, error) {
 		return Value{}, err
 	}
 	inner, _ := unquoteBytes(f[0])
-	name := ScalarNames[parseScalarName(string(inner))] // "" also for the other types; avoids copying each name
+	name := scalarNames[parseScalarName(string(inner))] // "" also for the other types; avoids copying each name
 	if name == "" {
 		if name, err = stringField("type", f[0]); err != nil {
 			return Value{}, err

@@ -20,7 +20,7 @@ type Argument struct {
 // AppendArgument appends one element of args.
 func AppendArgument(buf []byte, arg Argument) ([]byte, *Mismatch) {
 	typ := ParseType(arg.Type)
-	if typ.Shape == ShapeUnknown {
+	if typ.Shape == shapeUnknown {
 		got := fmt.Sprintf("type %q of a Go value of type %T", text.Excerpt(arg.Type), arg.Value)
 		return nil, &Mismatch{Want: "a known type", Got: got}
 	}
@@ -58,7 +58,7 @@ func appendValue(buf []byte, typ argType, arg Argument) ([]byte, *Mismatch) {
 			return append(buf, '"'), nil
 		}
 	case json.RawMessage: // json.Marshal would change white space and escapes, and break a signature over them
-		if raw := TrimSpace(v); typ.Shape == shapeJSON && json.Valid(raw) {
+		if raw := trimSpace(v); typ.Shape == shapeJSON && json.Valid(raw) {
 			if err := checkText(arg.Value, raw); err != nil {
 				return nil, &Mismatch{Want: arg.Type, Got: text.Reason(err)}
 			}
@@ -93,7 +93,7 @@ func marshal(v any) (raw []byte, err error) {
 
 // checkText refuses values that json.Marshal accepts although a worker would get a different value, or refuse it.
 func checkText(v any, raw []byte) error {
-	if BadText(raw) >= 0 || isFlawed(replacedText, v, raw) {
+	if badText(raw) >= 0 || isFlawed(replacedText, v, raw) {
 		return errors.New("text that is not valid UTF-8")
 	}
 	if isFlawed(shiftedTime, v, raw) {

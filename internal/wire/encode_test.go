@@ -156,7 +156,7 @@ func TestARawMessageKeepsItsBytes(t *testing.T) {
 			t.Fatalf("%q: %+v", raw, bad)
 		}
 		got, bad := fill[json.RawMessage](sent.Type, string(sent.Value))
-		if want := string(TrimSpace([]byte(raw))); bad != nil || string(got) != want {
+		if want := string(trimSpace([]byte(raw))); bad != nil || string(got) != want {
 			t.Errorf("%q arrived as %q, %+v", want, got, bad)
 		}
 	}

@@ -17,11 +17,11 @@ const (
 	maxHeaderName  = 255 // bytes; an AMQP field name has one byte of length
 	maxHeaderDepth = 16  // of nested slices and maps
 
-	// MaxHeaderBytes bounds all headers of a task, as they travel: see Task.Headers. They share one frame with the
+	// maxHeaderBytes bounds all headers of a task, as they travel: see Task.Headers. They share one frame with the
 	// properties of the message, with the library's additions (the attempt log and the error of a dead letter) and with
 	// RabbitMQ's addition to a message that waits (x-death, 10 KiB at most). RabbitMQ limits a frame to 128 KiB
 	// (frame_max).
-	MaxHeaderBytes = 64 << 10
+	maxHeaderBytes = 64 << 10
 
 	// maxHeaderEntries bounds the elements of each slice or map. amqp091-go ends its connection over more than 8,192,
 	// and the library and the broker need some of them.
@@ -39,7 +39,7 @@ func Headers(h map[string]interface{}) (map[string]any, error) {
 		return nil, err
 	}
 	out := make(map[string]any, len(h))
-	left := headerBudget(MaxHeaderBytes)
+	left := headerBudget(maxHeaderBytes)
 	for name, v := range h {
 		if err := left.checkName(name); err != nil {
 			return nil, fmt.Errorf("header %q: %w", text.Excerpt(name), err)
@@ -71,12 +71,12 @@ func isTables(v any) bool {
 	return ok && !slices.ContainsFunc(list, func(e any) bool { _, ok := e.(map[string]any); return !ok })
 }
 
-// headerBudget is the rest of MaxHeaderBytes while headers are copied.
+// headerBudget is the rest of maxHeaderBytes while headers are copied.
 type headerBudget int
 
 func (left *headerBudget) spend(n int) error {
 	if *left -= headerBudget(n); *left < 0 {
-		return fmt.Errorf("%w: the headers take more than %d bytes", broker.ErrTooLarge, MaxHeaderBytes)
+		return fmt.Errorf("%w: the headers take more than %d bytes", broker.ErrTooLarge, maxHeaderBytes)
 	}
 	return nil
 }

@@ -95,7 +95,7 @@ func TestHeadersAreCountedAsTheyTravel(t *testing.T) {
 		"map":     {map[string]any{"k": nil}, 8},
 	} {
 		// Each list has a name of two bytes and 7,000 elements. One string takes the bytes that are left.
-		headers, left := map[string]any{}, MaxHeaderBytes
+		headers, left := map[string]any{}, maxHeaderBytes
 		for i := 0; left > (3+5+7000*c.size)+9; i++ {
 			headers[string(rune('a'+i))+"."] = list(7000, c.v)
 			left -= 3 + 5 + 7000*c.size

@@ -12,7 +12,7 @@ func Infer(v any) Argument {
 	rv := reflect.ValueOf(v)
 	t := rv.Type()
 	if k := scalarOf(t.Kind()); k != kindNone {
-		return Argument{ScalarNames[k], rv.Convert(scalarTypes[k]).Interface()}
+		return Argument{scalarNames[k], rv.Convert(scalarTypes[k]).Interface()}
 	}
 	switch t.Kind() {
 	case reflect.Slice:
@@ -21,11 +21,11 @@ func Infer(v any) Argument {
 			return Argument{"[]byte", rv.Bytes()}
 		}
 		if k != kindNone {
-			return Argument{"[]" + ScalarNames[k], basicElements(rv, argType{shapeSlice, k})}
+			return Argument{"[]" + scalarNames[k], basicElements(rv, argType{shapeSlice, k})}
 		}
 	case reflect.Map:
 		if k := scalarOf(t.Elem().Kind()); k != kindNone && t.Key().Kind() == reflect.String {
-			return Argument{"map[string]" + ScalarNames[k], basicElements(rv, argType{shapeMap, k})}
+			return Argument{"map[string]" + scalarNames[k], basicElements(rv, argType{shapeMap, k})}
 		}
 	}
 	if !Carries(t, false, nil) {

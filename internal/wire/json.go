@@ -146,8 +146,8 @@ func skipSpace(b []byte, i int) int {
 	return i
 }
 
-// TrimSpace removes the space that JSON allows around a value.
-func TrimSpace(b []byte) []byte { return bytes.Trim(b, " \t\r\n") }
+// trimSpace removes the space that JSON allows around a value.
+func trimSpace(b []byte) []byte { return bytes.Trim(b, " \t\r\n") }
 
 // unquote returns the text of a JSON string. It returns false if raw is not a string.
 func unquote(raw []byte) (string, bool) {
@@ -185,9 +185,9 @@ func jsonKind(raw []byte) string {
 	return "a number"
 }
 
-// BadText returns the position of the first text that is not Unicode, or -1 if there is none. It finds bytes that are
+// badText returns the position of the first text that is not Unicode, or -1 if there is none. It finds bytes that are
 // not UTF-8, and escaped halves of surrogate pairs. encoding/json would replace them with U+FFFD.
-func BadText(raw []byte) int {
+func badText(raw []byte) int {
 	if !utf8.Valid(raw) {
 		for i := 0; i < len(raw); {
 			r, size := utf8.DecodeRune(raw[i:])

@@ -13,7 +13,7 @@ func TestPartsOfInvalidTextNeverPanic(t *testing.T) {
 		}
 		_, _ = splitObject(raw, "a", "c", "uuid")
 		_, _ = unquote(raw)
-		_ = BadText(raw)
+		_ = badText(raw)
 	}
 	for i := range len(valid) + 1 {
 		check([]byte(valid[:i]))
@@ -53,7 +53,7 @@ func TestBadTextIsFoundWhereItIs(t *testing.T) {
 		`"a"`: -1, `"é🙂"`: -1, `"\u00e9"`: -1, `"\ud83d\ude42"`: -1, `"\uD83D\uDE42"`: -1, `"\\ud83d"`: -1, "\"\uFFFD\"": -1, `"\ufffd"`: -1,
 		"\"\xff\"": 1, "\"é\xc3\"": 3, `"\ud83d"`: 1, `"a\ude42"`: 2, `"\ud83d\ud83d\ude42"`: 1, `"\ud83dx\ude42"`: 1, `"\ud83d\ude42\ud83d"`: 13, `"\\\ud83d"`: 3,
 	} {
-		if got := BadText([]byte(raw)); got != want {
+		if got := badText([]byte(raw)); got != want {
 			t.Errorf("%q: %d, want %d", raw, got, want)
 		}
 	}

@@ -18,7 +18,7 @@ import (
 type shape uint8
 
 const (
-	ShapeUnknown shape = iota
+	shapeUnknown shape = iota
 	shapeScalar
 	shapeSlice // of scalars
 	shapeMap   // from string to scalars
@@ -49,7 +49,7 @@ const (
 	kindDuration
 )
 
-var ScalarNames = [...]string{"", "bool", "string", "int", "int8", "int16", "int32", "int64",
+var scalarNames = [...]string{"", "bool", "string", "int", "int8", "int16", "int32", "int64",
 	"uint", "uint8", "uint16", "uint32", "uint64", "float32", "float64", "time.Time", "time.Duration"}
 
 func (k scalar) signed() bool   { return k >= kindInt && k <= kindInt64 || k == kindDuration }
