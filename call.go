@@ -9,6 +9,7 @@ import (
 
 	"github.com/seed-416683c9/dispatcher/internal/contain"
 	"github.com/seed-416683c9/dispatcher/internal/engine"
+	"github.com/seed-416683c9/dispatcher/internal/taskcontext"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 	"github.com/seed-416683c9/dispatcher/internal/verdict"
 	"github.com/seed-416683c9/dispatcher/internal/wire"
@@ -86,7 +87,7 @@ func (h *taskHandler) Run(ctx context.Context, c *engine.Call) error {
 	bound := t.bound
 	t.bound = boundCall{} // a call may wait for hours to be settled, and need not keep its arguments
 	if c.Plan.WantsContext {
-		ctx = context.WithValue(ctx, taskInfoKey{}, infoOf(c, h.worker))
+		ctx = context.WithValue(ctx, taskcontext.Key{}, infoOf(c, h.worker))
 	}
 	if len(t.plan.middleware) == 0 {
 		return t.plan.call(ctx, c.ID, bound)

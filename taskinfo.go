@@ -2,14 +2,12 @@ package dispatcher
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/engine"
 	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/taskcontext"
-	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
 // TaskInfo describes the task that a task function runs. Worker and Queue describe the worker. All other fields come
@@ -28,12 +26,10 @@ type TaskInfo struct {
 	Redelivered bool      // the task was handed out before, to this worker or another, and may have run
 }
 
-type taskInfoKey struct{}
-
 // TaskFromContext returns the task whose function was called with ctx, or with a context that ctx is made from. It
 // reports false outside of tasks.
 func TaskFromContext(ctx context.Context) (TaskInfo, bool) {
-	info, ok := ctx.Value(taskInfoKey{}).(*TaskInfo)
+	info, ok := ctx.Value(taskcontext.Key{}).(*TaskInfo)
 	if !ok {
 		return TaskInfo{}, false
 	}
@@ -48,22 +44,6 @@ func TaskFromContext(ctx context.Context) (TaskInfo, bool) {
 		}
 	}
 	return out, true
-}
-
-func init() {
-	// For dispatchertest. The headers are converted to those that a worker would find.
-	taskcontext.New = func(ctx context.Context, v any) (context.Context, error) {
-		info, ok := v.(TaskInfo)
-		if !ok {
-			return nil, fmt.Errorf("want a TaskInfo, got %T", v)
-		}
-		headers, err := wire.Headers(info.Headers)
-		if err != nil {
-			return nil, err
-		}
-		info.Headers = headers
-		return context.WithValue(ctx, taskInfoKey{}, &info), nil
-	}
 }
 
 // infoOf describes the task of a call.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/seed-416683c9/dispatcher"
 	"github.com/seed-416683c9/dispatcher/internal/taskcontext"
+	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
 // Context returns a context in which [dispatcher.TaskFromContext] finds info, for calling a task function directly,
@@ -21,10 +22,11 @@ func Context(tb testing.TB, info dispatcher.TaskInfo) context.Context {
 		*field = cmp.Or(*field, "test")
 	}
 	info.Attempt = cmp.Or(info.Attempt, 1)
-	ctx, err := taskcontext.New(tb.Context(), info)
+	headers, err := wire.Headers(info.Headers)
 	if err != nil {
 		tb.Fatalf("dispatchertest: a task cannot have these headers: %v", err)
 		return tb.Context()
 	}
-	return ctx
+	info.Headers = headers
+	return context.WithValue(tb.Context(), taskcontext.Key{}, &info)
 }
