@@ -83,8 +83,8 @@ func (c *channels) pull(messages int) error {
 		room -= c.singles
 	}
 	if room <= 0 {
-		return fmt.Errorf(
-			"all %d channels of the connection are in use, by %d consumers and %d calls of TryGet with unsettled messages; settle some",
+		return fmt.Errorf("the connection has %d channels, and none is free: "+
+			"%d consumers, and %d calls of TryGet with unsettled messages; settle some",
 			c.most, c.consumers, c.pulls)
 	}
 	c.pulls++

@@ -174,14 +174,14 @@ func TestDelayBeyondTheLongestIsRefusedAndLeavesTheDeliveryOpen(t *testing.T) {
 	fill(t, s, q, 1)
 	d := receive(t, consume(t, s, q, 1))
 	err := d.Retry(testContext(t), d.Forward(), broker.MaxDelay+1)
-	if !errors.Is(err, broker.ErrRejected) || !strings.Contains(err.Error(), "at most 8784h") {
+	if !errors.Is(err, broker.ErrRejected) || !strings.Contains(err.Error(), "the maximum is 8784h") {
 		t.Errorf("retry: %v", err)
 	}
 	if err := d.Ack(); err != nil {
 		t.Errorf("ack: %v", err)
 	}
 	err = outcomes(t, s, broker.Message{RoutingKey: q, ID: "m", NotBefore: time.Now().Add(broker.MaxDelay + time.Minute)})[0]
-	if !errors.Is(err, broker.ErrRejected) || !strings.Contains(err.Error(), "at most 8784h") {
+	if !errors.Is(err, broker.ErrRejected) || !strings.Contains(err.Error(), "the maximum is 8784h") {
 		t.Errorf("publish: %v", err)
 	}
 }

@@ -208,7 +208,7 @@ func TestPublishRefusesHeadersThatNobodyCouldRead(t *testing.T) {
 		"depth of arrays": {map[string]any{"a": []any{nested(32)}}, "nested deeper than 32", broker.ErrHeadersTooLarge},
 		"elements":        {map[string]any{"a": make([]any, 8193)}, "8193 entries, the maximum is 8192", broker.ErrHeadersTooLarge},
 		"entries":         {unreadableHeaders()["entries"], "8193 entries, the maximum is 8192", broker.ErrHeadersTooLarge},
-		"frame":           {map[string]any{"a": strings.Repeat("x", 127_000)}, "at most 126976", broker.ErrHeadersTooLarge},
+		"frame":           {map[string]any{"a": strings.Repeat("x", 127_000)}, "the maximum is 126976", broker.ErrHeadersTooLarge},
 		"not a number":    {map[string]any{"a": math.NaN()}, "NaN", broker.ErrRejected},
 		"infinite":        {map[string]any{"a": []any{float32(math.Inf(1))}}, "+Inf", broker.ErrRejected},
 	} {
