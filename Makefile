@@ -4,7 +4,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 10s
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test cluster check fuzz bench test-rabbitmq4 chaos toolchain
+.PHONY: help demo test cluster check fuzz allocs bench test-rabbitmq4 chaos toolchain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,7 +14,7 @@ demo: ## Run a real job on the embedded broker: SHA-256 of every file of this pr
 
 # internal/systemtest takes longest, so it starts first. In the other modules, go warns that this pattern matches
 # nothing.
-test: toolchain check fuzz ## Install what is missing, start RabbitMQ, then run every check and every test of every module
+test: toolchain check fuzz allocs ## Install what is missing, start RabbitMQ, then run every check and every test of every module
 	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && DISPATCHER_TEST_NODES=1 scripts/brokers.sh run "$$dir" -- \
 		scripts/modules.sh env CGO_ENABLED=1 go test -race -count=1 -timeout 15m ./.../systemtest ./...
 
@@ -29,6 +29,9 @@ check: ## Run gofmt, go vet and staticcheck
 
 fuzz: ## Run each fuzz target for FUZZTIME (10s)
 	@scripts/modules.sh "$(CURDIR)/scripts/fuzz.sh" $(FUZZTIME)
+
+allocs: ## Compare the allocations of each step with the committed figures
+	@go test -count=1 -run '^TestAllocations' . ./internal/systemtest
 
 bench: ## Measure decoding and dispatch, and the whole way of a task through the embedded broker
 	@go test -run '^$$' -bench . -benchmem ./...

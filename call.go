@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/internal/contain"
@@ -28,6 +27,7 @@ type taskCall struct {
 	args  []wire.Value
 	plan  *taskPlan
 	bound boundCall
+	room  [3]wire.Value // for args, since most tasks have no more: it costs no allocation
 }
 
 // taskHandler tells the engine what the messages of tasks mean. It is read-only.
@@ -48,14 +48,15 @@ func (h *taskHandler) Identify(c *engine.Call) error {
 	if n := len(c.Delivery.Body); h.maxBytes > 0 && n > h.maxBytes {
 		return fmt.Errorf("%w: body of %d bytes, the maximum is %d", ErrMalformed, n, h.maxBytes)
 	}
-	task, err := wire.Decode(c.Delivery.Body)
+	t := c.Payload.(*taskCall)
+	task, err := wire.DecodeInto(t.room[:0], c.Delivery.Body, c.ID, c.Name) // publishers write both beside the body, too
 	if err != nil {
 		return err
 	}
 	if c.Name = task.Name; task.UUID != "" {
 		c.ID = task.UUID
 	}
-	c.Payload.(*taskCall).args = task.Args
+	t.args = task.Args
 	return nil
 }
 
@@ -70,7 +71,7 @@ func (h *taskHandler) Find(c *engine.Call) error {
 
 func (h *taskHandler) Bind(c *engine.Call) (logged string, err error) {
 	t := c.Payload.(*taskCall)
-	if t.bound, err = t.plan.bind(t.args); err == nil {
+	if err = t.plan.bind(&t.bound, t.args); err == nil {
 		return "", nil
 	}
 	if bad, ok := errors.AsType[*ArgumentError](err); ok { // its values are not for the log
@@ -84,17 +85,17 @@ func (h *taskHandler) Bind(c *engine.Call) (logged string, err error) {
 // Run calls the function inside its middleware.
 func (h *taskHandler) Run(ctx context.Context, c *engine.Call) error {
 	t := c.Payload.(*taskCall)
-	bound := t.bound
-	t.bound = boundCall{} // a call may wait for hours to be settled, and need not keep its arguments
+	defer t.bound.forget()
 	if c.Plan.WantsContext {
 		ctx = context.WithValue(ctx, taskcontext.Key{}, infoOf(c, h.worker))
 	}
 	if len(t.plan.middleware) == 0 {
-		return t.plan.call(ctx, c.ID, bound)
+		return t.plan.call(ctx, c.ID, &t.bound)
 	}
+	bound := t.bound.clone() // middleware may call the function after it has returned
 	return wrap(t.plan.middleware, func(ctx context.Context) error {
 		// Middleware may call it several times, even concurrently.
-		return t.plan.call(ctx, c.ID, boundCall{slices.Clone(bound.in)})
+		return t.plan.call(ctx, c.ID, bound.clone())
 	})(ctx)
 }
 

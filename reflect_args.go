@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
 
 	"github.com/seed-416683c9/dispatcher/internal/wire"
@@ -27,12 +28,22 @@ type callPlan struct {
 	uuidType     reflect.Type   // of kind string
 	lead         int            // parameters before the arguments: context and uuid
 	params       []reflect.Type // one for each argument
+	frame        reflect.Type   // a struct with a field for each of params: they are allocated together
 	rest         reflect.Type   // type of the variadic arguments; nil = none
 	returnsError bool
 }
 
-// boundCall holds the converted arguments of one call. It serves only one call.
-type boundCall struct{ in []reflect.Value }
+// boundCall holds the converted arguments of one call. It serves only one call, and is not copied but by clone.
+type boundCall struct {
+	in   []reflect.Value
+	room [4]reflect.Value // for in, since most functions have no more parameters: it costs no allocation
+}
+
+// clone returns a copy, since plan.call changes the values before the arguments.
+func (b *boundCall) clone() *boundCall { return &boundCall{in: slices.Clone(b.in)} }
+
+// forget drops the arguments. A call may wait for hours until it is settled.
+func (b *boundCall) forget() { *b = boundCall{} }
 
 // newCallPlan checks a function and plans its calls. The error names the task, the parameter (counted from 1) and its
 // type.
@@ -75,6 +86,7 @@ func newCallPlan(task string, fn any, uuidFirst bool) (*callPlan, error) {
 		p.takesUUID, p.uuidType = true, first
 		p.lead++
 	}
+	p.frame = frameOf(p.params)
 	for i := p.lead; i < t.NumIn(); i++ {
 		if !wire.Carries(t.In(i), true, nil) {
 			return nil, fmt.Errorf("task %q: parameter %d (%s): no argument can have this type", task, i+1, t.In(i))
@@ -92,26 +104,45 @@ func newCallPlan(task string, fn any, uuidFirst bool) (*callPlan, error) {
 	return p, nil
 }
 
+func frameOf(params []reflect.Type) reflect.Type {
+	fields := make([]reflect.StructField, len(params))
+	for i, t := range params {
+		fields[i] = reflect.StructField{Name: "P" + strconv.Itoa(i), Type: t}
+	}
+	return reflect.StructOf(fields)
+}
+
 // bind converts the arguments of a task for one call. The error is an *ArgumentError, with position -1 if the number of
 // arguments is wrong. bind runs user code only if a parameter's type has its own UnmarshalJSON or UnmarshalText, and
 // contains its panics.
-func (p *callPlan) bind(args []wire.Value) (boundCall, error) {
+func (p *callPlan) bind(b *boundCall, args []wire.Value) error {
 	if n := len(args); n < len(p.params) || n > len(p.params) && p.rest == nil {
-		return boundCall{}, &ArgumentError{p.task, -1, p.arity(), strconv.Itoa(n)}
+		return &ArgumentError{p.task, -1, p.arity(), strconv.Itoa(n)}
 	}
-	in := make([]reflect.Value, p.lead+len(args))
+	in := b.room[:0]
+	if n := p.lead + len(args); n <= cap(in) {
+		in = in[:n]
+	} else {
+		in = make([]reflect.Value, n)
+	}
+	var frame reflect.Value
+	if len(p.params) > 0 {
+		frame = reflect.New(p.frame).Elem()
+	}
 	for i, arg := range args {
-		t := p.rest
+		var v reflect.Value
 		if i < len(p.params) {
-			t = p.params[i]
+			v = frame.Field(i)
+		} else {
+			v = reflect.New(p.rest).Elem()
 		}
-		v := reflect.New(t).Elem()
 		if bad := wire.Fill(v, wire.ParseType(arg.Type), arg); bad != nil {
-			return boundCall{}, &ArgumentError{p.task, i, bad.Want, bad.Got}
+			return &ArgumentError{p.task, i, bad.Want, bad.Got}
 		}
 		in[p.lead+i] = v
 	}
-	return boundCall{in}, nil
+	b.in = in
+	return nil
 }
 
 // store assigns args to the variables that pointers point to. If it fails, it changes none of them.
@@ -124,8 +155,9 @@ func store(task string, args []wire.Value, pointers []any) error {
 		}
 		p.params = append(p.params, v.Type().Elem())
 	}
-	bound, err := p.bind(args)
-	if err != nil {
+	p.frame = frameOf(p.params)
+	var bound boundCall
+	if err := p.bind(&bound, args); err != nil {
 		return err
 	}
 	for i, pointer := range pointers {
@@ -147,7 +179,7 @@ func (p *callPlan) arity() string {
 
 // call calls the function on this goroutine and returns its error result, if it has one. ctx and uuid are used only if
 // the function takes them. A panic of the function passes through; the worker contains it.
-func (p *callPlan) call(ctx context.Context, uuid string, b boundCall) error {
+func (p *callPlan) call(ctx context.Context, uuid string, b *boundCall) error {
 	if p.takesContext {
 		if ctx == nil {
 			ctx = context.Background()

@@ -14,6 +14,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
@@ -40,7 +41,7 @@ func bindOne[P any](typ, raw string) (got P, err error) {
 	if err != nil {
 		return got, err
 	}
-	bound, err := plan.bind([]wire.Value{{Type: typ, Value: json.RawMessage(raw)}})
+	bound, err := bindTo(plan, []wire.Value{{Type: typ, Value: json.RawMessage(raw)}})
 	if err != nil {
 		return got, err
 	}
@@ -134,7 +135,7 @@ func TestCallPassesContextUUIDAndArguments(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		bound, err := plan.bind(wireArgs(t, c.args))
+		bound, err := bindTo(plan, wireArgs(t, c.args))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -176,7 +177,7 @@ func TestPlanIsSafeForConcurrentUse(t *testing.T) {
 		wg.Go(func() {
 			for i := range 200 {
 				n := g*1000 + i
-				bound, err := plan.bind([]wire.Value{{Type: "string", Value: fmt.Appendf(nil, `"%d"`, n)}, {Type: "int", Value: fmt.Append(nil, n)}})
+				bound, err := bindTo(plan, []wire.Value{{Type: "string", Value: fmt.Appendf(nil, `"%d"`, n)}, {Type: "int", Value: fmt.Append(nil, n)}})
 				if err == nil {
 					err = plan.call(context.Background(), fmt.Sprint(n), bound)
 				}
@@ -212,7 +213,7 @@ func TestD2WrongArityOrTypeIsAnErrorBeforeTheCall(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = plan.bind(c.args)
+		_, err = bindTo(plan, c.args)
 		if bad, ok := errors.AsType[*ArgumentError](err); !ok || *bad != c.want {
 			t.Errorf("%T: got %v, want %v", c.fn, err, &c.want)
 		}
@@ -279,24 +280,45 @@ func roundTrip[T any](values *rapid.Generator[T]) func(*rapid.T) {
 var benchBody = []byte(`{"uuid":"8d4c2d1e-6f1b-4c39-9d5a-0123456789ab","name":"bench_noop","args":[{"type":"string","value":"0123456789abcdef0123456789abcdef"},{"type":"int","value":123456}]}`)
 
 func BenchmarkDecodeBindCall(b *testing.B) {
-	calls := 0
-	plan, err := newCallPlan("bench_noop", func(string, int) { calls++ }, false)
-	if err != nil {
-		b.Fatal(err)
-	}
-	ctx := context.Background()
+	h, m := benchHandler(b)
 	b.ReportAllocs()
 	for b.Loop() {
-		task, err := wire.Decode(benchBody)
-		if err != nil {
-			b.Fatal(err)
-		}
-		bound, err := plan.bind(task.Args)
-		if err != nil {
-			b.Fatal(err)
-		}
-		if err := plan.call(ctx, task.UUID, bound); err != nil {
+		if err := handle(h, m); err != nil {
 			b.Fatal(err)
 		}
 	}
+}
+
+// benchHandler returns a handler and a message of 160 bytes for it.
+func benchHandler(t testing.TB) (*taskHandler, broker.Message) {
+	t.Helper()
+	plans, err := (&Server{}).planTasks(&WorkerConfig{}, map[string]TaskConfig{"bench_noop": {Function: func(string, int) {}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := broker.Message{Body: benchBody, ID: "8d4c2d1e-6f1b-4c39-9d5a-0123456789ab", Type: "bench_noop"}
+	return &taskHandler{tasks: plans}, m
+}
+
+// handle does what the engine does with a message.
+func handle(h *taskHandler, m broker.Message) error {
+	c := h.NewCall()
+	c.Delivery.Message, c.ID, c.Name = m, m.ID, m.Type
+	if err := h.Identify(c); err != nil {
+		return err
+	}
+	if err := h.Find(c); err != nil {
+		return err
+	}
+	if _, err := h.Bind(c); err != nil {
+		return err
+	}
+	return h.Run(context.Background(), c)
+}
+
+// bindTo returns the bound arguments.
+func bindTo(p *callPlan, args []wire.Value) (*boundCall, error) {
+	var b boundCall
+	err := p.bind(&b, args)
+	return &b, err
 }

@@ -93,7 +93,7 @@ func receive(t testing.TB, body []byte) (got []any) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bound, err := plan.bind(task.Args)
+	bound, err := bindTo(plan, task.Args)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,15 +25,24 @@ type Value struct {
 // It is stricter than json.Unmarshal, which takes the last of two equal keys and "NAME" for "name", and replaces text
 // that is not Unicode. Two readers of one body must not see two tasks. Decode ignores unknown keys, since a newer
 // sender may write them. uuid may be absent or "", args absent or null.
-func Decode(body []byte) (Task, error) {
+func Decode(body []byte) (Task, error) { return DecodeInto(nil, body) }
+
+// DecodeInto is Decode that allocates less: args has room for the arguments, if they fit, and known are texts that the
+// uuid and the name are probably equal to, and which are used instead of copies.
+func DecodeInto(args []Value, body []byte, known ...string) (Task, error) {
 	if len(body) == 0 {
 		return Task{}, malformed("the body is empty")
 	}
-	if !json.Valid(body) { // also when it is nested deeper than 10,000
-		return Task{}, notJSON(body)
+	if t, ok := canonical(args, body, known); ok {
+		return t, nil
 	}
-	if at := badText(body); at >= 0 {
-		return Task{}, malformed("text that is not Unicode at byte %d", at)
+	if !wellFormed(body) {
+		if !json.Valid(body) { // also when it is nested deeper than 10,000
+			return Task{}, notJSON(body)
+		}
+		if at := badText(body); at >= 0 {
+			return Task{}, malformed("text that is not Unicode at byte %d", at)
+		}
 	}
 	body = trimSpace(body)
 	if body[0] != '{' {
@@ -45,11 +54,11 @@ func Decode(body []byte) (Task, error) {
 	}
 	var t Task
 	if f[0] != nil {
-		if t.UUID, err = stringField("uuid", f[0]); err != nil {
+		if t.UUID, err = stringField("uuid", f[0], known...); err != nil {
 			return Task{}, malformed("%v", err)
 		}
 	}
-	if t.Name, err = stringField("name", f[1]); err != nil {
+	if t.Name, err = stringField("name", f[1], known...); err != nil {
 		return Task{}, malformed("%v", err)
 	}
 	if t.Name == "" {
@@ -67,11 +76,19 @@ func Decode(body []byte) (Task, error) {
 			return Task{}, malformed("argument %d: %v", len(t.Args), err)
 		}
 		if t.Args == nil {
-			t.Args = make([]Value, 0, 4)
+			t.Args = room(args)
 		}
 		t.Args = append(t.Args, arg)
 	}
 	return t, nil
+}
+
+// room returns an empty slice with the room of args.
+func room(args []Value) []Value {
+	if cap(args) > 0 {
+		return args[:0]
+	}
+	return make([]Value, 0, 4)
 }
 
 // DecodeArgument reads one element of args.
@@ -84,7 +101,7 @@ func DecodeArgument(raw []byte) (Value, error) {
 		return Value{}, err
 	}
 	inner, _ := unquoteBytes(f[0])
-	name := scalarNames[parseScalarName(string(inner))] // "" also for the other types; avoids copying each name
+	name := scalarNames[parseScalarName(string(inner))] // "" also for the other types; see typeName
 	if name == "" {
 		if name, err = stringField("type", f[0]); err != nil {
 			return Value{}, err

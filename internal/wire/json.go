@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"iter"
-	"strings"
 	"unicode/utf8"
 
 	"github.com/seed-416683c9/dispatcher/internal/text"
@@ -49,16 +48,27 @@ func splitObject(raw []byte, a, b, c string) (values [3]json.RawMessage, err err
 	return values, nil
 }
 
-// stringField reads a required member that is a string. If raw is nil, the member is absent.
-func stringField(name string, raw []byte) (string, error) {
+// stringField reads a required member that is a string. If raw is nil, the member is absent. If one of known is equal,
+// it is returned instead of a copy.
+func stringField(name string, raw []byte, known ...string) (string, error) {
 	if raw == nil {
 		return "", fmt.Errorf("%s is missing", name)
 	}
-	s, ok := unquote(raw)
+	b, ok := unquoteBytes(raw)
 	if !ok {
 		return "", fmt.Errorf("%s: want a string, got %s", name, jsonKind(raw))
 	}
-	return s, nil
+	return choose(b, known), nil
+}
+
+// choose returns the text of b: one of known, if it is equal, or a copy.
+func choose(b []byte, known []string) string {
+	for _, s := range known {
+		if string(b) == s {
+			return s
+		}
+	}
+	return string(b)
 }
 
 // members yields the quoted key and the value of each member of an object.
@@ -226,11 +236,15 @@ func escapedUnit(b []byte) int {
 	}
 	unit := 0
 	for _, c := range b[2:6] {
-		digit := strings.IndexByte("0123456789abcdef", c|0x20)
-		if digit < 0 {
+		switch {
+		case '0' <= c && c <= '9':
+			c -= '0'
+		case 'a' <= c|0x20 && c|0x20 <= 'f':
+			c = c | 0x20 - 'a' + 10
+		default:
 			return -1
 		}
-		unit = unit<<4 | digit
+		unit = unit<<4 | int(c)
 	}
 	return unit
 }

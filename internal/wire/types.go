@@ -78,6 +78,14 @@ type argType struct {
 
 func (t argType) is(k scalar) bool { return t.Shape == shapeScalar && t.elem == k }
 
+// typeName returns the name of a type, without copying the names of basic types.
+func typeName(b []byte) string {
+	if name := scalarNames[parseScalarName(string(b))]; name != "" {
+		return name
+	}
+	return string(b)
+}
+
 // ParseType parses a type name as it stands in a task.
 func ParseType(name string) argType {
 	if k := parseScalarName(name); k != kindNone {
