@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,7 +29,7 @@ const (
 const (
 	// maxQueueBytes leaves room for the suffixes of the queues that belong to a worker's queue.
 	maxQueueBytes = 240
-	// maxLimit is the largest Limit. A worker prefetches its Limit, and the prefetch count of basic.qos is a 16-bit
+	// maxLimit is the largest Limit and Prefetch. A worker prefetches at least its Limit, and that of basic.qos is a 16-bit
 	// number (AMQP 0-9-1).
 	maxLimit = math.MaxUint16
 	// maxDuration replaces longer durations, so that sums do not overflow: 146 years.
@@ -122,6 +123,9 @@ func (c *WorkerConfig) withDefaults() WorkerConfig {
 	if out.Limit == 0 {
 		out.Limit = defaultLimit
 	}
+	if out.Prefetch == 0 {
+		out.Prefetch = out.Limit
+	}
 	if out.MaxAbandoned == 0 {
 		out.MaxAbandoned = out.Limit
 	}
@@ -138,6 +142,10 @@ func (c *WorkerConfig) validate() error {
 	p.addIf(c.Name == "", ErrWorkerNameRequired)
 	p.addIf(c.Limit < 0, errors.New("WorkerConfig.Limit is negative"))
 	p.addIf(c.Limit > maxLimit, fmt.Errorf("WorkerConfig.Limit is %d, the maximum is %d", c.Limit, maxLimit))
+	slots := cmp.Or(c.Limit, defaultLimit)
+	p.addIf(c.Prefetch != 0 && c.Prefetch < slots,
+		fmt.Errorf("WorkerConfig.Prefetch is %d, less than the Limit, %d", c.Prefetch, slots))
+	p.addIf(c.Prefetch > maxLimit, fmt.Errorf("WorkerConfig.Prefetch is %d, the maximum is %d", c.Prefetch, maxLimit))
 	p.addIf(c.Queue == "", ErrWorkerQueueRequired)
 	p.name("WorkerConfig.Name", c.Name, record.MaxName)
 	p.name("WorkerConfig.Queue", c.Queue, maxQueueBytes)

@@ -146,9 +146,14 @@ type Queue struct {
 
 // WorkerConfig configures a [Worker]. NewWorker copies it and never writes to it.
 type WorkerConfig struct {
-	// Limit is how many calls run at once, inside their timeouts. As many tasks are prefetched. 0: 3. Negative or above
-	// 65,535: an error.
+	// Limit is how many calls run at once, inside their timeouts. 0: 3. Negative or above 65,535: an error.
 	Limit int
+	// Prefetch is how many tasks the broker hands to this worker before one of them is settled. More than Limit keeps
+	// slots from waiting for the broker between short tasks. It also keeps tasks waiting in this worker while another
+	// may be idle, and more of them are handed out again when the connection is lost. So set it for tasks of a few
+	// milliseconds, to what the worker runs in a tenth of a second. 0: the same as Limit. Less than Limit, or above
+	// 65,535: an error.
+	Prefetch int
 	// Queue is the durable queue that the worker takes tasks from. It is declared together with the queue of its dead
 	// letters, <Queue>.dead, and of its suspects, <Queue>.suspects. Required; at most 240 bytes, not ending in .dead or
 	// .suspects.

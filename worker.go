@@ -107,7 +107,7 @@ func (w *Worker) newShift() *engine.Shift {
 		Queue:          cfg.Queue,
 		Noun:           "task",
 		Limit:          cfg.Limit,
-		Prefetch:       cfg.Limit,
+		Prefetch:       cfg.Prefetch,
 		MaxAbandoned:   cfg.MaxAbandoned,
 		UnknownMaxAge:  cfg.UnknownTaskMaxAge,
 		PublishTimeout: s.cfg.PublishTimeout,

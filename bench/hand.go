@@ -88,39 +88,45 @@ func handBodies(n int) ([][]byte, error) {
 	return bodies, nil
 }
 
-// drainByHand receives and acks one message after another. It does nothing else, not even decode.
-func drainByHand(p *place, n int) (rate float64, err error) {
-	if _, err := fill(p, n); err != nil {
-		return 0, err
-	}
-	err = onChannel(p, func(ch *amqp.Channel) error {
-		if err := ch.Qos(limit, 0, false); err != nil {
-			return err
+// drainByHand receives one message after another and acks them in groups of the given size. It does nothing else, not
+// even decode.
+func drainByHand(prefetch, group int) func(p *place, n int) (rate float64, err error) {
+	return func(p *place, n int) (rate float64, err error) {
+		if _, err := fill(p, n); err != nil {
+			return 0, err
 		}
-		deliveries, err := ch.Consume(p.name, "", false, false, false, false, nil)
-		if err != nil {
-			return err
-		}
-		var began time.Time
-		for i := range n {
-			d, ok := <-deliveries
-			if !ok {
-				return fmt.Errorf("the consumer ended after %d of %d", i, n)
-			}
-			if i == 0 {
-				began = time.Now()
-			}
-			if err := d.Ack(false); err != nil {
+		err = onChannel(p, func(ch *amqp.Channel) error {
+			if err := ch.Qos(prefetch, 0, false); err != nil {
 				return err
 			}
+			deliveries, err := ch.Consume(p.name, "", false, false, false, false, nil)
+			if err != nil {
+				return err
+			}
+			var began time.Time
+			for i := range n {
+				d, ok := <-deliveries
+				if !ok {
+					return fmt.Errorf("the consumer ended after %d of %d", i, n)
+				}
+				if i == 0 {
+					began = time.Now()
+				}
+				if (i+1)%group != 0 && i+1 < n {
+					continue
+				}
+				if err := d.Ack(group > 1); err != nil {
+					return err
+				}
+			}
+			rate = perSecond(n-1, began)
+			return nil
+		})
+		if err != nil {
+			return 0, err
 		}
-		rate = perSecond(n-1, began)
-		return nil
-	})
-	if err != nil {
-		return 0, err
+		return rate, p.holds(0)
 	}
-	return rate, p.holds(0)
 }
 
 func perSecond(n int, began time.Time) float64 { return float64(n) / time.Since(began).Seconds() }

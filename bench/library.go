@@ -16,6 +16,7 @@ const (
 	bodyBytes = 160
 	text      = "one hundred and sixty bytes in all"
 	limit     = 10   // of the worker, and the prefetch of the consumer by hand
+	manyAhead = 1000 // the prefetch that is apart from the limit
 	batch     = 5000 // of PublishBatch
 )
 
@@ -74,7 +75,11 @@ func publishAllWithLibrary(p *place, n int) (rate float64, err error) {
 }
 
 // drainWithLibrary decodes each task, calls a function with its arguments and acks it.
-func drainWithLibrary(p *place, n int) (rate float64, err error) {
+func drainWithLibrary(prefetch int) func(p *place, n int) (rate float64, err error) {
+	return func(p *place, n int) (rate float64, err error) { return drain(p, n, prefetch) }
+}
+
+func drain(p *place, n, prefetch int) (rate float64, err error) {
 	if _, err := fill(p, n); err != nil {
 		return 0, err
 	}
@@ -86,7 +91,7 @@ func drainWithLibrary(p *place, n int) (rate float64, err error) {
 	var began atomic.Pointer[time.Time]
 	var calls atomic.Int64
 	all := make(chan struct{})
-	cfg := &dispatcher.WorkerConfig{Name: "bench", Queue: p.name, Limit: limit}
+	cfg := &dispatcher.WorkerConfig{Name: "bench", Queue: p.name, Limit: limit, Prefetch: prefetch}
 	w, err := server.NewWorker(cfg, map[string]dispatcher.TaskConfig{
 		"bench": {Function: func(string, int) {
 			switch calls.Add(1) {

@@ -78,7 +78,11 @@ func compare(ctx context.Context, url string, rounds, n int, out io.Writer) (err
 	contests := []*contest{
 		{name: "publish, by hand, window 1,000 | PublishBatch", first: publishByHand, second: publishWithLibrary},
 		{name: "publish, PublishBatch | PublishAll", first: publishWithLibrary, second: publishAllWithLibrary},
-		{name: "drain, by hand, prefetch 10 | Limit 10", first: drainByHand, second: drainWithLibrary},
+		{name: "drain, by hand, prefetch 10 | Limit 10", first: drainByHand(limit, 1), second: drainWithLibrary(0)},
+		{
+			name:  "drain, by hand, prefetch 1,000, an ack for 100 | Limit 10, Prefetch 1,000",
+			first: drainByHand(manyAhead, 100), second: drainWithLibrary(manyAhead),
+		},
 	}
 	for round := -1; round < rounds; round++ { // the first round warms up
 		size := n

@@ -100,3 +100,29 @@ func TestDeletedQueueEndsAConsumerOfManySubscriptions(t *testing.T) {
 		t.Errorf("the session's next call: %v", err)
 	}
 }
+
+// An ack that waits for others is written soon although no other comes: the broker hands out the next message.
+func TestALingeringAckIsWrittenSoon(t *testing.T) {
+	t.Parallel()
+	s := on(t)
+	q := workQueue(t, s)
+	fill(t, s, q, 4)
+	c := consume(t, s, q, 3)
+	d := receive(t, c)
+	full := func(n int) {
+		t.Helper()
+		within(t, "deliveries in the channel", func() {
+			for len(c.Deliveries()) < n {
+				if _, err := s.Inspect(testContext(t), q); err != nil { // a round trip
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	full(2)
+	if err := d.Ack(); err != nil {
+		t.Fatal(err)
+	}
+	full(3)
+}

@@ -31,6 +31,7 @@ type lane struct {
 
 	mu      sync.Mutex // guards what follows, and the subscriptions
 	pending []settlement
+	urgent  bool   // one of pending must not wait
 	written ledger // used only by run
 	open    int    // handed out and not settled; a settlement may wait in pending
 	retired bool   // no more deliveries come: the lane ends with the last settlement
@@ -133,7 +134,29 @@ func (s *session) settled(ctx context.Context, queue string) error {
 	return nil
 }
 
+const (
+	// lingerTime is how long an ack may wait for others. It bounds what a lost connection makes run again.
+	lingerTime = 2 * time.Millisecond
+	// lingerMost is how many acks may wait, likewise.
+	lingerMost = 100
+)
+
+// lingers reports whether the pending acks may wait for others, since one frame can ack many: RabbitMQ drains a queue
+// half again as fast then. That is so only while deliveries are at hand. Otherwise the receiver would wait for the
+// broker, and the broker for the acks.
+func (l *lane) lingers() bool {
+	if l.consumer == nil || len(l.consumer.deliveries) == 0 {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.urgent && !l.retired && len(l.pending) < lingerMost
+}
+
 func (l *lane) serve() {
+	timer := time.NewTimer(lingerTime)
+	timer.Stop()
+	lingering := false
 	for {
 		select {
 		case <-l.lost:
@@ -149,13 +172,23 @@ func (l *lane) serve() {
 			}
 			return
 		case <-l.wake:
-			l.flush()
-			if l.spent() {
-				return
+			if l.lingers() {
+				if !lingering {
+					lingering = true
+					timer.Reset(lingerTime)
+				}
+				continue
 			}
-			if l.consumer != nil {
-				l.consumer.fill()
-			}
+			timer.Stop()
+		case <-timer.C:
+		}
+		lingering = false
+		l.flush()
+		if l.spent() {
+			return
+		}
+		if l.consumer != nil {
+			l.consumer.fill()
 		}
 	}
 }
@@ -221,6 +254,7 @@ func (l *lane) spent() bool {
 // settle queues a settlement for run to write. The caller holds mu, and then calls poke.
 func (l *lane) settle(x settlement) {
 	l.pending = append(l.pending, x)
+	l.urgent = l.urgent || x.release || x.written != nil
 	l.open--
 }
 
@@ -236,7 +270,7 @@ func (l *lane) flush() {
 	for {
 		l.mu.Lock()
 		batch := l.pending
-		l.pending = nil
+		l.pending, l.urgent = nil, false
 		l.mu.Unlock()
 		if len(batch) == 0 {
 			return

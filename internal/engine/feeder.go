@@ -21,6 +21,8 @@ type feeder struct {
 	state  *state
 	empty  <-chan struct{} // closed when all slots have ended
 
+	giveBack func([]broker.Delivery, *feed) // returns deliveries that no slot has received
+
 	stopped chan struct{} // closed when the last consumer has stopped, or did not answer Stop
 
 	mu      sync.Mutex    // guards the fields below
@@ -61,11 +63,11 @@ func (f *feeder) next(over *feed) *feed {
 	}
 }
 
-// began reports whether there ever was a feed.
-func (f *feeder) began() bool {
+// latest returns the latest feed; nil if there never was one.
+func (f *feeder) latest() *feed {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.current != nil
+	return f.current
 }
 
 // options returns the options of the worker's consumers.
@@ -100,7 +102,7 @@ func (f *feeder) run(session broker.Session, consumer broker.Consumer) {
 		select {
 		case <-consumer.Done():
 		case <-f.phases.taking.Done():
-			f.finish(consumer)
+			f.finish()
 			return
 		}
 		f.state.note(false, consumer.Err())
@@ -167,22 +169,54 @@ func (f *feeder) reopen(
 }
 
 // finish ends the last consumer: it gives back deliveries that have not started, lets the slots end, and flushes.
-func (f *feeder) finish(consumer broker.Consumer) {
+func (f *feeder) finish() {
 	f.state.note(false, nil)
 	ctx, cancel := context.WithTimeout(f.phases.hard, link.CloseTimeout)
 	most := link.CloseTimeout
-	if err := consumer.Stop(ctx); err != nil && !errors.Is(err, broker.ErrSessionLost) {
+	at := f.latest()
+	waiting, err := f.stop(ctx, at)
+	if err != nil && !errors.Is(err, broker.ErrSessionLost) {
 		f.cfg.Log.Warn("the consumer did not stop", "err", logs.Brief(err))
 		most = verdict.Grace // it will not answer Close either
 	}
 	cancel()
 	close(f.stopped)
+	f.giveBack(waiting, at)
 	f.awaitSlots()
 	ctx, cancel = context.WithTimeout(context.Background(), most)
 	defer cancel()
-	if err := consumer.Close(ctx); err != nil && !errors.Is(err, broker.ErrSessionLost) {
+	if err := at.consumer.Close(ctx); err != nil && !errors.Is(err, broker.ErrSessionLost) {
 		f.cfg.Log.Warn("the consumer did not close", "err", logs.Brief(err))
 	}
+}
+
+// stop stops the consumer of a feed and returns the deliveries that were waiting for a slot. A consumer gives back what
+// nobody has received, but a broker that does not count losses then marks it like a lost delivery. If a worker prefetches
+// no more than it has slots, no delivery waits.
+func (f *feeder) stop(ctx context.Context, at *feed) (waiting []broker.Delivery, err error) {
+	consumer := at.consumer
+	if at.exact || f.cfg.Prefetch <= f.cfg.Limit {
+		return nil, consumer.Stop(ctx)
+	}
+	collected := make(chan struct{})
+	go func() {
+		defer close(collected)
+		for {
+			select {
+			case d, ok := <-consumer.Deliveries():
+				if !ok {
+					return
+				}
+				waiting = append(waiting, d)
+			case <-ctx.Done(): // the consumer may never end
+				return
+			}
+		}
+	}()
+	_ = consumer.SetPrefetch(ctx, 0) // first: until then more may come. If it fails, so does Stop, or they are given back
+	err = consumer.Stop(ctx)
+	<-collected // the consumer is over, or ctx has ended
+	return waiting, err
 }
 
 // awaitSlots waits until all slots have ended, or until the shift is stopped hard.

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"sync"
 
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/link"
@@ -48,6 +49,13 @@ func (s *settler) settle(c *Call, v verdict.Verdict) (stays bool) {
 	if err == errStays {
 		return true
 	}
+	s.notSettled(c, v, err)
+	return false
+}
+
+// notSettled counts and logs a delivery that could not be settled.
+func (s *settler) notSettled(c *Call, v verdict.Verdict, err error) {
+	counters := s.cfg.Counters
 	what := "delivery lost before it was settled; the broker delivers the " + s.cfg.Noun + " again"
 	switch {
 	case errors.Is(err, broker.ErrQueueGone):
@@ -63,7 +71,6 @@ func (s *settler) settle(c *Call, v verdict.Verdict) (stays bool) {
 		attrs = append(attrs, "outcome", logText(v.Outcome))
 	}
 	s.cfg.about(c, v.Made.Number).Warn(what, withStack(v.Outcome, attrs)...)
-	return false
 }
 
 // settleUncalled settles a delivery that is not called, and reports whether the task stays, to be called. The task
@@ -86,7 +93,14 @@ func (s *settler) settleUncalled(c *Call, v verdict.Verdict) (stays bool) {
 
 // giveBack returns a delivery without a charge: its task was not run, or the shutdown interrupted it. A broker that
 // cannot tell returned deliveries from lost ones gets a copy, which was never delivered before.
-func (s *settler) giveBack(c *Call) (err error) {
+func (s *settler) giveBack(c *Call) error {
+	ctx, cancel := context.WithTimeout(s.phases.hard, link.CloseTimeout)
+	defer cancel()
+	return s.giveBackBefore(ctx, c)
+}
+
+// giveBackBefore is giveBack that waits for the broker until ctx ends.
+func (s *settler) giveBackBefore(ctx context.Context, c *Call) (err error) {
 	defer func() {
 		if err == nil {
 			s.cfg.Counters.Released.Add(1)
@@ -95,8 +109,6 @@ func (s *settler) giveBack(c *Call) (err error) {
 	if c.at.exact {
 		return c.Delivery.Release()
 	}
-	ctx, cancel := context.WithTimeout(s.phases.hard, link.CloseTimeout)
-	defer cancel()
 	if msg := c.again(); c.suspect() {
 		err = c.Delivery.Suspect(ctx, msg)
 	} else {
@@ -106,6 +118,33 @@ func (s *settler) giveBack(c *Call) (err error) {
 		return nil
 	}
 	return c.Delivery.Release() // it may be charged, which is better than being held
+}
+
+// givers is how many deliveries are given back at once. Each of them may wait for a confirmation.
+const givers = 32
+
+// giveBackAll gives back deliveries that no slot has received, within CloseTimeout.
+func (s *settler) giveBackAll(deliveries []broker.Delivery, at *feed) {
+	ctx, cancel := context.WithTimeout(s.phases.hard, link.CloseTimeout)
+	defer cancel()
+	var all sync.WaitGroup
+	turns := make(chan struct{}, givers)
+	for _, d := range deliveries {
+		turns <- struct{}{}
+		all.Go(func() {
+			defer func() { <-turns }()
+			s.cfg.Counters.Received.Add(1)
+			if isLost(&d) {
+				s.cfg.Counters.Lost.Add(1)
+				return
+			}
+			c := s.cfg.newCall(d, at)
+			if err := s.giveBackBefore(ctx, c); err != nil {
+				s.notSettled(c, verdict.Verdict{Action: verdict.Release}, err)
+			}
+		})
+	}
+	all.Wait()
 }
 
 // tell counts and logs the outcome of a forwarded delivery, and calls the observer.

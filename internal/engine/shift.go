@@ -48,6 +48,7 @@ func New(cfg *Config) *Shift {
 	s.ledger = newLedger(cfg.MaxAbandoned, &cfg.Counters.Abandoned, s.replace, s.end)
 	s.feeder = newFeeder(cfg, s.phases, s.state, s.ledger.empty)
 	s.settler = &settler{cfg: cfg, phases: s.phases, state: s.state, stepAside: s.stepAside}
+	s.feeder.giveBack = s.settler.giveBackAll
 	s.shelf = newShelf(cfg, s.phases, s.settler, s.ledger, s.feeder.stopped, s.offers)
 	s.patrol = newPatrol(cfg, s.phases, s.settler, s.ledger, s.state, s.offers)
 	s.settler.suspectMade = s.patrol.suspectMade
@@ -207,7 +208,7 @@ func (s *Shift) end() {
 	s.ledger.stopTimer()
 	s.phases.end()
 	s.cfg.Ended()
-	if f := s.cfg.Observer.WorkerStopped; f != nil && s.feeder.began() {
+	if f := s.cfg.Observer.WorkerStopped; f != nil && s.feeder.latest() != nil {
 		f()
 	}
 	close(s.over)

@@ -157,12 +157,10 @@ func (s *Shift) next(at *feed) (c *Call, more bool) {
 // accept reports whether to work on a delivery.
 func (s *Shift) accept(d *broker.Delivery, at *feed) bool {
 	counters := s.cfg.Counters
-	select {
-	case <-d.Lost():
+	if isLost(d) {
 		counters.Received.Add(1)
 		counters.Lost.Add(1) // it is, or will be, delivered to somebody else
 		return false
-	default:
 	}
 	if s.phases.taking.Err() == nil {
 		counters.Received.Add(1)

@@ -1,0 +1,119 @@
+package systemtest_test
+
+import (
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/seed-416683c9/dispatcher"
+)
+
+func prefetch(limit, n int) func(*dispatcher.WorkerConfig) {
+	return func(c *dispatcher.WorkerConfig) { c.Limit, c.Prefetch = limit, n }
+}
+
+// The broker hands out Prefetch tasks, of which Limit run. A worker that stops gives back the others.
+func TestPrefetchIsApartFromLimit(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server()
+		var now, most atomic.Int32
+		gate, entered := make(chan struct{}), make(chan struct{}, 50)
+		set := tasks{"t": fn(func() {
+			if n := now.Add(1); n > most.Load() {
+				most.Store(n)
+			}
+			defer now.Add(-1)
+			entered <- struct{}{}
+			<-gate
+		})}
+		w := v.newWorker(s, "w", set, prefetch(2, 20))
+		for range 50 {
+			v.publish(s, "t")
+		}
+		if err := w.Start(s); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			wait(v.t, entered, "call")
+		}
+		session := v.session()
+		holds := func(ready, unsettled int) {
+			v.t.Helper()
+			eventually(v.t, "the queue hands out its tasks", func() bool {
+				info, err := session.Inspect(v.t.Context(), v.name)
+				return err == nil && info.Ready == ready && (info.Unsettled == unsettled || info.Unsettled == -1)
+			})
+		}
+		holds(30, 20)
+		closed := make(chan struct{})
+		go func() { defer close(closed); w.Close() }()
+		holds(48, 2) // those that run
+		close(gate)
+		wait(v.t, closed, "end of Close")
+		holds(48, 0)
+		if most.Load() != 2 {
+			v.t.Errorf("%d at once, want 2", most.Load())
+		}
+		v.worker(s, "next", set, prefetch(10, 10))
+		eventually(v.t, "the next worker runs all", func() bool { return s.Stats().Succeeded == 50 })
+		if st := s.Stats(); st.Postponed != 0 || st.Suspected != 0 || st.Lost != 0 || st.DeadLettered != 0 {
+			v.t.Errorf("tasks that were given back are charged: %+v", st)
+		}
+	})
+}
+
+// A worker that has prefetched many short tasks loses its link again and again. Nothing is lost or becomes a dead
+// letter. Each task runs, most of them once.
+func TestLostLinksOfALargePrefetchHarmNoTask(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(v *venue) {
+		s := v.server()
+		const n, cuts = 2000, 5
+		var mu sync.Mutex
+		ran, calls := make(map[int]bool, n), 0
+		progress := make(chan struct{}, 1)
+		v.worker(s, "w", tasks{"t": fn(func(i int) {
+			mu.Lock()
+			ran[i] = true
+			calls++
+			mu.Unlock()
+			select {
+			case progress <- struct{}{}:
+			default:
+			}
+		})}, prefetch(4, 500))
+		batch := make([]*dispatcher.Task, n)
+		for i := range batch {
+			batch[i] = dispatcher.NewTask("t", i)
+		}
+		done := func() (int, int) {
+			mu.Lock()
+			defer mu.Unlock()
+			return len(ran), calls
+		}
+		published := make(chan struct{})
+		go func() {
+			defer close(published)
+			for _, err := range s.PublishBatch(v.t.Context(), batch) {
+				if err != nil {
+					v.t.Error(err)
+				}
+			}
+		}()
+		wait(v.t, published, "end of PublishBatch")
+		for cut := range cuts {
+			eventually(v.t, "some tasks run", func() bool {
+				k, _ := done()
+				return k >= (cut+1)*n/(cuts+2) || k == n
+			})
+			v.kill()
+		}
+		eventually(v.t, "all tasks have run", func() bool { k, _ := done(); return k == n })
+		v.empty(v.name)
+		v.empty(v.name + ".suspects")
+		v.empty(v.name + ".dead")
+		_, all := done()
+		v.t.Logf("%d tasks ran %d times, %d times lost, %d suspected", n, all, s.Stats().Lost, s.Stats().Suspected)
+	})
+}
