@@ -2,14 +2,11 @@ package dispatcher
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 
 	"github.com/seed-416683c9/dispatcher/internal/contain"
 	"github.com/seed-416683c9/dispatcher/internal/logs"
 	"github.com/seed-416683c9/dispatcher/internal/publish"
-	"github.com/seed-416683c9/dispatcher/internal/text"
 )
 
 // The user's Log and Outbox are called on the library's goroutines, where a panic would end the process. contain.Call
@@ -72,45 +69,10 @@ type containedOutbox struct {
 	log    *slog.Logger
 }
 
-// contained calls f and waits for it.
-func contained[T any](log *slog.Logger, f func() (T, error)) (v T, err error) {
-	err = errors.New("the outbox called runtime.Goexit")
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		defer func() {
-			if p := recover(); p != nil {
-				err = fmt.Errorf("the outbox panicked: %s", printed(p))
-				log.Error("outbox panicked", "err", err, contain.StackKey, string(contain.Stack()))
-			}
-		}()
-		got, failed := f()
-		if failed != nil { // its own methods may panic too: better here than later
-			_, _ = failed.Error(), errors.Is(failed, errProbe)
-		}
-		v, err = got, failed
-	}()
-	<-done
-	return v, err
-}
-
-// errProbe matches no error. Calling errors.Is with it runs the methods of a whole chain.
-var errProbe = errors.New("probe")
-
-// printed returns the text of a panic's value, whose own methods may panic again.
-func printed(p any) (s string) {
-	defer func() {
-		if recover() != nil {
-			s = fmt.Sprintf("a value of type %T", p)
-		}
-	}()
-	return text.OneLine(fmt.Sprint(p))
-}
-
 // Notify does nothing if the outbox is no [OutboxNotifier].
 func (o containedOutbox) Notify(added func(string)) {
 	if n, ok := o.outbox.(OutboxNotifier); ok {
-		_, _ = contained(o.log, func() (struct{}, error) { n.Notify(added); return struct{}{}, nil })
+		_, _ = contain.Do(o.log, "outbox", func() (struct{}, error) { n.Notify(added); return struct{}{}, nil })
 	}
 }
 
@@ -120,12 +82,12 @@ func (o containedOutbox) Durable() bool {
 	if !ok {
 		return false
 	}
-	durable, err := contained(o.log, func() (bool, error) { return d.Durable(), nil })
+	durable, err := contain.Do(o.log, "outbox", func() (bool, error) { return d.Durable(), nil })
 	return durable && err == nil
 }
 
 func (o containedOutbox) Add(ctx context.Context, e publish.Entry) error {
-	_, err := contained(o.log, func() (struct{}, error) { return struct{}{}, o.outbox.Add(ctx, OutboxEntry(e)) })
+	_, err := contain.Do(o.log, "outbox", func() (struct{}, error) { return struct{}{}, o.outbox.Add(ctx, OutboxEntry(e)) })
 	return err
 }
 
@@ -134,7 +96,7 @@ func (o containedOutbox) Oldest(ctx context.Context, routingKey string) (publish
 		entry OutboxEntry
 		found bool
 	}
-	v, err := contained(o.log, func() (v oldest, err error) {
+	v, err := contain.Do(o.log, "outbox", func() (v oldest, err error) {
 		v.entry, v.found, err = o.outbox.Oldest(ctx, routingKey)
 		return v, err
 	})
@@ -142,20 +104,20 @@ func (o containedOutbox) Oldest(ctx context.Context, routingKey string) (publish
 }
 
 func (o containedOutbox) Remove(ctx context.Context, e publish.Entry) error {
-	_, err := contained(o.log, func() (struct{}, error) { return struct{}{}, o.outbox.Remove(ctx, OutboxEntry(e)) })
+	_, err := contain.Do(o.log, "outbox", func() (struct{}, error) { return struct{}{}, o.outbox.Remove(ctx, OutboxEntry(e)) })
 	return err
 }
 
 func (o containedOutbox) Bury(ctx context.Context, e publish.Entry) error {
-	_, err := contained(o.log, func() (struct{}, error) { return struct{}{}, o.outbox.Bury(ctx, OutboxEntry(e)) })
+	_, err := contain.Do(o.log, "outbox", func() (struct{}, error) { return struct{}{}, o.outbox.Bury(ctx, OutboxEntry(e)) })
 	return err
 }
 
 func (o containedOutbox) Keys(ctx context.Context) ([]string, error) {
-	return contained(o.log, func() ([]string, error) { return o.outbox.Keys(ctx) })
+	return contain.Do(o.log, "outbox", func() ([]string, error) { return o.outbox.Keys(ctx) })
 }
 
 func (o containedOutbox) Counts(ctx context.Context) (publish.Counts, error) {
-	n, err := contained(o.log, func() (OutboxCounts, error) { return o.outbox.Counts(ctx) })
+	n, err := contain.Do(o.log, "outbox", func() (OutboxCounts, error) { return o.outbox.Counts(ctx) })
 	return publish.Counts(n), err
 }

@@ -90,7 +90,7 @@ func (l *DeadLetter) Task() (*Task, error) {
 	if err != nil {
 		return nil, err
 	}
-	t.UUID, t.RoutingKey, t.Headers = l.UUID, l.RoutingKey, copyTable(l.Headers)
+	t.UUID, t.RoutingKey, t.Headers = l.UUID, l.RoutingKey, record.CloneTable(l.Headers)
 	for name := range t.Headers {
 		if record.IsOwn(name) { // Publish would refuse it
 			delete(t.Headers, name)
@@ -170,36 +170,8 @@ func (d *DeadLetters) letter(m *broker.Message) DeadLetter {
 			if l.Headers == nil {
 				l.Headers = make(map[string]any)
 			}
-			l.Headers[name] = copyHeader(v)
+			l.Headers[name] = record.Clone(v)
 		}
 	}
 	return l
-}
-
-// copyHeader returns a deep copy of a header's value.
-func copyHeader(v any) any {
-	switch v := v.(type) {
-	case []byte:
-		return bytes.Clone(v)
-	case []any:
-		list := make([]any, len(v))
-		for i := range v {
-			list[i] = copyHeader(v[i])
-		}
-		return list
-	case map[string]any:
-		return copyTable(v)
-	}
-	return v
-}
-
-func copyTable(table map[string]any) map[string]any {
-	if table == nil {
-		return nil
-	}
-	out := make(map[string]any, len(table))
-	for name, v := range table {
-		out[name] = copyHeader(v)
-	}
-	return out
 }

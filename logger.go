@@ -3,7 +3,6 @@ package dispatcher
 import (
 	"fmt"
 	"log/slog"
-	"time"
 
 	"github.com/sirupsen/logrus"
 
@@ -47,21 +46,4 @@ func handlerOf(l Log) slog.Handler {
 		return s.l.Handler()
 	}
 	return logs.Handler(l)
-}
-
-// drain calls stop and logs the begin and the end of a shutdown, with the number of running calls and the time it took.
-// again means that the shutdown is already under way or over. said is as in logs.Brief.
-func drain(log *slog.Logger, again bool, running int, stop func() error, said ...string) error {
-	began := time.Now()
-	if !again {
-		log.Info("shutdown begins", "running", running)
-	}
-	err := stop()
-	switch took := logs.Rounded(time.Since(began)); {
-	case err != nil:
-		log.Error("shutdown is incomplete", "took", took, "err", logs.Brief(err, said...))
-	case !again:
-		log.Info("shutdown ended", "took", took)
-	}
-	return err
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/engine"
 	"github.com/seed-416683c9/dispatcher/internal/link"
+	"github.com/seed-416683c9/dispatcher/internal/logs"
 	"github.com/seed-416683c9/dispatcher/internal/publish"
 )
 
@@ -104,7 +105,7 @@ func (s *Server) watch() {
 	}
 	ctx, cancel := s.shutdownContext()
 	defer cancel()
-	_ = drain(s.log, false, s.calls(), func() error {
+	_ = logs.Drain(s.log, false, s.calls(), func() error {
 		return errors.Join(s.stopWorkers(ctx, false), s.courier.Stop(ctx))
 	})
 	close(s.givenUp)
@@ -224,7 +225,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	again := s.closing
 	s.mu.Unlock()
-	return drain(s.log, again, s.calls(), func() error { return s.shutdown(ctx) })
+	return logs.Drain(s.log, again, s.calls(), func() error { return s.shutdown(ctx) })
 }
 
 func (s *Server) shutdown(ctx context.Context) error {

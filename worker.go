@@ -13,6 +13,7 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/engine"
 	"github.com/seed-416683c9/dispatcher/internal/link"
+	"github.com/seed-416683c9/dispatcher/internal/logs"
 	"github.com/seed-416683c9/dispatcher/internal/record"
 	"github.com/seed-416683c9/dispatcher/internal/text"
 )
@@ -210,7 +211,7 @@ func (w *Worker) Shutdown(ctx context.Context) error {
 	}
 	again := sh.Stopping()
 	stop := func() error { return sh.Stop(ctx) }
-	return drain(w.log, again, w.health().Running, stop, fmt.Sprintf("worker %q: ", w.cfg.Name))
+	return logs.Drain(w.log, again, w.health().Running, stop, fmt.Sprintf("worker %q: ", w.cfg.Name))
 }
 
 // retire forbids every later Start.

@@ -63,6 +63,75 @@ func TestPrefetchIsApartFromLimit(t *testing.T) {
 	})
 }
 
+// A quorum queue of RabbitMQ forgets acks that come one by one before their channel is closed, of more than 32
+// deliveries. The tasks that a stopping worker gives back must not be there twice nevertheless.
+func TestTasksGivenBackByAStoppingWorkerAreThereOnce(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"classic", "quorum"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			v := rabbitVenue(t)
+			s := v.server(func(c *dispatcher.ServerConfig) { c.QueueType = kind })
+			const n = 600
+			var mu sync.Mutex
+			ran := make(map[int]int, n)
+			gate, entered := make(chan struct{}), make(chan struct{}, n)
+			set := tasks{"t": fn(func(i int) {
+				mu.Lock()
+				ran[i]++
+				mu.Unlock()
+				entered <- struct{}{}
+				<-gate
+			})}
+			w := v.newWorker(s, "w", set, prefetch(2, 500))
+			batch := make([]*dispatcher.Task, n)
+			for i := range batch {
+				batch[i] = dispatcher.NewTask("t", i)
+			}
+			if errs := s.PublishBatch(t.Context(), batch); errs != nil {
+				t.Fatal(errs)
+			}
+			if err := w.Start(s); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				wait(t, entered, "call")
+			}
+			session := v.session()
+			eventually(t, "500 tasks are fetched", func() bool {
+				info, err := session.Inspect(t.Context(), v.name)
+				return err == nil && info.Ready == n-500
+			})
+			closed := make(chan struct{})
+			go func() { defer close(closed); w.Close() }()
+			eventually(t, "the others are given back", func() bool {
+				info, err := session.Inspect(t.Context(), v.name)
+				return err == nil && info.Ready == n-2
+			})
+			close(gate)
+			wait(t, closed, "end of Close")
+			v.worker(s, "next", set, prefetch(10, 30))
+			eventually(t, "the next worker runs all", func() bool { return s.Stats().Succeeded >= n })
+			v.empty(v.name)
+			v.empty(v.name + ".suspects")
+			mu.Lock()
+			defer mu.Unlock()
+			twice := 0
+			for _, times := range ran {
+				if times > 1 {
+					twice++
+				}
+			}
+			if len(ran) != n || twice > 0 {
+				t.Errorf("%d of %d tasks ran, %d of them twice", len(ran), n, twice)
+			}
+			if st := s.Stats(); st.Postponed != 0 || st.Suspected != 0 || st.Lost != 0 {
+				t.Errorf("tasks that were given back are charged: %+v", st)
+			}
+		})
+	}
+}
+
 // A worker that has prefetched many short tasks loses its link again and again. Nothing is lost or becomes a dead
 // letter. Each task runs, most of them once.
 func TestLostLinksOfALargePrefetchHarmNoTask(t *testing.T) {
