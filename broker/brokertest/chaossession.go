@@ -223,12 +223,15 @@ func (c *chaosConsumer) Err() error {
 // tapped is a consumer whose deliveries pass through a function.
 type tapped struct {
 	broker.Consumer
-	out  chan broker.Delivery
-	done chan struct{} // closed by run
+	out   chan broker.Delivery
+	flush chan chan struct{} // run closes each of them once it has passed on what had come before
+	done  chan struct{}      // closed by run
 }
 
 func tap(inner broker.Consumer, prefetch int, wrap func(broker.Delivery) broker.Delivery) *tapped {
-	t := &tapped{Consumer: inner, out: make(chan broker.Delivery, prefetch), done: make(chan struct{})}
+	t := &tapped{
+		Consumer: inner, out: make(chan broker.Delivery, prefetch), flush: make(chan chan struct{}), done: make(chan struct{}),
+	}
 	go t.run(wrap)
 	return t
 }
@@ -238,8 +241,21 @@ func tap(inner broker.Consumer, prefetch int, wrap func(broker.Delivery) broker.
 func (t *tapped) run(wrap func(broker.Delivery) broker.Delivery) {
 	defer close(t.done)
 	defer close(t.out)
-	for d := range t.Consumer.Deliveries() {
-		t.out <- wrap(d)
+	in := t.Consumer.Deliveries()
+	for open := true; open; {
+		select {
+		case d, ok := <-in:
+			if open = ok; ok {
+				t.out <- wrap(d)
+			}
+		case passed := <-t.flush:
+			for range len(in) { // nobody else receives
+				if d, ok := <-in; ok {
+					t.out <- wrap(d)
+				}
+			}
+			close(passed)
+		}
 	}
 	for {
 		select {
@@ -254,6 +270,20 @@ func (t *tapped) run(wrap func(broker.Delivery) broker.Delivery) {
 func (t *tapped) Deliveries() <-chan broker.Delivery { return t.out }
 
 func (t *tapped) Done() <-chan struct{} { return t.done }
+
+// SetPrefetch returns when the deliveries that were handed out are in out.
+func (t *tapped) SetPrefetch(ctx context.Context, n int) error {
+	if err := t.Consumer.SetPrefetch(ctx, n); err != nil {
+		return err
+	}
+	passed := make(chan struct{})
+	select {
+	case t.flush <- passed:
+		<-passed
+	case <-t.done:
+	}
+	return nil
+}
 
 func (t *tapped) Stop(ctx context.Context) error { return t.end(ctx, t.Consumer.Stop(ctx)) }
 

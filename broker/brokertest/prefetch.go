@@ -72,6 +72,18 @@ func testPrefetch(a *area) {
 		k.receive(c)
 	})
 
+	a.test("a limit of zero leaves nothing on its way", func(k *kit) {
+		q := k.queue("q")
+		k.send(messages(q, 60)...)
+		c := k.consume(k.s, q, 30)
+		k.must("SetPrefetch 0", c.SetPrefetch(k.ctx, 0))
+		n := len(c.Deliveries())
+		k.receiveN(k.consume(k.open(), q, 60), 60-n)
+		if more := len(c.Deliveries()) - n; more > 0 {
+			k.Errorf("%d deliveries came after SetPrefetch had returned", more)
+		}
+	})
+
 	a.test("a limit above Prefetch is an error and changes nothing", func(k *kit) {
 		q := k.queue("q")
 		k.send(messages(q, 2+4)...)

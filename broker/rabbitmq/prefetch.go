@@ -3,6 +3,7 @@ package rabbitmq
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -17,6 +18,8 @@ type subscription struct {
 	open      int  // unsettled
 	cancelled bool // by us
 	ended     bool // nothing more comes
+
+	pumped chan struct{} // closed when all of its deliveries are in the channel
 }
 
 // SetPrefetch implements [broker.Consumer]. Lowering takes a round trip or two, during which nothing is delivered.
@@ -52,7 +55,10 @@ func (c *consumer) setPrefetch(ctx context.Context, n int) error {
 		case room > 0:
 			return struct{}{}, c.subscribe(room)
 		case room < 0:
-			return struct{}{}, c.cancel()
+			if err := c.cancel(); err != nil {
+				return struct{}{}, err
+			}
+			c.awaitPumps()
 		}
 		return struct{}{}, nil
 	}, nil)
@@ -86,11 +92,29 @@ func (c *consumer) cancel() error {
 	return nil
 }
 
+// awaitPumps waits until the deliveries of the subscriptions that were cancelled are in the channel. There is room for
+// them, so that takes a moment.
+func (c *consumer) awaitPumps() {
+	c.mu.Lock()
+	subs := slices.Clone(c.subs)
+	c.mu.Unlock()
+	for _, sub := range subs {
+		if !sub.cancelled {
+			continue
+		}
+		select {
+		case <-sub.pumped:
+		case <-c.lost:
+			return
+		}
+	}
+}
+
 // subscribe begins a subscription. The caller has the lane's turn to call, or exclusive use of the lane.
 func (c *consumer) subscribe(prefetch int) error {
 	c.mu.Lock()
 	c.subbed++
-	sub := &subscription{tag: c.tag, prefetch: prefetch}
+	sub := &subscription{tag: c.tag, prefetch: prefetch, pumped: make(chan struct{})}
 	if c.subbed > 1 {
 		suffix := "#" + strconv.Itoa(c.subbed)
 		sub.tag = sub.tag[:min(len(sub.tag), maxName-len(suffix))] + suffix
@@ -125,6 +149,7 @@ func (c *consumer) pump(sub *subscription, in <-chan amqp.Delivery) {
 	c.mu.Lock()
 	sub.ended = true
 	c.mu.Unlock()
+	close(sub.pumped)
 	c.poke() // there may be room for another subscription
 }
 

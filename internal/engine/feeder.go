@@ -198,25 +198,19 @@ func (f *feeder) stop(ctx context.Context, at *feed) (waiting []broker.Delivery,
 	if at.exact || f.cfg.Prefetch <= f.cfg.Limit {
 		return nil, consumer.Stop(ctx)
 	}
-	collected := make(chan struct{})
-	go func() {
-		defer close(collected)
-		for {
+	if consumer.SetPrefetch(ctx, 0) == nil { // no more come, and those that came are in the channel
+		for more := true; more; {
 			select {
 			case d, ok := <-consumer.Deliveries():
-				if !ok {
-					return
+				if more = ok; ok {
+					waiting = append(waiting, d)
 				}
-				waiting = append(waiting, d)
-			case <-ctx.Done(): // the consumer may never end
-				return
+			default: // slots receive, too
+				more = false
 			}
 		}
-	}()
-	_ = consumer.SetPrefetch(ctx, 0) // first: until then more may come. If it fails, so does Stop, or they are given back
-	err = consumer.Stop(ctx)
-	<-collected // the consumer is over, or ctx has ended
-	return waiting, err
+	}
+	return waiting, consumer.Stop(ctx)
 }
 
 // awaitSlots waits until all slots have ended, or until the shift is stopped hard.

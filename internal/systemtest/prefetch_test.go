@@ -67,8 +67,8 @@ func TestPrefetchIsApartFromLimit(t *testing.T) {
 // deliveries. The tasks that a stopping worker gives back must not be there twice nevertheless.
 func TestTasksGivenBackByAStoppingWorkerAreThereOnce(t *testing.T) {
 	t.Parallel()
-	for _, kind := range []string{"classic", "quorum"} {
-		t.Run(kind, func(t *testing.T) {
+	for name, kind := range map[string]string{"classic": "", "quorum": "quorum"} {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			v := rabbitVenue(t)
 			s := v.server(func(c *dispatcher.ServerConfig) { c.QueueType = kind })
