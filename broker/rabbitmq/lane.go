@@ -150,7 +150,7 @@ func (l *lane) lingers() bool {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return !l.urgent && !l.retired && len(l.pending) < lingerMost
+	return !l.urgent && !l.retired && 0 < len(l.pending) && len(l.pending) < lingerMost
 }
 
 func (l *lane) serve() {

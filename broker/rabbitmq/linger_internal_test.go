@@ -18,6 +18,7 @@ func TestAcksLingerOnlyWhileDeliveriesAreAtHand(t *testing.T) {
 		want    bool
 	}{
 		"at hand":           {1, []settlement{ack}, false, true},
+		"nothing to write":  {1, nil, false, false},
 		"nothing at hand":   {0, []settlement{ack}, false, false},
 		"many acks":         {1, make([]settlement, lingerMost), false, false},
 		"a release":         {1, []settlement{ack, {tag: 2, release: true}}, false, false},
