@@ -23,9 +23,7 @@ func TestTasksOfOneUUIDDoNotStopTheOthers(t *testing.T) {
 				entered, gate, others := make(chan struct{}, same), make(chan struct{}), make(chan struct{}, 100)
 				v.worker(s, "w", tasks{
 					"same": fn(func() {
-						if n := now.Add(1); n > most.Load() {
-							most.Store(n)
-						}
+						raise(&most, now.Add(1))
 						entered <- struct{}{}
 						<-gate
 						now.Add(-1)

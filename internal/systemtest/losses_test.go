@@ -56,9 +56,7 @@ func TestTasksThatShareAUUIDAreNotTakenForOne(t *testing.T) {
 		other, gate := make(chan struct{}), make(chan struct{})
 		v.worker(s, "w", tasks{
 			"n": fn(func(int) {
-				if n := now.Add(1); n > most.Load() {
-					most.Store(n)
-				}
+				raise(&most, now.Add(1))
 				<-gate
 				now.Add(-1)
 				calls.Add(1)

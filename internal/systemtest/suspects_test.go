@@ -85,9 +85,7 @@ func TestSuspectsRunOneAtATime(t *testing.T) {
 		s := v.server()
 		var now, most, all atomic.Int32
 		set := tasks{"n": fn(func() {
-			if n := now.Add(1); n > most.Load() {
-				most.Store(n)
-			}
+			raise(&most, now.Add(1))
 			<-time.After(5 * time.Millisecond)
 			now.Add(-1)
 			all.Add(1)

@@ -21,9 +21,7 @@ func TestD8TimedOutCallsAreBounded(t *testing.T) {
 		var now, most atomic.Int32
 		gate := make(chan struct{})
 		r.worker("w", tasks{"stuck": {Timeout: time.Second, Function: func() {
-			if n := now.Add(1); n > most.Load() {
-				most.Store(n)
-			}
+			raise(&most, now.Add(1))
 			<-gate
 			now.Add(-1)
 		}}}, limit(2), func(c *dispatcher.WorkerConfig) { c.MaxAbandoned = 3 })

@@ -131,9 +131,7 @@ func TestLimitBoundsCallsAndPrefetch(t *testing.T) {
 	var now, most atomic.Int32
 	gate, entered := make(chan struct{}), make(chan struct{}, 100)
 	r.worker("w", tasks{"n": fn(func() {
-		if n := now.Add(1); n > most.Load() {
-			most.Store(n)
-		}
+		raise(&most, now.Add(1))
 		entered <- struct{}{}
 		<-gate
 		now.Add(-1)
