@@ -23,10 +23,10 @@
 //
 // Without DISPATCHER_AMQP_CON the tests on RabbitMQ are skipped. In the root of the repository:
 //
-//	scripts/brokers.sh start /tmp/node
-//	set -a; . /tmp/node/env; set +a
+//	scripts/brokers.sh start DIR
+//	set -a; . DIR/env; set +a
 //	go test -race -count=1 -run TestRabbitMQ_D10 ./internal/systemtest
-//	scripts/brokers.sh stop /tmp/node
+//	scripts/brokers.sh stop DIR
 //
 // With DISPATCHER_TEST_NODES=1, tests may also start nodes of their own and use rabbitmqctl on the shared one.
 // `make test`, `make cluster`, `make chaos` and `make test-rabbitmq4` do all of this by themselves.
