@@ -176,6 +176,7 @@ func TestRabbitMQ_D10EverythingAtOnce(t *testing.T) {
 	}
 	close(stop)
 	within(t, 2*patience, "the end of all goroutines", wg.Wait)
+	startAgain(t, r.server)
 	before := r.server.Stats().Succeeded
 	if err := r.server.PublishContext(t.Context(), dispatcher.NewTask("n", 0)); err != nil {
 		t.Errorf("publish afterwards: %v", err)

@@ -165,11 +165,7 @@ func TestD10EverythingAtOnce(t *testing.T) {
 	for range loops {
 		wait(t, done, "end of a loop")
 	}
-	if w, err := r.server.GetWorkerByName("w"); err != nil {
-		t.Error(err)
-	} else if err := w.Start(r.server); err != nil && !errors.Is(err, dispatcher.ErrWorkerStarted) && !errors.Is(err, dispatcher.ErrWorkerDisconnected) {
-		t.Error(err)
-	}
+	startAgain(t, r.server)
 	before := r.server.Stats().Succeeded
 	if err := r.server.PublishContext(t.Context(), dispatcher.NewTask("n", 0)); err != nil {
 		t.Errorf("publish afterwards: %v", err)
@@ -179,4 +175,17 @@ func TestD10EverythingAtOnce(t *testing.T) {
 	for err := range errc {
 		t.Error(err)
 	}
+}
+
+// startAgain makes sure that the worker "w" is started. There may be no connection yet.
+func startAgain(t *testing.T, s *dispatcher.Server) {
+	t.Helper()
+	w, err := s.GetWorkerByName("w")
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the worker is started", func() bool {
+		err := w.Start(s)
+		return err == nil || errors.Is(err, dispatcher.ErrWorkerStarted)
+	})
 }
