@@ -28,7 +28,8 @@ type callPlan struct {
 	uuidType     reflect.Type   // of kind string
 	lead         int            // parameters before the arguments: context and uuid
 	params       []reflect.Type // one for each argument
-	frame        reflect.Type   // a struct with a field for each of params: they are allocated together
+	frame        reflect.Type   // a struct of params, which are allocated together
+	fields       []int          // of each of params in frame; -1 = allocated by itself
 	rest         reflect.Type   // type of the variadic arguments; nil = none
 	returnsError bool
 }
@@ -42,7 +43,7 @@ type boundCall struct {
 // clone returns a copy, since plan.call changes the values before the arguments.
 func (b *boundCall) clone() *boundCall { return &boundCall{in: slices.Clone(b.in)} }
 
-// forget drops the arguments. A call may wait for hours until it is settled.
+// forget drops the arguments. When the function has ended, the call may still wait for hours until it is settled.
 func (b *boundCall) forget() { *b = boundCall{} }
 
 // newCallPlan checks a function and plans its calls. The error names the task, the parameter (counted from 1) and its
@@ -86,7 +87,7 @@ func newCallPlan(task string, fn any, uuidFirst bool) (*callPlan, error) {
 		p.takesUUID, p.uuidType = true, first
 		p.lead++
 	}
-	p.frame = frameOf(p.params)
+	p.planFrame()
 	for i := p.lead; i < t.NumIn(); i++ {
 		if !wire.Carries(t.In(i), true, nil) {
 			return nil, fmt.Errorf("task %q: parameter %d (%s): no argument can have this type", task, i+1, t.In(i))
@@ -104,12 +105,20 @@ func newCallPlan(task string, fn any, uuidFirst bool) (*callPlan, error) {
 	return p, nil
 }
 
-func frameOf(params []reflect.Type) reflect.Type {
-	fields := make([]reflect.StructField, len(params))
-	for i, t := range params {
-		fields[i] = reflect.StructField{Name: "P" + strconv.Itoa(i), Type: t}
+// planFrame decides which parameters are allocated together. A type with a method of its own may rely on a receiver that
+// is allocated by itself: runtime.SetFinalizer ends the process for a pointer into something else.
+func (p *callPlan) planFrame() {
+	var fields []reflect.StructField
+	p.fields = make([]int, len(p.params))
+	for i, t := range p.params {
+		if wire.OwnDecoding(t) {
+			p.fields[i] = -1
+			continue
+		}
+		p.fields[i] = len(fields)
+		fields = append(fields, reflect.StructField{Name: "P" + strconv.Itoa(i), Type: t})
 	}
-	return reflect.StructOf(fields)
+	p.frame = reflect.StructOf(fields)
 }
 
 // bind converts the arguments of a task for one call. The error is an *ArgumentError, with position -1 if the number of
@@ -126,17 +135,21 @@ func (p *callPlan) bind(b *boundCall, args []wire.Value) error {
 		in = make([]reflect.Value, n)
 	}
 	var frame reflect.Value
-	if len(p.params) > 0 {
+	if p.frame != nil && p.frame.NumField() > 0 {
 		frame = reflect.New(p.frame).Elem()
 	}
 	for i, arg := range args {
 		var v reflect.Value
-		if i < len(p.params) {
-			v = frame.Field(i)
-		} else {
+		switch {
+		case i >= len(p.params):
 			v = reflect.New(p.rest).Elem()
+		case p.fields == nil || p.fields[i] < 0:
+			v = reflect.New(p.params[i]).Elem()
+		default:
+			v = frame.Field(p.fields[i])
 		}
 		if bad := wire.Fill(v, wire.ParseType(arg.Type), arg); bad != nil {
+			b.forget()
 			return &ArgumentError{p.task, i, bad.Want, bad.Got}
 		}
 		in[p.lead+i] = v
@@ -155,7 +168,6 @@ func store(task string, args []wire.Value, pointers []any) error {
 		}
 		p.params = append(p.params, v.Type().Elem())
 	}
-	p.frame = frameOf(p.params)
 	var bound boundCall
 	if err := p.bind(&bound, args); err != nil {
 		return err

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"reflect"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -321,4 +323,42 @@ func bindTo(p *callPlan, args []wire.Value) (*boundCall, error) {
 	var b boundCall
 	err := p.bind(&b, args)
 	return &b, err
+}
+
+// selfMade sets a finalizer on itself, for which it must be allocated by itself: the runtime ends the process otherwise.
+type selfMade struct{ name *string }
+
+func (s *selfMade) UnmarshalJSON(raw []byte) error {
+	runtime.SetFinalizer(s, func(*selfMade) {})
+	text := string(raw)
+	s.name = &text
+	return nil
+}
+
+func TestAParameterWithItsOwnMethodIsAllocatedByItself(t *testing.T) {
+	t.Parallel()
+	got := ""
+	plan, err := newCallPlan("t", func(n int, s selfMade, m int) { got = fmt.Sprintf("%d %s %d", n, *s.name, m) }, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bound, err := bindTo(plan, wireArgs(t, Args(1, struct{}{}, 2)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := plan.call(t.Context(), "", bound); err != nil || got != "1 {} 2" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+func TestArgumentsThatDoNotFitAreNotKept(t *testing.T) {
+	t.Parallel()
+	plan, err := newCallPlan("t", func([]int, int) {}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := bindTo(plan, wireArgs(t, Args([]int{1, 2}, "no")))
+	if err == nil || !reflect.DeepEqual(*b, boundCall{}) {
+		t.Errorf("%v, %v", b, err)
+	}
 }

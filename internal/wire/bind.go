@@ -72,8 +72,7 @@ func (t argType) goType() reflect.Type {
 // Carries reports whether JSON can carry a type: to the task (decode false) or into a parameter (decode true). Structs
 // are trusted, because their fields may have tags.
 func Carries(t reflect.Type, decode bool, seen map[reflect.Type]bool) bool {
-	pointer := reflect.PointerTo(t)
-	if decode && (pointer.Implements(jsonUnmarshaler) || pointer.Implements(textUnmarshaler)) ||
+	if decode && OwnDecoding(t) ||
 		!decode && (t.Implements(jsonMarshaler) || t.Implements(textMarshaler)) {
 		return true
 	}

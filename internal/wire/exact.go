@@ -213,7 +213,7 @@ func losesElements(t reflect.Type, seen map[reflect.Type]bool) bool {
 	default:
 		return false
 	}
-	if seen[t] || ownDecoding(t) {
+	if seen[t] || OwnDecoding(t) {
 		return false
 	}
 	if seen == nil {
@@ -244,16 +244,17 @@ func hasLongNumber(raw []byte) bool {
 	return false
 }
 
-func ownDecoding(t reflect.Type) bool {
+// OwnDecoding reports whether a type has a method that reads JSON or text into it.
+func OwnDecoding(t reflect.Type) bool {
 	p := reflect.PointerTo(t)
 	return p.Implements(jsonUnmarshaler) || p.Implements(textUnmarshaler)
 }
 
 func tooMuch(t reflect.Type, raw []byte) string {
-	for t.Kind() == reflect.Pointer && !ownDecoding(t) {
+	for t.Kind() == reflect.Pointer && !OwnDecoding(t) {
 		t = t.Elem()
 	}
-	if string(raw) == "null" || ownDecoding(t) {
+	if string(raw) == "null" || OwnDecoding(t) {
 		return ""
 	}
 	switch k := t.Kind(); {
