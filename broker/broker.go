@@ -148,8 +148,8 @@ type Consumer interface {
 	Deliveries() <-chan Delivery
 
 	// SetPrefetch changes how many deliveries may be unsettled: 0 pauses, and the Prefetch of ConsumeOptions is the
-	// maximum. Deliveries that are already out are not taken back. When a smaller n was accepted, they are in the channel
-	// or received, and none is on its way.
+	// maximum. Deliveries that are already out are not taken back. After n = 0 was
+	// accepted, all of them are in the channel or received, and none is on its way.
 	SetPrefetch(ctx context.Context, n int) error
 
 	// Stop ends the consumer gracefully. No more deliveries come, those in the channel are given back untouched and

@@ -279,10 +279,16 @@ func (t *tapped) SetPrefetch(ctx context.Context, n int) error {
 	passed := make(chan struct{})
 	select {
 	case t.flush <- passed:
-		<-passed
 	case <-t.done:
 	}
-	return nil
+	select {
+	case <-passed:
+		return nil
+	case <-t.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (t *tapped) Stop(ctx context.Context) error { return t.end(ctx, t.Consumer.Stop(ctx)) }

@@ -135,9 +135,10 @@ func (s *session) settled(ctx context.Context, queue string) error {
 }
 
 const (
-	// lingerTime is how long an ack may wait for others. It bounds what a lost connection makes run again.
+	// lingerTime is how long an ack may wait for others. Together with lingerMost it bounds what this adds to the tasks
+	// that run again after a lost connection.
 	lingerTime = 2 * time.Millisecond
-	// lingerMost is how many acks may wait, likewise.
+	// lingerMost is how many acks may wait.
 	lingerMost = 100
 )
 

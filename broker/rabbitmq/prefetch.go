@@ -3,7 +3,6 @@ package rabbitmq
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strconv"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -95,15 +94,17 @@ func (c *consumer) cancel() error {
 // awaitPumps waits until the deliveries of the subscriptions that were cancelled are in the channel. There is room for
 // them, so that takes a moment.
 func (c *consumer) awaitPumps() {
+	var pumped []chan struct{}
 	c.mu.Lock()
-	subs := slices.Clone(c.subs)
-	c.mu.Unlock()
-	for _, sub := range subs {
-		if !sub.cancelled {
-			continue
+	for _, sub := range c.subs {
+		if sub.cancelled {
+			pumped = append(pumped, sub.pumped)
 		}
+	}
+	c.mu.Unlock()
+	for _, done := range pumped {
 		select {
-		case <-sub.pumped:
+		case <-done:
 		case <-c.lost:
 			return
 		}

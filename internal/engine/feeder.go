@@ -191,11 +191,11 @@ func (f *feeder) finish() {
 }
 
 // stop stops the consumer of a feed and returns the deliveries that were waiting for a slot. A consumer gives back what
-// nobody has received, but a broker that does not count losses then marks it like a lost delivery. If a worker prefetches
-// no more than it has slots, no delivery waits.
+// nobody has received, but a broker that does not count losses then marks it like a lost delivery. With the default
+// prefetch hardly any delivery waits: one does while a slot runs a suspect.
 func (f *feeder) stop(ctx context.Context, at *feed) (waiting []broker.Delivery, err error) {
 	consumer := at.consumer
-	if at.exact || f.cfg.Prefetch <= f.cfg.Limit {
+	if at.exact {
 		return nil, consumer.Stop(ctx)
 	}
 	if consumer.SetPrefetch(ctx, 0) == nil { // no more come, and those that came are in the channel

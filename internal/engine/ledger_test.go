@@ -21,7 +21,7 @@ func TestTheLedgerAbandonsAsManyCallsAsItMay(t *testing.T) {
 			calls[i] = &Call{index: -1, due: time.Now().Add(time.Duration(i+1) * time.Second)}
 			l.callBegins(calls[i])
 		}
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		synctest.Wait()
 		if len(replaced) != 1 || replaced[0] != calls[0] {
 			t.Fatalf("%d calls are abandoned, want the first", len(replaced))

@@ -17,7 +17,8 @@ type settler struct {
 	phases *phases
 	state  *state
 
-	stepAside   func(*Call) // gives the slot of a call to others before it waits
+	giving      chan struct{} // holds one for each copy that is being given back
+	stepAside   func(*Call)   // gives the slot of a call to others before it waits
 	suspectMade func()
 }
 
@@ -91,6 +92,11 @@ func (s *settler) settleUncalled(c *Call, v verdict.Verdict) (stays bool) {
 	return s.settle(c, v)
 }
 
+// givers is how many deliveries are given back as copies at once. A quorum queue of RabbitMQ forgets acks that come one
+// by one shortly before their channel is closed, if more than 32 are on their way (3.10.8, measured): the tasks would be
+// there twice. An ack follows the confirmation of its copy, so about as many are on their way.
+const givers = 8
+
 // giveBack returns a delivery without a charge: its task was not run, or the shutdown interrupted it. A broker that
 // cannot tell returned deliveries from lost ones gets a copy, which was never delivered before.
 func (s *settler) giveBack(c *Call) error {
@@ -99,31 +105,34 @@ func (s *settler) giveBack(c *Call) error {
 	return s.giveBackBefore(ctx, c)
 }
 
-// giveBackBefore is giveBack that waits for the broker until ctx ends.
+// giveBackBefore is giveBack that waits for the broker until ctx ends. A message with unreadable headers is returned as it
+// is: its copy would have readable ones, and be run.
 func (s *settler) giveBackBefore(ctx context.Context, c *Call) (err error) {
 	defer func() {
 		if err == nil {
 			s.cfg.Counters.Released.Add(1)
 		}
 	}()
-	if c.at.exact {
-		return c.Delivery.Release()
+	if c.at.exact || c.Delivery.Unreadable != "" || s.giveCopy(ctx, c) != nil {
+		return c.Delivery.Release() // it may be charged, which is better than being held
 	}
-	if msg := c.again(); c.suspect() {
-		err = c.Delivery.Suspect(ctx, msg)
-	} else {
-		err = c.Delivery.Retry(ctx, msg, 0)
-	}
-	if err == nil {
-		return nil
-	}
-	return c.Delivery.Release() // it may be charged, which is better than being held
+	return nil
 }
 
-// givers is how many deliveries are given back at once. Each of them may wait for a confirmation. A quorum queue of
-// RabbitMQ forgets acks that come one by one shortly before their channel is closed, if more than 32 are on their way
-// (3.10.8, measured): the tasks would be there twice.
-const givers = 8
+// giveCopy writes the copy of a delivery that is given back.
+func (s *settler) giveCopy(ctx context.Context, c *Call) error {
+	select {
+	case s.giving <- struct{}{}:
+		defer func() { <-s.giving }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	msg := c.again()
+	if c.suspect() {
+		return c.Delivery.Suspect(ctx, msg)
+	}
+	return c.Delivery.Retry(ctx, msg, 0)
+}
 
 // giveBackAll gives back deliveries that no slot has received, within CloseTimeout.
 func (s *settler) giveBackAll(deliveries []broker.Delivery, at *feed) {

@@ -47,7 +47,9 @@ func New(cfg *Config) *Shift {
 	}
 	s.ledger = newLedger(cfg.MaxAbandoned, &cfg.Counters.Abandoned, s.replace, s.end)
 	s.feeder = newFeeder(cfg, s.phases, s.state, s.ledger.empty)
-	s.settler = &settler{cfg: cfg, phases: s.phases, state: s.state, stepAside: s.stepAside}
+	s.settler = &settler{
+		cfg: cfg, phases: s.phases, state: s.state, giving: make(chan struct{}, givers), stepAside: s.stepAside,
+	}
 	s.feeder.giveBack = s.settler.giveBackAll
 	s.shelf = newShelf(cfg, s.phases, s.settler, s.ledger, s.feeder.stopped, s.offers)
 	s.patrol = newPatrol(cfg, s.phases, s.settler, s.ledger, s.state, s.offers)
@@ -123,7 +125,7 @@ func (s *Shift) warnOfConsumerTimeout(most time.Duration) {
 	slices.Sort(names)
 	s.cfg.Log.Warn(s.cfg.Noun+"s may run longer than the broker's default consumer timeout; "+
 		"raise that timeout (docs/rabbitmq.md, Long tasks) or split them",
-		s.cfg.Noun+"s", text.Cut(strings.Join(names, ", "), 200), "consumer_timeout", most)
+		s.cfg.Noun+"s", text.Cut(strings.Join(names, ", "), 200), "consumer_timeout", most, "prefetch", s.cfg.Prefetch)
 }
 
 // run feeds the slots until the shift is stopped.

@@ -66,3 +66,15 @@ type releaser struct {
 
 func (r releaser) Release() error      { *r.n++; return nil }
 func (releaser) Lost() <-chan struct{} { return nil }
+
+// A copy of a message with unreadable headers would have readable ones, without its attempts and its expiry, and be run.
+func TestAMessageWithUnreadableHeadersIsGivenBackAsItIs(t *testing.T) {
+	t.Parallel()
+	s := New(&Config{Handler: anyHandler{}, Counters: &Counters{}, Shared: NewShared(), Prefetch: 1})
+	defer s.phases.end()
+	released := 0
+	d := broker.Delivery{Message: broker.Message{Unreadable: "too deep"}, Settler: releaser{n: &released}} // it has no Retry
+	if err := s.settler.giveBack(s.cfg.newCall(d, &feed{})); err != nil || released != 1 {
+		t.Errorf("released %d times, %v", released, err)
+	}
+}

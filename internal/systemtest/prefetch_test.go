@@ -133,6 +133,65 @@ func TestTasksGivenBackByAStoppingWorkerAreThereOnce(t *testing.T) {
 	}
 }
 
+// Deliveries that are held for another call of their task are given back at the same moment.
+func TestHeldTasksGivenBackByAStoppingWorkerAreThereOnce(t *testing.T) {
+	t.Parallel()
+	v := rabbitVenue(t)
+	s := v.server(func(c *dispatcher.ServerConfig) { c.QueueType = "quorum" })
+	const n = 300
+	var mu sync.Mutex
+	ran := make(map[int]int, n)
+	gate, entered := make(chan struct{}), make(chan struct{}, 1)
+	set := tasks{"t": fn(func(i int) {
+		mu.Lock()
+		ran[i]++
+		mu.Unlock()
+		select {
+		case entered <- struct{}{}:
+		default:
+		}
+		<-gate
+	})}
+	w := v.newWorker(s, "w", set, prefetch(2, 500))
+	batch := make([]*dispatcher.Task, n)
+	for i := range batch {
+		batch[i] = dispatcher.NewTask("t", i)
+		batch[i].UUID = "order 7"
+	}
+	if errs := s.PublishBatch(t.Context(), batch); errs != nil {
+		t.Fatal(errs)
+	}
+	if err := w.Start(s); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, entered, "call")
+	eventually(t, "249 are held", func() bool { return s.Health(t.Context()).Workers[0].Held == 249 })
+	closed := make(chan struct{})
+	go func() { defer close(closed); w.Close() }()
+	session := v.session()
+	eventually(t, "they are given back", func() bool {
+		info, err := session.Inspect(t.Context(), v.name)
+		return err == nil && info.Ready >= 249
+	})
+	close(gate)
+	wait(t, closed, "end of Close")
+	v.worker(s, "next", set, prefetch(10, 30))
+	all := func() bool { mu.Lock(); defer mu.Unlock(); return len(ran) == n }
+	eventuallyWithin(t, 3*patience, "all have run", all)
+	v.empty(v.name)
+	v.empty(v.name + ".suspects")
+	mu.Lock()
+	defer mu.Unlock()
+	for i, times := range ran {
+		if times > 1 {
+			t.Errorf("task %d ran %d times", i, times)
+		}
+	}
+	if st := s.Stats(); st.Suspected != 0 || st.Lost != 0 {
+		t.Errorf("tasks that were given back are charged: %+v", st)
+	}
+}
+
 // A worker that has prefetched many short tasks loses its link again and again. Nothing is lost or becomes a dead
 // letter. Each task runs, most of them once.
 func TestLostLinksOfALargePrefetchHarmNoTask(t *testing.T) {
