@@ -123,9 +123,6 @@ func (c *WorkerConfig) withDefaults() WorkerConfig {
 	if out.Limit == 0 {
 		out.Limit = defaultLimit
 	}
-	if out.Prefetch == 0 {
-		out.Prefetch = out.Limit
-	}
 	if out.MaxAbandoned == 0 {
 		out.MaxAbandoned = out.Limit
 	}

@@ -148,12 +148,15 @@ type Queue struct {
 type WorkerConfig struct {
 	// Limit is how many calls run at once, inside their timeouts. 0: 3. Negative or above 65,535: an error.
 	Limit int
-	// Prefetch is how many tasks the broker hands to this worker before one of them is settled. More than Limit keeps
-	// slots from waiting for the broker between short tasks. It also keeps tasks waiting in this worker while another
-	// may be idle, and more of them are handed out again when the connection is lost. So set it for tasks of a few
-	// milliseconds, to what the worker runs in a tenth of a second. 0: the same as Limit. Less than Limit, or above
-	// 65,535: an error.
+	// Prefetch is how many tasks the broker hands to this worker before one of them is settled. 0: the worker decides. It
+	// begins with Limit, adds what it finishes in a tenth of a second, up to 1,000 in all or 16 MiB of bodies, and gives
+	// back what it has fetched when its tasks become long and another worker is idle. With a number, tasks wait here
+	// however long the others take. Less than Limit, or above 65,535: an error.
 	Prefetch int
+	// AckEach acknowledges each task at once. Otherwise RabbitMQ gets the acknowledgements of up to 100 tasks, or of two
+	// milliseconds, together while other tasks wait for a slot, which is half again as fast. If the connection is lost
+	// meanwhile, these tasks run again.
+	AckEach bool
 	// Queue is the durable queue that the worker takes tasks from. It is declared together with the queue of its dead
 	// letters, <Queue>.dead, and of its suspects, <Queue>.suspects. Required; at most 240 bytes, not ending in .dead or
 	// .suspects.

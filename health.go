@@ -98,6 +98,9 @@ type WorkerHealth struct {
 	// Tasks whose retry or dead letter the broker does not take: tried again until it does.
 	Stuck int `json:"stuck"`
 	Held  int `json:"held"` // tasks that wait for a running call of the same queue, name and uuid
+	// The most tasks that the broker hands out now before one is settled: see WorkerConfig.Prefetch. 0 = it does not
+	// consume.
+	Prefetch int `json:"prefetch"`
 	// Why the suspects of its queue cannot be fetched, tried again about every 15 s; "" = they can.
 	Suspects string `json:"suspects,omitempty"`
 	Ready    int    `json:"ready"` // tasks waiting in its queue; -1 = not known
@@ -203,6 +206,7 @@ func (w *Worker) health() WorkerHealth {
 	now := sh.State()
 	h.Started, h.Consuming = true, now.Consuming
 	h.Running, h.Abandoned, h.Stuck, h.Held = now.Running, now.Abandoned, now.Stuck, now.Held
+	h.Prefetch = now.Prefetch
 	h.LastError, h.LastErrorAt = now.Err, now.ErrAt
 	if now.Barred != nil {
 		h.Suspects = now.Barred.Error()

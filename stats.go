@@ -25,7 +25,7 @@ type Stats struct {
 	Postponed    int64 `json:"postponed"`
 	Suspected    int64 `json:"suspected"`     // deliveries moved to the suspects
 	DeadLettered int64 `json:"dead_lettered"` // deliveries that became dead letters, for any reason
-	Released     int64 `json:"released"`      // deliveries given back by a worker that stopped
+	Released     int64 `json:"released"`      // deliveries given back, by a worker that stopped or that had fetched too many
 	// Deliveries whose connection ended before they were settled: the broker delivers them again, unless their queue
 	// was deleted.
 	Lost      int64 `json:"lost"`

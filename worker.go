@@ -109,6 +109,7 @@ func (w *Worker) newShift() *engine.Shift {
 		Noun:           "task",
 		Limit:          cfg.Limit,
 		Prefetch:       cfg.Prefetch,
+		AckEach:        cfg.AckEach,
 		MaxAbandoned:   cfg.MaxAbandoned,
 		UnknownMaxAge:  cfg.UnknownTaskMaxAge,
 		PublishTimeout: s.cfg.PublishTimeout,

@@ -136,20 +136,30 @@ type ConsumeOptions struct {
 	Tag string
 
 	// Prefetch is the largest number of deliveries that may be handed out and not yet settled: 1 to 65,535, the 16 bits
-	// of AMQP's basic.qos. It is also the capacity of the channel of deliveries and the maximum of SetPrefetch.
+	// of AMQP's basic.qos.
 	Prefetch int
+
+	// MaxPrefetch is the maximum of SetPrefetch, and the capacity of the channel of deliveries: Prefetch to 65,535.
+	// 0 = Prefetch.
+	MaxPrefetch int
+
+	// AckEach makes the session write each ack at once. Otherwise an ack may wait some milliseconds for others, while
+	// deliveries wait in the channel.
+	AckEach bool
 }
 
 // Consumer receives the deliveries of one queue.
 type Consumer interface {
-	// Deliveries returns the channel of deliveries, always the same one, with capacity Prefetch. The session never
+	// Deliveries returns the channel of deliveries, always the same one, with capacity MaxPrefetch. The session never
 	// blocks on it: it has room for all deliveries that were handed out and not received. It is closed when the
-	// consumer is over.
+	// consumer is over. What a broker without ExactLosses had handed out before the consumer was lost may still be in
+	// it, so that the receiver knows: its Lost is closed.
 	Deliveries() <-chan Delivery
 
-	// SetPrefetch changes how many deliveries may be unsettled: 0 pauses, and the Prefetch of ConsumeOptions is the
-	// maximum. Deliveries that are already out are not taken back. After n = 0 was
-	// accepted, all of them are in the channel or received, and none is on its way.
+	// SetPrefetch changes how many deliveries may be unsettled, from 0, a pause, to the MaxPrefetch of ConsumeOptions.
+	// Deliveries that are already out are not taken back. After n = 0 was accepted, all of them are in the channel or
+	// received, and none is on its way. A consumer that began with a Prefetch of 1 keeps the order of the queue, for
+	// which fewer than n may be handed out, though not none.
 	SetPrefetch(ctx context.Context, n int) error
 
 	// Stop ends the consumer gracefully. No more deliveries come, those in the channel are given back untouched and
@@ -213,5 +223,7 @@ type Status struct {
 type QueueInfo struct {
 	Ready     int // messages waiting to be handed out
 	Unsettled int // messages handed out and not settled
-	Consumers int // consumers, over all sessions
+	// Consumers is the number of consumers over all sessions. Those that are paused do not count, and those of other
+	// sessions may not count while they can receive nothing.
+	Consumers int
 }

@@ -147,7 +147,7 @@ func (s *brokenSession) Consume(ctx context.Context, o broker.ConsumeOptions) (b
 	if err != nil {
 		return nil, err
 	}
-	return &brokenConsumer{tapped: tap(c, max(wanted, o.Prefetch), s.wrap), b: s.b}, nil
+	return &brokenConsumer{tapped: tap(c, max(wanted, o.Prefetch, o.MaxPrefetch), s.wrap), b: s.b}, nil
 }
 
 func (s *brokenSession) TryGet(ctx context.Context, queue string, max int) ([]broker.Delivery, error) {

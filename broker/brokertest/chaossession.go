@@ -1,6 +1,7 @@
 package brokertest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -139,7 +140,7 @@ func (s *chaosSession) Consume(ctx context.Context, o broker.ConsumeOptions) (br
 	if err != nil {
 		return nil, err
 	}
-	return &chaosConsumer{tapped: tap(inner, o.Prefetch, s.c.wrap), s: s}, nil
+	return &chaosConsumer{tapped: tap(inner, cmp.Or(o.MaxPrefetch, o.Prefetch), s.c.wrap), s: s}, nil
 }
 
 func (s *chaosSession) TryGet(ctx context.Context, queue string, max int) ([]broker.Delivery, error) {

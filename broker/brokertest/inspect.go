@@ -7,6 +7,19 @@ import (
 )
 
 func testInspect(a *area) {
+	a.test("a paused consumer is not counted", func(k *kit) {
+		q := k.queue("q")
+		k.send(message(q, "m"))
+		c := k.consume(k.s, q, 2)
+		d := k.receive(c)
+		k.counts(q, broker.QueueInfo{Unsettled: 1, Consumers: 1})
+		k.must("pause", c.SetPrefetch(k.ctx, 0))
+		k.counts(q, broker.QueueInfo{Unsettled: 1})
+		k.must("go on", c.SetPrefetch(k.ctx, 2))
+		k.counts(q, broker.QueueInfo{Unsettled: 1, Consumers: 1})
+		k.must("ack", d.Ack())
+	})
+
 	a.test("a queue is counted", func(k *kit) {
 		q := k.queue("q")
 		k.counts(q, broker.QueueInfo{})

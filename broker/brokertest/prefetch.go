@@ -1,6 +1,10 @@
 package brokertest
 
-import "github.com/seed-416683c9/dispatcher/broker"
+import (
+	"fmt"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+)
 
 // testPrefetch proves that a consumer gets no more than its limit: another consumer receives all the rest.
 func testPrefetch(a *area) {
@@ -84,6 +88,48 @@ func testPrefetch(a *area) {
 		}
 	})
 
+	a.test("a limit may be raised to MaxPrefetch", func(k *kit) {
+		q := k.queue("q")
+		k.send(messages(q, 5+20)...)
+		c, err := k.s.Consume(k.ctx, broker.ConsumeOptions{Queue: q, Prefetch: 2, MaxPrefetch: 5})
+		k.must("consume", err)
+		if n := cap(c.Deliveries()); n != 5 {
+			k.Errorf("capacity of Deliveries is %d, want the MaxPrefetch of 5", n)
+		}
+		k.receiveN(c, 2)
+		k.must("SetPrefetch 5", c.SetPrefetch(k.ctx, 5))
+		k.receiveN(c, 3)
+		k.receiveN(k.consume(k.open(), q, 20), 20)
+		k.idle(c)
+		if err := c.SetPrefetch(k.ctx, 6); err == nil {
+			k.Error("SetPrefetch above the MaxPrefetch of the consumer succeeded")
+		}
+	})
+
+	a.test("a consumer that began with one keeps the order when its limit changes", func(k *kit) {
+		q := k.queue("q")
+		const n = 300
+		k.send(messages(q, n)...)
+		c, err := k.s.Consume(k.ctx, broker.ConsumeOptions{Queue: q, Prefetch: 1, MaxPrefetch: 100})
+		k.must("consume", err)
+		limits := []int{2, 40, 100, 3, 1, 60, 0, 20}
+		for i := range n {
+			if i%10 == 5 {
+				limit := limits[i/10%len(limits)]
+				k.must("SetPrefetch", c.SetPrefetch(k.ctx, limit))
+				if limit == 0 {
+					k.must("SetPrefetch", c.SetPrefetch(k.ctx, 1))
+				}
+			}
+			d := k.receive(c)
+			if want := fmt.Sprintf("m%04d", i); d.ID != want {
+				k.Fatalf("got %s, want %s", d.ID, want)
+			}
+			k.must("ack", d.Ack())
+		}
+		k.idle(c)
+	})
+
 	a.test("a limit above Prefetch is an error and changes nothing", func(k *kit) {
 		q := k.queue("q")
 		k.send(messages(q, 2+4)...)
@@ -101,11 +147,15 @@ func testPrefetch(a *area) {
 		}
 	})
 
-	a.test("a Prefetch below one is an error", func(k *kit) {
+	a.test("a Prefetch below one or above MaxPrefetch is an error", func(k *kit) {
 		q := k.queue("q")
-		for _, n := range []int{0, -1} {
-			if _, err := k.s.Consume(k.ctx, broker.ConsumeOptions{Queue: q, Prefetch: n}); err == nil {
-				k.Errorf("Consume with Prefetch %d succeeded", n)
+		for _, o := range []broker.ConsumeOptions{
+			{Prefetch: 0}, {Prefetch: -1}, {Prefetch: 0, MaxPrefetch: 2}, {Prefetch: 3, MaxPrefetch: 2},
+			{Prefetch: 1, MaxPrefetch: -1},
+		} {
+			o.Queue = q
+			if _, err := k.s.Consume(k.ctx, o); err == nil {
+				k.Errorf("Consume with %+v succeeded", o)
 			}
 		}
 		k.send(message(q, "m"))

@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strconv"
@@ -38,14 +39,15 @@ func (s *session) Consume(ctx context.Context, o broker.ConsumeOptions) (broker.
 	if err != nil {
 		return nil, fmt.Errorf("consume queue %q: %w", o.Queue, err)
 	}
-	if o.Prefetch < 1 || o.Prefetch > maxPrefetch {
-		return nil, fmt.Errorf("consume queue %q: prefetch %d is not between 1 and %d: %w",
-			o.Queue, o.Prefetch, maxPrefetch, broker.ErrRejected)
+	most := cmp.Or(o.MaxPrefetch, o.Prefetch)
+	if o.Prefetch < 1 || most < o.Prefetch || most > maxPrefetch {
+		return nil, fmt.Errorf("consume queue %q: prefetch %d to %d is not between 1 and %d: %w",
+			o.Queue, o.Prefetch, most, maxPrefetch, broker.ErrRejected)
 	}
 	c := &consumer{
 		owner:      owner{session: s, queue: q, lost: make(chan struct{})},
 		tag:        tag,
-		deliveries: make(chan broker.Delivery, o.Prefetch),
+		deliveries: make(chan broker.Delivery, most),
 		done:       make(chan struct{}),
 		limit:      o.Prefetch,
 	}

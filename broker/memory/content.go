@@ -134,7 +134,13 @@ func (b *Broker) taken(q *queue) bool {
 }
 
 func (q *queue) info() broker.QueueInfo {
-	return broker.QueueInfo{Ready: q.ready(), Unsettled: q.unsettled, Consumers: len(q.consumers)}
+	info := broker.QueueInfo{Ready: q.ready(), Unsettled: q.unsettled}
+	for c := range q.consumers {
+		if c.limit > 0 {
+			info.Consumers++
+		}
+	}
+	return info
 }
 
 func (q *queue) empty() bool { return q.ready() == 0 && q.unsettled == 0 }

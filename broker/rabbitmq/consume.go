@@ -1,6 +1,7 @@
 package rabbitmq
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strconv"
@@ -22,9 +23,15 @@ const maxPrefetch = 1<<16 - 1
 //
 // or soon will be after the limit was lowered. So there are never more unsettled deliveries than the channel has room
 // for.
+//
+// A queue serves several subscriptions in turn, and a quorum queue sends each its messages in groups. So a consumer that
+// keeps the order has one live subscription at a time. After the limit was raised it is replaced by one for all the room
+// that there is then, and room that is made later is left.
 type consumer struct {
 	*lane
 	tag        string
+	ordered    bool // see broker.Consumer.SetPrefetch
+	ackEach    bool
 	deliveries chan broker.Delivery
 	done       chan struct{}
 	pumps      sync.WaitGroup // one for every live subscription
@@ -48,8 +55,9 @@ func (s *session) Consume(ctx context.Context, o broker.ConsumeOptions) (broker.
 }
 
 func (s *session) newConsumer(ctx context.Context, o broker.ConsumeOptions) (*consumer, error) {
-	if o.Prefetch < 1 || o.Prefetch > maxPrefetch {
-		return nil, fmt.Errorf("prefetch %d is not between 1 and %d: %w", o.Prefetch, maxPrefetch, broker.ErrRejected)
+	most := cmp.Or(o.MaxPrefetch, o.Prefetch)
+	if o.Prefetch < 1 || most < o.Prefetch || most > maxPrefetch {
+		return nil, fmt.Errorf("prefetch %d to %d is not between 1 and %d: %w", o.Prefetch, most, maxPrefetch, broker.ErrRejected)
 	}
 	if err := checkQueue(o.Queue); err != nil {
 		return nil, err
@@ -65,11 +73,13 @@ func (s *session) newConsumer(ctx context.Context, o broker.ConsumeOptions) (*co
 		c := &consumer{
 			tag:        tag,
 			limit:      o.Prefetch,
-			deliveries: make(chan broker.Delivery, o.Prefetch),
+			ordered:    o.Prefetch == 1,
+			ackEach:    o.AckEach,
+			deliveries: make(chan broker.Delivery, most),
 			done:       make(chan struct{}),
 		}
 		if err = s.channels.consumer(o.Queue); err == nil {
-			if c.lane, err = s.openLane(o.Queue, o.Prefetch); err == nil {
+			if c.lane, err = s.openLane(o.Queue, most); err == nil {
 				c.lane.consumer = c
 				if err = c.subscribe(o.Prefetch); err == nil {
 					c.start()
@@ -144,6 +154,15 @@ func (c *consumer) stop() {
 	c.end()
 }
 
+func (c *consumer) isLost() bool {
+	select {
+	case <-c.lost:
+		return true
+	default:
+		return false
+	}
+}
+
 // Close implements [broker.Consumer].
 func (c *consumer) Close(ctx context.Context) error {
 	c.finish(nil)
@@ -181,15 +200,15 @@ func (c *consumer) finish(reason error) bool {
 }
 
 // end marks the consumer as over, once, after finish and the last delivery. Deliveries that nobody received are given
-// back, unless the broker does that because the lane is lost. It waits for calls and subscriptions, which end with
-// their channel.
+// back. If the lane is lost, the broker does that, and they stay in the channel for the receiver to know. It waits for
+// calls and subscriptions, which end with their channel.
 func (c *consumer) end() {
 	c.ended.Do(func() {
 		// The previous holder of the turn may have begun a subscription. No later one does.
 		_ = c.calling.take(context.Background(), nil)
 		c.calling.give()
 		c.pumps.Wait()
-		for drained := false; !drained; {
+		for drained := c.isLost(); !drained; {
 			select { // a receiver may be emptying it at the same time
 			case d := <-c.deliveries:
 				_ = d.Release()

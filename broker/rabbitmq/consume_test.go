@@ -2,7 +2,10 @@ package rabbitmq_test
 
 import (
 	"errors"
+	"fmt"
 	"testing"
+
+	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/seed-416683c9/dispatcher/broker"
 )
@@ -66,6 +69,55 @@ func TestEverySettlementMakesRoomWhileTheLimitMoves(t *testing.T) {
 	}
 }
 
+// A quorum queue marks as redelivered what was on its way to a subscription that is cancelled, and sends each
+// subscription its messages in groups. Neither shows when the limit of a busy consumer changes.
+func TestAMovingLimitNeitherChargesNorReorders(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"classic", "quorum"} {
+		for _, first := range []int{1, 4} {
+			t.Run(fmt.Sprintf("%s from %d", kind, first), func(t *testing.T) {
+				t.Parallel()
+				q := queue(t, amqp.Table{"x-queue-type": kind})
+				s := open(t, through(t, amqpURL(t), amqpURL(t).Host))
+				const n = 3000
+				fill(t, s, q, n)
+				c, err := s.Consume(testContext(t), broker.ConsumeOptions{Queue: q, Prefetch: first, MaxPrefetch: 200})
+				if err != nil {
+					t.Fatal(err)
+				}
+				all := make(chan struct{})
+				go func() {
+					defer close(all)
+					for i := range n {
+						d := receive(t, c)
+						if d.Redelivered {
+							t.Errorf("%s is marked as redelivered", d.ID)
+						}
+						if first == 1 && d.ID != fmt.Sprint(i) {
+							t.Errorf("%s came as number %d", d.ID, i)
+						}
+						if err := d.Ack(); err != nil {
+							t.Error(err)
+						}
+					}
+				}()
+				for i := 0; ; i++ {
+					select {
+					case <-all:
+						t.Logf("the limit was changed %d times", i)
+						return
+					default:
+					}
+					limit := []int{200, 1, 50, 0, 7, 120}[i%6]
+					if err := c.SetPrefetch(testContext(t), limit); err != nil {
+						t.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+}
+
 // Deleting a queue ends a consumer with many subscriptions as quickly as any other consumer.
 func TestDeletedQueueEndsAConsumerOfManySubscriptions(t *testing.T) {
 	t.Parallel()
@@ -86,8 +138,11 @@ func TestDeletedQueueEndsAConsumerOfManySubscriptions(t *testing.T) {
 		}
 		receive(t, c)
 	}
-	if info, err := s.Inspect(testContext(t), q); err != nil || info.Consumers != n {
-		t.Errorf("%+v, %v: this test expects %d subscriptions", info, err, n)
+	if info, err := s.Inspect(testContext(t), q); err != nil || info.Consumers != 1 {
+		t.Errorf("%+v, %v: its subscriptions are one consumer", info, err)
+	}
+	if got, err := foreign(t).QueueDeclarePassive(q, true, false, false, false, nil); err != nil || got.Consumers != n {
+		t.Errorf("%+v, %v: this test expects %d subscriptions", got, err, n)
 	}
 	if err := s.Delete(testContext(t), q); err != nil {
 		t.Fatal(err)

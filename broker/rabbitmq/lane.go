@@ -24,6 +24,7 @@ type lane struct {
 	cancels  chan string // the broker ended a subscription
 
 	calling turn          // one call on the channel at a time: an answer does not name its question
+	writing sync.Mutex    // held while settlements are written, or must not be
 	wake    chan struct{} // run has something to do
 	lost    chan struct{} // closed when gone is set
 	flushed chan struct{} // closed when run writes no more settlements
@@ -146,7 +147,7 @@ const (
 // half again as fast then. That is so only while deliveries are at hand. Otherwise the receiver would wait for the
 // broker, and the broker for the acks.
 func (l *lane) lingers() bool {
-	if l.consumer == nil || len(l.consumer.deliveries) == 0 {
+	if l.consumer == nil || l.consumer.ackEach || len(l.consumer.deliveries) == 0 {
 		return false
 	}
 	l.mu.Lock()
@@ -184,6 +185,9 @@ func (l *lane) serve() {
 		case <-timer.C:
 		}
 		lingering = false
+		if l.consumer != nil {
+			l.consumer.replace()
+		}
 		l.flush()
 		if l.spent() {
 			return
@@ -268,6 +272,8 @@ func (l *lane) poke() {
 
 // flush writes the pending settlements. It blocks on the socket, no longer than the socket's deadline.
 func (l *lane) flush() {
+	l.writing.Lock()
+	defer l.writing.Unlock()
 	for {
 		l.mu.Lock()
 		batch := l.pending

@@ -36,6 +36,11 @@ func TestAcksLingerOnlyWhileDeliveriesAreAtHand(t *testing.T) {
 			t.Errorf("%s: %t, want %t", name, got, c.want)
 		}
 	}
+	each := &lane{consumer: &consumer{deliveries: make(chan broker.Delivery, 1), ackEach: true}}
+	each.consumer.deliveries <- broker.Delivery{}
+	if each.settle(ack); each.lingers() {
+		t.Error("an ack lingers despite AckEach")
+	}
 	single := &lane{} // of a TryGet
 	if single.settle(ack); single.lingers() {
 		t.Error("an ack of a TryGet lingers")

@@ -3,7 +3,9 @@ package rabbitmq
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -50,14 +52,15 @@ func (c *consumer) setPrefetch(ctx context.Context, n int) error {
 			return struct{}{}, broker.ErrClosed
 		}
 		defer c.calling.give()
-		switch room := c.room(); {
-		case room > 0:
-			return struct{}{}, c.subscribe(room)
-		case room < 0:
-			if err := c.cancel(); err != nil {
+		room := c.room()
+		if room < 0 {
+			if err := c.cancelQuietly(); err != nil {
 				return struct{}{}, err
 			}
-			c.awaitPumps()
+			room = c.room()
+		}
+		if room > 0 && !(c.ordered && c.live()) {
+			return struct{}{}, c.subscribe(room)
 		}
 		return struct{}{}, nil
 	}, nil)
@@ -70,6 +73,42 @@ func (c *consumer) setPrefetch(ctx context.Context, n int) error {
 		return c.gone
 	}
 	return refused(readQueue, err)
+}
+
+// cancelQuietly ends all live subscriptions while nothing is on its way. A quorum queue takes back what is on its way
+// when a subscription is cancelled, and marks that like a lost delivery (3.10.8, measured). The caller has the turn to
+// call.
+func (c *consumer) cancelQuietly() error {
+	c.writing.Lock() // without acks the subscriptions become full, or the queue empty
+	defer c.writing.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), quietTime)
+	defer cancel()
+	for !c.full() {
+		// The answer comes after all that was handed out before it.
+		if info, err := c.s.Inspect(ctx, c.queue); err != nil || info.Ready == 0 {
+			break
+		}
+	}
+	if err := c.cancel(); err != nil {
+		return err
+	}
+	c.awaitPumps()
+	return nil
+}
+
+// quietTime bounds the wait for a moment in which nothing is on its way.
+const quietTime = 200 * time.Millisecond
+
+// full reports whether no live subscription may receive anything.
+func (c *consumer) full() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, sub := range c.subs {
+		if !sub.ended && !sub.cancelled && sub.open < sub.prefetch {
+			return false
+		}
+	}
+	return true
 }
 
 // cancel ends all live subscriptions. Their deliveries stay valid. The caller has the turn to call.
@@ -142,9 +181,15 @@ func (c *consumer) pump(sub *subscription, in <-chan amqp.Delivery) {
 	defer c.s.goroutines.done()
 	defer c.pumps.Done()
 	for a := range in {
+		d := c.handOut(&a, sub)
+		select { // there is room, unless the receiver takes nothing and the limit was lowered more than once
+		case c.deliveries <- d:
+			continue
+		default:
+		}
 		select {
-		case c.deliveries <- c.handOut(&a, sub):
-		case <-c.lost: // the broker delivers it to another consumer
+		case c.deliveries <- d:
+		case <-c.lost: // the broker delivers it again
 		}
 	}
 	c.mu.Lock()
@@ -181,7 +226,7 @@ func (c *consumer) room() int {
 
 // fill uses the room that settlements have made. It runs on the lane's goroutine.
 func (c *consumer) fill() {
-	if c.room() <= 0 {
+	if c.room() <= 0 || c.ordered && c.live() {
 		return
 	}
 	if err := c.calling.take(context.Background(), c.lost); err != nil {
@@ -189,7 +234,55 @@ func (c *consumer) fill() {
 	}
 	defer c.calling.give()
 	// An error has closed the channel, and the lane is notified of that.
-	if room := c.room(); room > 0 {
+	if room := c.room(); room > 0 && !(c.ordered && c.live()) {
 		_ = c.subscribe(room)
 	}
+}
+
+// replace gives a consumer that keeps the order a subscription for all the room there is. It does so while the present
+// one is full, so that nothing is on its way: before acks are written, on the lane's goroutine.
+func (c *consumer) replace() {
+	if !c.ordered || c.room() <= 0 {
+		return
+	}
+	if err := c.calling.take(context.Background(), c.lost); err != nil {
+		return
+	}
+	defer c.calling.give()
+	c.mu.Lock()
+	limit := c.limit
+	c.mu.Unlock()
+	if !c.live() || !c.full() || 2*c.room() < limit {
+		return
+	}
+	if c.cancel() != nil {
+		return
+	}
+	c.awaitPumps()
+	if room := c.room(); room > 0 { // it may have been lowered meanwhile
+		_ = c.subscribe(room)
+	}
+}
+
+// miscounted returns by how much the broker's count of consumers is too high: it counts the subscriptions of this consumer,
+// which may be none although it is not paused.
+func (c *consumer) miscounted() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, sub := range c.subs {
+		if !sub.ended && !sub.cancelled {
+			n++
+		}
+	}
+	if c.limit > 0 && !c.ending {
+		n--
+	}
+	return n
+}
+
+// live reports whether a subscription may receive something, now or later.
+func (c *consumer) live() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(c.subs, func(sub *subscription) bool { return !sub.ended })
 }

@@ -186,7 +186,15 @@ func (s *session) Inspect(ctx context.Context, queue string) (broker.QueueInfo, 
 	if err != nil {
 		return broker.QueueInfo{}, fmt.Errorf("inspect queue %q: %w", queue, err)
 	}
-	return broker.QueueInfo{Ready: q.Messages, Unsettled: -1, Consumers: q.Consumers}, nil
+	s.mu.Lock()
+	lanes := s.openLanes()
+	s.mu.Unlock()
+	for _, l := range lanes {
+		if l.queue == queue && l.consumer != nil {
+			q.Consumers -= l.consumer.miscounted()
+		}
+	}
+	return broker.QueueInfo{Ready: q.Messages, Unsettled: -1, Consumers: max(0, q.Consumers)}, nil
 }
 
 // Purge implements [broker.Session].

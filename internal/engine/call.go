@@ -49,7 +49,7 @@ func (cfg *Config) newCall(d broker.Delivery, at *feed) *Call {
 	c := cfg.Handler.NewCall()
 	c.Delivery, c.history, c.losses, c.at = d, record.Read(d.Headers), d.Losses, at
 	c.Name, c.ID, c.index = d.Type, d.ID, -1
-	if !at.exact && d.Redelivered && (c.suspect() || at.believes()) {
+	if !at.exact && d.Redelivered && !cfg.Shared.innocents.take(&d) && (c.suspect() || at.believes()) {
 		c.losses = 1
 	}
 	return c

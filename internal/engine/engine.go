@@ -3,6 +3,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"sync/atomic"
@@ -19,7 +20,8 @@ type Config struct {
 	Noun  string // a message, as errors and the log call it: "task"
 
 	Limit        int // how many calls run at once
-	Prefetch     int // how many deliveries the broker hands out before one is settled; at least Limit
+	Prefetch     int // how many deliveries the broker hands out before one is settled, at least Limit; 0 = see pace
+	AckEach      bool
 	MaxAbandoned int // how many calls may run on after their timeout and have their slot given to others
 
 	UnknownMaxAge  time.Duration // how long a message is put off whose function is unknown; negative = not at all
@@ -41,6 +43,12 @@ type Config struct {
 	// Ended is called when the shift is over, before WorkerStopped.
 	Ended func()
 }
+
+// leastAhead returns the number of deliveries that the broker may always hand out before one is settled.
+func (cfg *Config) leastAhead() int { return cmp.Or(cfg.Prefetch, cfg.Limit) }
+
+// mostAhead returns the largest number of them.
+func (cfg *Config) mostAhead() int { return cmp.Or(cfg.Prefetch, max(cfg.Limit, mostPrefetch)) }
 
 // Handler knows what messages mean. For each call its methods are called in the order below, as far as the call gets, and
 // one at a time. Panicked follows Bind or Run. They are called for many calls at once.
@@ -81,9 +89,10 @@ type Counters struct {
 
 // Shared is what the workers of a server have in common.
 type Shared struct {
-	running running
-	turn    turn
+	running   running
+	turn      turn
+	innocents *innocents
 }
 
 // NewShared returns what the workers of one server share.
-func NewShared() *Shared { return &Shared{turn: make(turn, 1)} }
+func NewShared() *Shared { return &Shared{turn: make(turn, 1), innocents: newInnocents()} }

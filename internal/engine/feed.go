@@ -2,6 +2,7 @@ package engine
 
 import (
 	"sync/atomic"
+	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
 )
@@ -15,6 +16,12 @@ type feed struct {
 	delays   bool           // it can publish with a delay
 	streak   atomic.Int64   // deliveries marked as redelivered since the last one that was not
 	credible int64          // how many of those in a row are believed
+
+	taken  atomic.Int64 // deliveries that slots have received
+	short  atomic.Int64 // calls that ended within aheadTime, and
+	bytes  atomic.Int64 // their bodies, since they were last read
+	asleep atomic.Bool  // nobody follows them until the next delivery
+	woken  chan struct{}
 }
 
 // minCredible is the minimum of feed.credible.
@@ -24,7 +31,38 @@ func newFeed(session broker.Session, consumer broker.Consumer, prefetch int) *fe
 	can := session.Capabilities()
 	return &feed{
 		consumer: consumer, session: session, exact: can.ExactLosses, delays: can.Delay,
-		credible: int64(max(2*prefetch, minCredible)),
+		credible: int64(max(2*prefetch, minCredible)), woken: make(chan struct{}, 1),
+	}
+}
+
+// received notes that a slot has received a delivery.
+func (f *feed) received() {
+	f.taken.Add(1)
+	if f.asleep.Load() {
+		f.wake()
+	}
+}
+
+// wake makes the feeder follow the calls again.
+func (f *feed) wake() {
+	if f.asleep.CompareAndSwap(true, false) {
+		f.woken <- struct{}{} // there is room: it is read before the feeder sleeps again
+	}
+}
+
+// sleep lets the feeder sleep until more than taken deliveries have been received.
+func (f *feed) sleep(taken int64) {
+	f.asleep.Store(true)
+	if f.taken.Load() != taken {
+		f.wake()
+	}
+}
+
+// ended notes how long a call of one of its deliveries took.
+func (f *feed) ended(c *Call, took time.Duration) {
+	if took < aheadTime {
+		f.short.Add(1)
+		f.bytes.Add(int64(len(c.Delivery.Body)))
 	}
 }
 

@@ -19,8 +19,9 @@ type feeder struct {
 	cfg    *Config
 	phases *phases
 	state  *state
-	empty  <-chan struct{} // closed when all slots have ended
+	ledger *ledger
 
+	suspects func() int                     // how many of them run in slots
 	giveBack func([]broker.Delivery, *feed) // returns deliveries that no slot has received
 
 	stopped chan struct{} // closed when the last consumer has stopped, or did not answer Stop
@@ -30,8 +31,8 @@ type feeder struct {
 	fed     chan struct{} // closed when current is replaced
 }
 
-func newFeeder(cfg *Config, p *phases, st *state, empty <-chan struct{}) *feeder {
-	return &feeder{cfg: cfg, phases: p, state: st, empty: empty, stopped: make(chan struct{}), fed: make(chan struct{})}
+func newFeeder(cfg *Config, p *phases, st *state, l *ledger) *feeder {
+	return &feeder{cfg: cfg, phases: p, state: st, ledger: l, stopped: make(chan struct{}), fed: make(chan struct{})}
 }
 
 // switchTo makes the slots read from next. The consumer before it has ended and given back the deliveries that no slot
@@ -72,7 +73,10 @@ func (f *feeder) latest() *feed {
 
 // options returns the options of the worker's consumers.
 func (f *feeder) options() broker.ConsumeOptions {
-	return broker.ConsumeOptions{Queue: f.cfg.Queue, Tag: f.cfg.Name, Prefetch: f.cfg.Prefetch}
+	return broker.ConsumeOptions{
+		Queue: f.cfg.Queue, Tag: f.cfg.Name, Prefetch: f.cfg.leastAhead(), MaxPrefetch: f.cfg.mostAhead(),
+		AckEach: f.cfg.AckEach,
+	}
 }
 
 // open declares the worker's queues, all of which the broker must accept, and starts consuming. Another program or an
@@ -96,12 +100,11 @@ func (f *feeder) openAgain(ctx context.Context, session broker.Session) (broker.
 func (f *feeder) run(session broker.Session, consumer broker.Consumer) {
 	pauses := link.RetryPauses()
 	for consumer != nil {
-		f.switchTo(newFeed(session, consumer, f.cfg.Prefetch))
+		at := newFeed(session, consumer, f.cfg.mostAhead())
+		f.switchTo(at)
 
 		born := time.Now()
-		select {
-		case <-consumer.Done():
-		case <-f.phases.taking.Done():
+		if f.follow(at); f.phases.taking.Err() != nil {
 			f.finish()
 			return
 		}
@@ -199,16 +202,7 @@ func (f *feeder) stop(ctx context.Context, at *feed) (waiting []broker.Delivery,
 		return nil, consumer.Stop(ctx)
 	}
 	if consumer.SetPrefetch(ctx, 0) == nil { // no more come, and those that came are in the channel
-		for more := true; more; {
-			select {
-			case d, ok := <-consumer.Deliveries():
-				if more = ok; ok {
-					waiting = append(waiting, d)
-				}
-			default: // slots receive, too
-				more = false
-			}
-		}
+		waiting = received(consumer)
 	}
 	return waiting, consumer.Stop(ctx)
 }
@@ -216,7 +210,7 @@ func (f *feeder) stop(ctx context.Context, at *feed) (waiting []broker.Delivery,
 // awaitSlots waits until all slots have ended, or until the shift is stopped hard.
 func (f *feeder) awaitSlots() {
 	select {
-	case <-f.empty:
+	case <-f.ledger.empty:
 	case <-f.phases.hard.Done():
 	}
 }

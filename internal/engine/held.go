@@ -41,7 +41,7 @@ func newShelf(
 	cfg *Config, p *phases, s *settler, l *ledger, stopped <-chan struct{}, offers chan<- offer,
 ) *shelf {
 	return &shelf{
-		cfg: cfg, phases: p, settler: s, ledger: l, stopped: stopped, offers: offers, most: maxHeld(cfg.Prefetch),
+		cfg: cfg, phases: p, settler: s, ledger: l, stopped: stopped, offers: offers, most: maxHeld(cfg.leastAhead()),
 	}
 }
 

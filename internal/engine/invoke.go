@@ -59,6 +59,7 @@ func (s *Shift) conclude(c *Call, o verdict.Outcome, abandoned bool) {
 	}
 	a := s.attemptOf(c, o, abandoned)
 	v, took := verdict.Judge(a, c.Plan.Retry), a.Now.Sub(c.started)
+	c.at.ended(c, took)
 	v.Made = record.Attempt{Number: a.Number, At: c.started, Duration: took, Worker: s.cfg.Name, Error: v.Text}
 	s.cfg.Shared.running.decide(&c.run, v, abandoned)
 	if !abandoned {

@@ -46,7 +46,7 @@ func New(cfg *Config) *Shift {
 		over:   make(chan struct{}),
 	}
 	s.ledger = newLedger(cfg.MaxAbandoned, &cfg.Counters.Abandoned, s.replace, s.end)
-	s.feeder = newFeeder(cfg, s.phases, s.state, s.ledger.empty)
+	s.feeder = newFeeder(cfg, s.phases, s.state, s.ledger)
 	s.settler = &settler{
 		cfg: cfg, phases: s.phases, state: s.state, giving: make(chan struct{}, givers), stepAside: s.stepAside,
 	}
@@ -54,6 +54,7 @@ func New(cfg *Config) *Shift {
 	s.shelf = newShelf(cfg, s.phases, s.settler, s.ledger, s.feeder.stopped, s.offers)
 	s.patrol = newPatrol(cfg, s.phases, s.settler, s.ledger, s.state, s.offers)
 	s.settler.suspectMade = s.patrol.suspectMade
+	s.feeder.suspects = s.patrol.inSlots
 	return s
 }
 
@@ -97,6 +98,7 @@ func (s *Shift) neverBegan() {
 func (s *Shift) begin(session broker.Session, consumer broker.Consumer) {
 	s.ledger.enter(s.cfg.Limit)
 	s.state.note(true, nil)
+	s.state.prefetches(s.cfg.leastAhead())
 	for range s.cfg.Limit {
 		go s.ledger.run(func() { s.slot(nil, nil) })
 	}
@@ -117,15 +119,19 @@ func (s *Shift) warnOfConsumerTimeout(most time.Duration) {
 	if most == 0 {
 		return
 	}
-	turns := (s.cfg.Prefetch + s.cfg.Limit - 1) / s.cfg.Limit
-	names := s.cfg.Overlong(most/time.Duration(turns) - verdict.Grace)
+	alone := most - longestWait
+	if s.cfg.Prefetch > 0 {
+		turns := (s.cfg.Prefetch + s.cfg.Limit - 1) / s.cfg.Limit
+		alone = most / time.Duration(turns)
+	}
+	names := s.cfg.Overlong(alone - verdict.Grace)
 	if len(names) == 0 {
 		return
 	}
 	slices.Sort(names)
 	s.cfg.Log.Warn(s.cfg.Noun+"s may run longer than the broker's default consumer timeout; "+
 		"raise that timeout (docs/rabbitmq.md, Long tasks) or split them",
-		s.cfg.Noun+"s", text.Cut(strings.Join(names, ", "), 200), "consumer_timeout", most, "prefetch", s.cfg.Prefetch)
+		s.cfg.Noun+"s", text.Cut(strings.Join(names, ", "), 200), "consumer_timeout", most, "prefetch", s.cfg.mostAhead())
 }
 
 // run feeds the slots until the shift is stopped.

@@ -19,6 +19,7 @@ func TestTheWarningOfTheConsumerTimeoutCountsTheCallsBefore(t *testing.T) {
 	}{
 		{1, 1, 30*time.Minute - verdict.Grace},
 		{10, 10, 30*time.Minute - verdict.Grace},
+		{10, 0, 25*time.Minute - verdict.Grace},
 		{10, 11, 15*time.Minute - verdict.Grace},
 		{2, 6, 10*time.Minute - verdict.Grace},
 	} {

@@ -137,6 +137,7 @@ func (s *Shift) next(at *feed) (c *Call, more bool) {
 		if !ok {
 			return nil, false
 		}
+		at.received()
 		if !s.accept(&d, at) {
 			return nil, true
 		}
@@ -159,7 +160,8 @@ func (s *Shift) accept(d *broker.Delivery, at *feed) bool {
 	counters := s.cfg.Counters
 	if isLost(d) {
 		counters.Received.Add(1)
-		counters.Lost.Add(1) // it is, or will be, delivered to somebody else
+		counters.Lost.Add(1) // it is, or will be, delivered again
+		s.cfg.Shared.innocents.add(d)
 		return false
 	}
 	if s.phases.taking.Err() == nil {

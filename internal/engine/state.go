@@ -12,6 +12,7 @@ type State struct {
 	Abandoned int       // calls whose slot was given to others
 	Stuck     int       // deliveries whose verdict cannot be written now
 	Held      int       // deliveries that wait for another call of their task
+	Prefetch  int       // how many deliveries may be unsettled now
 	Barred    error     // why no suspect can be fetched; nil = the last fetch succeeded
 	Err       error     // the last problem with consuming, settling or suspects
 	ErrAt     time.Time // when Err occurred
@@ -54,6 +55,13 @@ func (s *state) stuckBy(n int, why error) {
 	if why != nil {
 		s.failed(why)
 	}
+}
+
+// prefetches records the present prefetch.
+func (s *state) prefetches(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.is.Prefetch = n
 }
 
 // stuck returns how many deliveries cannot be settled now.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
@@ -47,6 +48,8 @@ type patrol struct {
 
 	found chan struct{} // signals a new suspect; buffers one
 	ended chan struct{} // closed when run has returned
+
+	running atomic.Int32 // suspects in slots
 
 	mu       sync.Mutex // guards fetching
 	fetching bool       // a suspect is being fetched
@@ -156,9 +159,16 @@ func (p *patrol) take(at *feed, o offer) *Call {
 		over(noSuspect)
 		return nil
 	}
-	c.over = over
+	p.running.Add(1)
+	c.over = func(a offerAnswer) {
+		p.running.Add(-1)
+		over(a)
+	}
 	return c
 }
+
+// inSlots returns how many suspects occupy a slot.
+func (p *patrol) inSlots() int { return int(p.running.Load()) }
 
 // fetch takes one message from the queue of suspects through the feed's session. It returns nil if none arrives
 // within CloseTimeout, and at once if Limit verdicts cannot be written, since the prefetch does not bound suspects. A

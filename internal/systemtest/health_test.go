@@ -60,7 +60,7 @@ func TestHealthAsJSON(t *testing.T) {
 		Blocked: "low on memory", Delays: "late by 3 s",
 		Outbox: dispatcher.OutboxHealth{Entries: 3, Dead: 1, Failing: 2, LastError: errors.New("disk is full"), LastErrorAt: at(3)},
 		Workers: []dispatcher.WorkerHealth{{
-			Name: "mailer", Queue: "mail", Started: true, Consuming: true, Running: 2, Abandoned: 1, Stuck: 4, Held: 5,
+			Name: "mailer", Queue: "mail", Started: true, Consuming: true, Running: 2, Abandoned: 1, Stuck: 4, Held: 5, Prefetch: 9,
 			Suspects: "no channel is free", Ready: 6, Dead: -1, LastError: panicking{}, LastErrorAt: at(4),
 		}},
 		Undeclared: []dispatcher.Undeclared{{Kind: "queue", Name: "mail", Problem: "406", Since: at(5)}},

@@ -115,12 +115,30 @@ func control(t testing.TB, ctl string, args ...string) {
 	}
 }
 
+// unsettled returns how many deliveries from a queue are not settled, as the node counts them.
+func unsettled(t *testing.T, queue string) int {
+	t.Helper()
+	ctl := controller(t)
+	out, err := exec.Command(ctl, "-q", "--no-table-headers", "list_queues", "name", "messages_unacknowledged").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range queueLine.FindAllStringSubmatch(string(out), -1) {
+		if line[1] == queue {
+			n, _ := strconv.Atoi(line[2])
+			return n
+		}
+	}
+	t.Fatalf("the node has no queue %s", queue)
+	return 0
+}
+
 // controller returns the path of the node's rabbitmqctl, or skips the test.
 func controller(t *testing.T) string {
 	t.Helper()
 	ctl := os.Getenv("DISPATCHER_RABBITMQCTL")
 	if os.Getenv("DISPATCHER_TEST_NODES") != "1" || ctl == "" {
-		t.Skip("needs DISPATCHER_TEST_NODES=1 and DISPATCHER_RABBITMQCTLas well as DISPATCHER_AMQP_CON, to create users on that node")
+		t.Skip("needs DISPATCHER_TEST_NODES=1 and DISPATCHER_RABBITMQCTL, as well as DISPATCHER_AMQP_CON, to use rabbitmqctl on that node")
 	}
 	return ctl
 }
@@ -130,7 +148,7 @@ func suspend(t *testing.T, queue string) {
 	t.Helper()
 	ctl := os.Getenv("DISPATCHER_RABBITMQCTL")
 	if ctl == "" || os.Getenv("DISPATCHER_TEST_NODES") != "1" {
-		t.Skip("needs DISPATCHER_TEST_NODES=1 and DISPATCHER_RABBITMQCTLas well as DISPATCHER_AMQP_CON, to suspend a queue of that node")
+		t.Skip("needs DISPATCHER_TEST_NODES=1 and DISPATCHER_RABBITMQCTL, as well as DISPATCHER_AMQP_CON, to suspend a queue of that node")
 	}
 	pid := `{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"` + queue + `">>)), P = amqqueue:get_pid(Q), sys:`
 	control(t, ctl, "eval", pid+`suspend(P).`)

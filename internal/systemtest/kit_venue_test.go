@@ -37,6 +37,17 @@ func everywhere(t *testing.T, f func(v *venue)) {
 	})
 }
 
+// everyQueue is everywhere, with both types of queues of RabbitMQ.
+func everyQueue(t *testing.T, f func(v *venue)) {
+	everywhere(t, f)
+	t.Run("quorum", func(t *testing.T) {
+		t.Parallel()
+		v := rabbitVenue(t)
+		v.config.QueueType = "quorum"
+		f(v)
+	})
+}
+
 // memoryVenue returns a venue on the embedded broker itself, which counts losses exactly.
 func memoryVenue(t *testing.T) *venue {
 	mem := memory.New()

@@ -4,6 +4,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/seed-416683c9/dispatcher"
 )
@@ -192,57 +193,36 @@ func TestHeldTasksGivenBackByAStoppingWorkerAreThereOnce(t *testing.T) {
 	}
 }
 
-// A worker that has prefetched many short tasks loses its link again and again. Nothing is lost or becomes a dead
-// letter. Each task runs, most of them once.
+// A worker that has prefetched many short tasks loses its link fifty times. Nothing is lost or becomes a dead letter, and
+// the tasks that had not begun are not charged.
 func TestLostLinksOfALargePrefetchHarmNoTask(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(v *venue) {
 		s := v.server()
-		const n, cuts = 2000, 5
-		var mu sync.Mutex
-		ran, calls := make(map[int]bool, n), 0
-		progress := make(chan struct{}, 1)
-		v.worker(s, "w", tasks{"t": fn(func(i int) {
-			mu.Lock()
-			ran[i] = true
-			calls++
-			mu.Unlock()
-			select {
-			case progress <- struct{}{}:
-			default:
-			}
-		})}, prefetch(4, 500))
+		const n, cuts, large = 100_000, 50, 400
+		runs := newRunCount(n)
+		w := v.newWorker(s, "w", tasks{"t": fn(func(i int) { time.Sleep(time.Millisecond); runs.ran(i) })}, limit(20))
 		batch := make([]*dispatcher.Task, n)
 		for i := range batch {
 			batch[i] = dispatcher.NewTask("t", i)
 		}
-		done := func() (int, int) {
-			mu.Lock()
-			defer mu.Unlock()
-			return len(ran), calls
+		for _, err := range s.PublishBatch(v.t.Context(), batch) {
+			v.t.Fatal(err)
 		}
-		published := make(chan struct{})
-		go func() {
-			defer close(published)
-			for _, err := range s.PublishBatch(v.t.Context(), batch) {
-				if err != nil {
-					v.t.Error(err)
-				}
-			}
-		}()
-		wait(v.t, published, "end of PublishBatch")
-		for cut := range cuts {
-			eventually(v.t, "some tasks run", func() bool {
-				k, _ := done()
-				return k >= (cut+1)*n/(cuts+2) || k == n
-			})
+		if err := w.Start(s); err != nil {
+			v.t.Fatal(err)
+		}
+		for range cuts {
+			eventually(v.t, "a large prefetch", func() bool { return s.Health(v.t.Context()).Workers[0].Prefetch >= large })
 			v.kill()
 		}
-		eventually(v.t, "all tasks have run", func() bool { k, _ := done(); return k == n })
+		wait(v.t, runs.all, "call of every task")
 		v.empty(v.name)
 		v.empty(v.name + ".suspects")
 		v.empty(v.name + ".dead")
-		_, all := done()
-		v.t.Logf("%d tasks ran %d times, %d times lost, %d suspected", n, all, s.Stats().Lost, s.Stats().Suspected)
+		executions, twice := runs.count()
+		stats := s.Stats()
+		v.t.Logf("%d tasks ran %d times, %d of them more than once; %d times lost, %d charged, %d suspected",
+			n, executions, twice, stats.Lost, stats.Postponed, stats.Suspected)
 	})
 }

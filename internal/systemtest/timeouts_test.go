@@ -243,8 +243,8 @@ func TestTasksLongerThanTheConsumerTimeoutAreWarnedOf(t *testing.T) {
 	s := v.server(func(c *dispatcher.ServerConfig) { c.QueueType = "quorum" }) // since 4.3, other queue types have no consumer timeout
 	v.worker(s, "w", tasks{
 		"long":  {Timeout: 31 * time.Minute, Function: func() {}},
-		"edge":  {Timeout: 30*time.Minute - time.Second, Function: func() {}}, // with its grace it exceeds the consumer timeout
-		"short": {Timeout: 29 * time.Minute, Function: func() {}},
+		"edge":  {Timeout: 25*time.Minute - time.Second, Function: func() {}}, // with its grace, and five minutes in the worker
+		"short": {Timeout: 24 * time.Minute, Function: func() {}},
 		"any":   fn(func() {}),
 	})
 	if log := v.log.String(); strings.Count(log, "split them queue="+v.name+` worker=w tasks="edge, long" consumer_timeout=30m0s`) != 1 || strings.Count(log, "consumer_timeout=") != 1 {

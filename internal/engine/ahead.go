@@ -1,0 +1,142 @@
+package engine
+
+import (
+	"context"
+	"time"
+
+	"github.com/seed-416683c9/dispatcher/broker"
+	"github.com/seed-416683c9/dispatcher/internal/link"
+)
+
+const (
+	// relieveEvery is how often a worker that has fetched too much looks for others.
+	relieveEvery = aheadTime * 5 / 2
+	// longestWait is how long it keeps what it has fetched if there are none. RabbitMQ takes a delivery away from its
+	// consumer after half an hour.
+	longestWait = 5 * time.Minute
+)
+
+// ahead sets the prefetch of a feed as pace says. It runs on the feeder's goroutine, once for each feed.
+type ahead struct {
+	*feeder
+	pace
+	at *feed
+
+	taken int64     // at.taken at the end of the last period
+	since time.Time // since when too much has been fetched; zero = it has not
+	asked time.Time // when it last looked for others
+}
+
+// follow keeps the prefetch of a feed right until its consumer has ended or the shift is stopped. It sleeps while the
+// slots take nothing and nothing is fetched.
+func (f *feeder) follow(at *feed) {
+	a := &ahead{feeder: f, at: at, pace: pace{limit: f.cfg.Limit, present: f.options().Prefetch}}
+	f.state.prefetches(a.present)
+	defer f.state.prefetches(0)
+	ticker := time.NewTicker(paceEvery)
+	defer ticker.Stop()
+	for asleep := true; ; {
+		if asleep {
+			ticker.Stop()
+			if f.cfg.Prefetch == 0 {
+				at.sleep(a.taken)
+			}
+		}
+		select {
+		case <-at.consumer.Done():
+			return
+		case <-f.phases.taking.Done():
+			return
+		case <-at.woken:
+			asleep = false
+			ticker.Reset(paceEvery)
+		case <-ticker.C:
+			asleep = !a.period(time.Now())
+		}
+	}
+}
+
+// period looks at the last period. It reports whether there is more to come.
+func (a *ahead) period(now time.Time) (goesOn bool) {
+	taken, waiting := a.at.taken.Load(), a.waiting()
+	quiet := taken == a.taken && waiting == 0
+	a.taken = taken
+	prefetch := a.pace.next(int(a.at.short.Swap(0)), int(a.at.bytes.Swap(0)), waiting)
+	switch {
+	case !a.excess():
+		a.since = time.Time{}
+	case a.since.IsZero():
+		a.since = now
+	}
+	if a.excess() {
+		a.relieve(now, prefetch)
+	} else if prefetch != a.present {
+		a.set(prefetch)
+	}
+	if !quiet || a.present < a.limit {
+		return true
+	}
+	// More than its slots can run must not come while they are busy, unnoticed.
+	calls, _ := a.ledger.counts()
+	return a.present > a.limit && calls > 0
+}
+
+// waiting returns how many deliveries wait for a slot. While a slot runs a suspect, one waits for it.
+func (a *ahead) waiting() int { return max(0, len(a.at.consumer.Deliveries())-a.suspects()) }
+
+// set changes the prefetch. After an error the consumer has ended, or it may be paused, and is asked again.
+func (a *ahead) set(prefetch int) {
+	ctx, cancel := context.WithTimeout(a.phases.taking, link.CloseTimeout)
+	defer cancel()
+	if err := a.at.consumer.SetPrefetch(ctx, prefetch); err != nil {
+		prefetch = 0
+	}
+	a.present = prefetch
+	a.state.prefetches(prefetch)
+}
+
+// relieve lowers the prefetch, and gives back what waits for a slot if another worker could run it: the queue has other
+// consumers and no messages. If there are messages, the others are busy as well, and if there are no others, the tasks
+// stay in their order.
+func (a *ahead) relieve(now time.Time, prefetch int) {
+	give := a.at.exact || now.Sub(a.since) >= longestWait
+	if !give {
+		if now.Sub(a.asked) < relieveEvery {
+			return
+		}
+		a.asked = now
+		info, err := a.inspect()
+		if err != nil || info.Ready == 0 && info.Consumers < 2 {
+			return
+		}
+		_, blocked := a.at.session.Blocked() // copies could not be written
+		give = info.Ready == 0 && !blocked
+	}
+	if prefetch != a.present {
+		a.set(prefetch)
+	}
+	if give {
+		a.giveBack(received(a.at.consumer), a.at)
+	}
+}
+
+func (a *ahead) inspect() (broker.QueueInfo, error) {
+	ctx, cancel := context.WithTimeout(a.phases.taking, link.CloseTimeout)
+	defer cancel()
+	return a.at.session.Inspect(ctx, a.cfg.Queue)
+}
+
+// received takes the deliveries that wait in the channel of a consumer. Slots may be taking them, too.
+func received(consumer broker.Consumer) (waiting []broker.Delivery) {
+	for {
+		select {
+		case d, ok := <-consumer.Deliveries():
+			if !ok {
+				return waiting
+			}
+			waiting = append(waiting, d)
+		default:
+			return waiting
+		}
+	}
+}
