@@ -19,7 +19,6 @@ type delayed struct {
 // reading, so that every due has one. Once the wall clock was set, times with and without a monotonic reading have no
 // common order, and the heap would hold messages up behind later ones.
 func (b *Broker) delay(m broker.Message, now time.Time, wait time.Duration) {
-	m.NotBefore = time.Time{}
 	b.delaySeq++
 	d := &delayed{message: m, due: now.Add(wait), seq: b.delaySeq}
 	heap.Push(&b.delays, d)

@@ -49,7 +49,7 @@ func (o *owner) retire() {
 }
 
 // delivery implements [broker.Settler]. Each time an entry is handed out it gets a new delivery, which fences off the
-// earlier ones. Broker.mu guards it.
+// earlier ones. Broker.mu guards all but owner, which is set once.
 type delivery struct {
 	links[*delivery] // in owner.unsettled
 	owner            *owner
@@ -131,7 +131,7 @@ func (d *delivery) DeadLetter(ctx context.Context, m broker.Message) error {
 func (d *delivery) forward(ctx context.Context, suffix string, m broker.Message, delay time.Duration) error {
 	ended := ctx.Err() // before the lock: a context may be anybody's code
 	name := broker.Owner(d.owner.queue.name) + suffix
-	m.Exchange, m.RoutingKey, m.NotBefore = "", name, time.Time{}
+	m.Exchange, m.RoutingKey = "", name
 	b := d.owner.session.broker
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -8,32 +8,67 @@ import (
 	"github.com/seed-416683c9/dispatcher/broker"
 )
 
+// publishAtOnce is the most messages published under one lock, so that a large batch does not make other callers wait.
+const publishAtOnce = 32
+
 // Publish implements [broker.Session]. It does not block, and all done functions run before it returns. It need not
 // wait for a message with the same ID in flight elsewhere: the step that writes a message also gives its outcome.
 func (s *session) Publish(ctx context.Context, msgs []broker.Message, done func(i int, err error)) {
-	s.broker.mu.Lock()
-	s.publishing++ // keeps Done open until every done function has run
-	s.broker.mu.Unlock()
-	defer func() {
-		s.broker.mu.Lock()
-		s.publishing--
-		s.finish()
-		s.broker.mu.Unlock()
-	}()
-	for i := range msgs {
-		// The lock is taken per message, so that a large batch does not make other callers wait.
-		done(i, s.publish(ctx, &msgs[i]))
+	s.publishing.Add(1)
+	defer s.published()
+	var room [publishAtOnce]error
+	for first := 0; first < len(msgs); first += publishAtOnce {
+		some := msgs[first:min(first+publishAtOnce, len(msgs))]
+		errs := room[:len(some)]
+		s.publishSome(ctx, some, errs)
+		for i, err := range errs {
+			done(first+i, err)
+		}
 	}
 }
 
-func (s *session) publish(ctx context.Context, m *broker.Message) error {
+// published ends a call of Publish.
+func (s *session) published() {
+	if s.publishing.Add(-1) == 0 && s.dead.Load() {
+		s.broker.mu.Lock()
+		s.finish()
+		s.broker.mu.Unlock()
+	}
+}
+
+// publishSome publishes msgs in one step and sets the outcome of each.
+func (s *session) publishSome(ctx context.Context, msgs []broker.Message, errs []error) {
+	for i := range msgs {
+		errs[i] = checkMessage(&msgs[i])
+	}
 	if err := s.enter(ctx); err != nil {
-		return fmt.Errorf("%w: %w", broker.ErrNotSent, err)
+		err = fmt.Errorf("%w: %w", broker.ErrNotSent, err)
+		for i := range errs {
+			errs[i] = err
+		}
+		return
 	}
 	defer s.broker.mu.Unlock()
-	if err := checkMessage(m); err != nil {
-		return err
+	p := publishing{broker: s.broker}
+	for i := range msgs {
+		if errs[i] == nil {
+			errs[i] = p.publish(&msgs[i])
+		}
 	}
+	p.end()
+}
+
+// publishing publishes messages one after the other. Most of them go where the one before went: it is routed once, and
+// the queue serves its consumers once. Broker.mu stays locked meanwhile.
+type publishing struct {
+	broker *Broker
+	last   *broker.Message // the latest that was routed; nil = none
+	queues []*queue        // where it went
+	err    error           // or why it went nowhere
+	waits  *queue          // has messages that it has not handed out; nil = none
+}
+
+func (p *publishing) publish(m *broker.Message) error {
 	if !m.NotBefore.IsZero() {
 		now := time.Now()
 		wait := m.NotBefore.Sub(now)
@@ -42,24 +77,35 @@ func (s *session) publish(ctx context.Context, m *broker.Message) error {
 				wait.Round(time.Second), broker.MaxDelay, broker.ErrRejected)
 		}
 		if wait > 0 {
-			s.broker.delay(*m, now, wait)
+			p.broker.delay(*m, now, wait)
 			return nil
 		}
 	}
-	queues, err := s.broker.route(m)
-	if err != nil {
-		if m.Exchange == "" { // the default exchange: the key is a queue's name
-			return fmt.Errorf("queue %q: %w", m.RoutingKey, err)
-		}
-		return fmt.Errorf("exchange %q: %w", m.Exchange, err)
+	if p.last == nil || p.last.Exchange != m.Exchange || p.last.RoutingKey != m.RoutingKey {
+		p.queues, p.err = p.broker.route(m)
+		p.last = m
 	}
-	sent := *m
-	sent.NotBefore = time.Time{}
-	for _, q := range queues {
-		q.push(&sent)
-		q.dispatch()
+	switch {
+	case p.err != nil && m.Exchange == "": // the default exchange: the key is a queue's name
+		return fmt.Errorf("queue %q: %w", m.RoutingKey, p.err)
+	case p.err != nil:
+		return fmt.Errorf("exchange %q: %w", m.Exchange, p.err)
+	}
+	for _, q := range p.queues {
+		q.push(m)
+		if q != p.waits {
+			p.end()
+			p.waits = q
+		}
 	}
 	return nil
+}
+
+// end hands out what was published.
+func (p *publishing) end() {
+	if p.waits != nil {
+		p.waits.dispatch()
+	}
 }
 
 // route returns the queues that take m: at least one, or an error.
@@ -85,6 +131,20 @@ func checkMessage(m *broker.Message) error {
 	if m.ID == "" {
 		return fmt.Errorf("empty message ID: %w", broker.ErrRejected)
 	}
+	if longest := max(len(m.Exchange), len(m.RoutingKey), len(m.ID), len(m.Type), len(m.ContentType),
+		len(m.ContentEncoding), len(m.AppID), len(m.CorrelationID), len(m.ReplyTo)); longest > maxName {
+		return checkNames(m)
+	}
+	for name := range m.Headers {
+		if err := checkName("header name", name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkNames returns an error for the first property that is too long.
+func checkNames(m *broker.Message) error {
 	for _, f := range [...]struct{ what, name string }{
 		{"exchange", m.Exchange},
 		{"routing key", m.RoutingKey},
@@ -97,11 +157,6 @@ func checkMessage(m *broker.Message) error {
 		{"reply-to", m.ReplyTo},
 	} {
 		if err := checkName(f.what, f.name); err != nil {
-			return err
-		}
-	}
-	for name := range m.Headers {
-		if err := checkName("header name", name); err != nil {
 			return err
 		}
 	}

@@ -2,6 +2,7 @@ package memory
 
 import (
 	"container/heap"
+	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
 )
@@ -35,13 +36,14 @@ type entry struct {
 	seq       uint64 // its place in the queue
 	losses    int
 	handedOut bool
+	first     delivery // the first one, which most messages need only; here it costs no allocation
 }
 
 // push adds a message that is new to the queue. The caller dispatches.
 func (q *queue) push(m *broker.Message) {
 	q.lastSeq++
 	e := &entry{Message: *m, seq: q.lastSeq}
-	e.Unreadable, e.Expiration, e.UserID = "", "", "" // the publisher may have set them
+	e.NotBefore, e.Unreadable, e.Expiration, e.UserID = time.Time{}, "", "", "" // the publisher may have set them
 	if q.last == nil {
 		q.first = e
 	} else {
@@ -80,12 +82,13 @@ func (q *queue) purge() int {
 // handOut makes a delivery of the oldest ready message for o; there must be one.
 func (q *queue) handOut(o *owner) broker.Delivery {
 	e := q.pop()
-	d := &delivery{owner: o, entry: e}
-	d.self = d
+	d, redelivered := &e.first, e.handedOut
+	if redelivered {
+		d = &delivery{}
+	}
+	d.self, d.owner, d.entry, e.handedOut = d, o, e, true
 	o.unsettled.pushBack(&d.links)
 	q.unsettled++
-	redelivered := e.handedOut
-	e.handedOut = true
 	return broker.Delivery{Message: e.Message, Queue: q.name, Redelivered: redelivered, Losses: e.losses, Settler: d}
 }
 

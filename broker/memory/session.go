@@ -3,6 +3,7 @@ package memory
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/seed-416683c9/dispatcher/broker"
 )
@@ -13,17 +14,21 @@ var (
 	errClosed = fmt.Errorf("%w: %w", broker.ErrSessionLost, broker.ErrClosed)
 )
 
-// session implements [broker.Session]. Broker.mu guards all fields but done.
+// session implements [broker.Session]. Broker.mu guards all fields but done, dead and publishing.
 type session struct {
 	broker *Broker
 	done   chan struct{} // closed when err is set and no done function is left to run
 	err    error         // nil while it lives
+	dead   atomic.Bool   // err is set
 
-	consumers  map[string]*consumer // by tag, the live ones
-	owners     map[*owner]struct{}  // live consumers, and owners of deliveries that can still be settled
-	ephemeral  map[*queue]struct{}
-	publishing int // calls of Publish that have not returned
-	tags       int // tags made for consumers without one
+	// publishing counts the calls of Publish that have not returned, and keeps Done open until their done functions have
+	// run. It needs no lock: whoever dies after the last call has begun to return sees 0, or that call sees the death.
+	publishing atomic.Int64
+
+	consumers map[string]*consumer // by tag, the live ones
+	owners    map[*owner]struct{}  // live consumers, and owners of deliveries that can still be settled
+	ephemeral map[*queue]struct{}
+	tags      int // tags made for consumers without one
 }
 
 // Capabilities implements [broker.Session].
@@ -158,6 +163,7 @@ func (b *Broker) end(dying map[*session]struct{}, reason error) {
 	touched := make(map[*queue]struct{})
 	for s := range dying {
 		s.err = reason
+		s.dead.Store(true)
 		for _, c := range s.consumers {
 			touched[c.queue] = struct{}{}
 			c.halt(reason)
@@ -184,7 +190,7 @@ func (b *Broker) end(dying map[*session]struct{}, reason error) {
 
 // finish closes done once the session is dead and every done function has run.
 func (s *session) finish() {
-	if s.err == nil || s.publishing > 0 {
+	if s.err == nil || s.publishing.Load() > 0 {
 		return
 	}
 	select {
