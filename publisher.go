@@ -8,8 +8,6 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/contain"
 	"github.com/seed-416683c9/dispatcher/internal/publish"
@@ -203,7 +201,7 @@ func (p *publisher) prepare(task *Task) (broker.Message, error) {
 		task.RoutingKey = p.cfg.DefaultRoutingKey
 	}
 	if task.UUID == "" {
-		task.UUID = uuid.NewString()
+		task.UUID = newUUID()
 	}
 	if task.Name == "" {
 		return broker.Message{}, ErrTaskName

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/deadletter"
 	"github.com/seed-416683c9/dispatcher/internal/publish"
@@ -179,7 +177,7 @@ func (r *replay) message(letter *broker.Message) (broker.Message, error) {
 	}
 	if m.ID == "" {
 		if m.ID = r.identify(letter).uuid; m.ID == "" || len(m.ID) > record.MaxName {
-			m.ID = uuid.NewString()
+			m.ID = newUUID()
 		}
 	}
 	return m, nil

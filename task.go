@@ -1,12 +1,15 @@
 package dispatcher
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
 	"time"
 	"unicode/utf8"
+
+	"github.com/google/uuid"
 
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/record"
@@ -197,4 +200,14 @@ func (t *Task) due(now time.Time) (time.Time, error) {
 		return time.Time{}, nil
 	}
 	return at, nil
+}
+
+// newUUID returns a random UUID (version 4) in its usual form. Each reads its own 16 bytes from the system, and none are
+// kept in store: a copy of the memory, as in a snapshot of a virtual machine, cannot give the same one twice.
+func newUUID() string {
+	var id uuid.UUID
+	_, _ = rand.Read(id[:]) // never fails
+	id[6] = id[6]&0x0f | 0x40
+	id[8] = id[8]&0x3f | 0x80
+	return id.String()
 }

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/seed-416683c9/dispatcher/internal/wire"
 )
 
@@ -184,5 +186,18 @@ func BenchmarkEncode(b *testing.B) {
 		if _, err := encodeTask(task); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+func TestUUIDsAreOfVersion4(t *testing.T) {
+	t.Parallel()
+	seen := make(map[string]bool)
+	for range 1000 {
+		s := newUUID()
+		id, err := uuid.Parse(s)
+		if err != nil || id.String() != s || id.Version() != 4 || id.Variant() != uuid.RFC4122 || seen[s] {
+			t.Fatalf("%q: version %d, variant %v, seen before: %t, %v", s, id.Version(), id.Variant(), seen[s], err)
+		}
+		seen[s] = true
 	}
 }
