@@ -77,8 +77,8 @@ func (h *shelf) count() int {
 // call ends. The same attempt, delivered again because its link was lost, then takes that call's verdict. Any other
 // delivery runs after it: another attempt, a replay, or a task that was published twice with one uuid, since dropping
 // that would lose it.
-func (h *shelf) claim(c *Call) (verdict.Verdict, readiness) {
-	c.run.key, c.run.since = taskKey{broker.Owner(c.Delivery.Queue), c.Name, c.ID}, time.Now()
+func (h *shelf) claim(c *Call, now time.Time) (verdict.Verdict, readiness) {
+	c.run.key, c.run.since = taskKey{broker.Owner(c.Delivery.Queue), c.Name, c.ID}, now
 	c.run.attempts, c.run.again, c.run.delivery = c.history.Attempts, c.HandedOut(), &c.Delivery
 	other, heir := h.cfg.Shared.running.begin(&c.run)
 	switch {

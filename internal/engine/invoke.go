@@ -61,9 +61,10 @@ func (s *Shift) conclude(c *Call, o verdict.Outcome, abandoned bool) {
 	v, took := verdict.Judge(a, c.Plan.Retry), a.Now.Sub(c.started)
 	c.at.ended(c, took)
 	v.Made = record.Attempt{Number: a.Number, At: c.started, Duration: took, Worker: s.cfg.Name, Error: v.Text}
-	s.cfg.Shared.running.decide(&c.run, v, abandoned)
-	if !abandoned {
-		s.cfg.Shared.running.end(&c.run)
+	if abandoned {
+		s.cfg.Shared.running.decide(&c.run, v)
+	} else {
+		s.cfg.Shared.running.finish(&c.run, v)
 	}
 	c.end(oneSuspect)
 	defer s.settler.settle(c, v)
@@ -101,7 +102,7 @@ func (s *Shift) concludeUnbound(c *Call, o verdict.Outcome, abandoned bool) {
 	}
 	err := fmt.Errorf("%w of %v: its arguments are still being decoded", fault.ErrTimeout, c.Plan.Timeout)
 	v := verdict.DeadLetter(verdict.ReasonTimeout, verdict.OutcomeOf(err))
-	s.cfg.Shared.running.decide(&c.run, v, true)
+	s.cfg.Shared.running.decide(&c.run, v)
 	c.end(oneSuspect)
 	s.settler.settle(c, v)
 }

@@ -17,6 +17,8 @@ type ledger struct {
 	total        *atomic.Int64 // of abandoned calls, for Stats
 	over         func()        // ends the shift, after everything else has ended
 
+	calls atomic.Int64 // running calls of functions, including abandoned ones; one without a timeout takes no lock
+
 	mu         sync.Mutex    // guards the fields below; never held across I/O or user code
 	goroutines int           // those of slots, abandoned ones too, of deliveries that are held, and of a suspect's fetch
 	empty      chan struct{} // closed when goroutines is 0, which happens once: they end only when the shift is stopped
@@ -24,7 +26,6 @@ type ledger struct {
 	watched    deadlines     // calls with a timeout
 	overdue    list.List     // calls past timeout and grace that keep their slot because of maxAbandoned; oldest first
 	abandoned  int           // calls whose slot was given to others
-	calls      int           // running calls of functions, including abandoned ones
 }
 
 func newLedger(maxAbandoned int, total *atomic.Int64, replace func(*Call), over func()) *ledger {
@@ -85,24 +86,29 @@ func (l *ledger) stopTimer() {
 func (l *ledger) counts() (calls, abandoned int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.calls, l.abandoned
+	return int(l.calls.Load()), l.abandoned
 }
 
 // callBegins counts the call and, if it has a timeout, starts watching it.
 func (l *ledger) callBegins(c *Call) {
+	l.calls.Add(1)
+	if c.due.IsZero() {
+		return
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.calls++
-	if !c.due.IsZero() {
-		l.watched.add(c)
-	}
+	l.watched.add(c)
 }
 
 // callEnded stops watching the call and reports whether it had been abandoned. When an abandoned call ends, the next
 // overdue one may be abandoned.
 func (l *ledger) callEnded(c *Call) (abandoned bool) {
+	if c.due.IsZero() { // never abandoned
+		l.calls.Add(-1)
+		return false
+	}
 	l.mu.Lock()
-	l.calls--
+	l.calls.Add(-1)
 	abandoned = c.state == callAbandoned
 	c.state = callFinished
 	l.watched.remove(c)

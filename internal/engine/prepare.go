@@ -23,7 +23,7 @@ func (s *Shift) ready(c *Call) readiness {
 	v, r := s.prepare(c)
 	for r == toBeSettled && s.settler.settleUncalled(c, v) {
 		c.losses = 0
-		v, r = s.admit(c)
+		v, r = s.admit(c, time.Now())
 	}
 	return r
 }
@@ -32,7 +32,7 @@ func (s *Shift) ready(c *Call) readiness {
 // be called, prepare returns its verdict.
 func (s *Shift) prepare(c *Call) (verdict.Verdict, readiness) {
 	if c.claimed { // it was held
-		return s.admit(c)
+		return s.admit(c, time.Now())
 	}
 	if err := s.cfg.Handler.Identify(c); err != nil {
 		return verdict.DeadLetter(verdict.ReasonMalformed, verdict.OutcomeOf(err)), toBeSettled
@@ -42,18 +42,21 @@ func (s *Shift) prepare(c *Call) (verdict.Verdict, readiness) {
 		return verdict.DeadLetter(verdict.ReasonMalformed, verdict.OutcomeOf(err)), toBeSettled
 	}
 	// This comes first: a task that runs here has neither ended its worker nor expired.
-	if v, r := s.shelf.claim(c); r != toBeCalled {
+	now := time.Now()
+	if v, r := s.shelf.claim(c, now); r != toBeCalled {
 		return v, r
 	}
-	return s.admit(c)
+	if c.suspect() { // claim may have waited
+		now = time.Now()
+	}
+	return s.admit(c, now)
 }
 
 // admit decides whether to call a claimed task.
-func (s *Shift) admit(c *Call) (verdict.Verdict, readiness) {
+func (s *Shift) admit(c *Call, now time.Time) (verdict.Verdict, readiness) {
 	if v, run := verdict.Losses(c.history, c.losses, c.suspect()); !run {
 		return v, toBeSettled
 	}
-	now := time.Now()
 	if at := c.history.Expires; !at.IsZero() && !now.Before(at) {
 		err := fmt.Errorf("%w at %s", fault.ErrExpired, record.FormatTime(at))
 		return verdict.DeadLetter(verdict.ReasonExpired, verdict.OutcomeOf(err)), toBeSettled

@@ -25,15 +25,18 @@ type run struct {
 	key      taskKey
 	attempts int  // made before this one
 	again    bool // the message was handed out before
+	waited   bool // for another run, which may know this one as its heir
 	since    time.Time
 	heir     *run // waits for this one, and seems to be its message delivered again; nil = none
 
 	delivery  *broker.Delivery // the latest of the message, read only; nil = settled
-	isDecided bool
-	decision  verdict.Verdict
-	abandoned bool          // decided while the function runs on
-	decided   chan struct{} // made by the first waiter; closed when isDecided
-	ended     chan struct{} // likewise; closed when the function has returned
+	decision  *verdict.Verdict // nil = not decided, or nobody waits for it
+	abandoned bool             // decided while the function runs on
+	decided   chan struct{}    // made by the first waiter; closed when there is a decision
+	ended     chan struct{}    // likewise; closed when the function has returned
+
+	// unknown is set by finish if no other goroutine knows the run any more. Only the caller of finish reads it.
+	unknown bool
 }
 
 // begin registers r, or returns the run of the same task that is under way. A task without a uuid is always new. heir
@@ -47,10 +50,11 @@ func (t *running) begin(r *run) (other *run, heir bool) {
 	if other = t.tasks[r.key]; other != nil {
 		if other.ended == nil {
 			other.decided, other.ended = make(chan struct{}), make(chan struct{})
-			if other.isDecided {
+			if other.decision != nil {
 				close(other.decided)
 			}
 		}
+		r.waited = true
 		if h := other.heir; r.looksLike(other) && (h == nil || h.delivery == nil || isLost(h.delivery)) {
 			other.heir, heir = r, true
 		}
@@ -69,20 +73,40 @@ func (r *run) looksLike(other *run) bool {
 		other.delivery.Timestamp.Equal(r.delivery.Timestamp) && bytes.Equal(other.delivery.Body, r.delivery.Body)
 }
 
-// decide records the verdict, which waiting runs may inherit. If abandoned is true, the function still runs.
-func (t *running) decide(r *run, v verdict.Verdict, abandoned bool) {
+// decide records the verdict on an abandoned call, whose function still runs. Waiting runs may inherit it.
+func (t *running) decide(r *run, v verdict.Verdict) {
 	if r.key.uuid == "" {
 		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if r.isDecided {
+	r.decide(v, true)
+}
+
+func (r *run) decide(v verdict.Verdict, abandoned bool) {
+	if r.decision != nil {
 		return
 	}
-	r.isDecided, r.decision, r.abandoned = true, v, abandoned
+	r.decision, r.abandoned = &v, abandoned
 	if r.decided != nil {
 		close(r.decided)
 	}
+}
+
+// finish records the verdict on a call whose function has returned, which only runs that wait need, and lets the task
+// run again.
+func (t *running) finish(r *run, v verdict.Verdict) {
+	if r.key.uuid == "" {
+		r.unknown = true
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if r.ended != nil {
+		r.decide(v, false)
+	}
+	t.remove(r)
+	r.unknown = r.ended == nil && !r.waited
 }
 
 // inheritance is the answer to a delivery that has waited for another one of its task to be decided.
@@ -104,7 +128,7 @@ func (t *running) inherit(r, other *run) (verdict.Verdict, inheritance) {
 	switch {
 	case r.looksLike(other) && isLost(other.delivery):
 		other.delivery = r.delivery
-		return other.decision, inherits
+		return *other.decision, inherits
 	case other.abandoned:
 		return verdict.Verdict{}, otherRuns
 	}
@@ -113,6 +137,9 @@ func (t *running) inherit(r, other *run) (verdict.Verdict, inheritance) {
 
 // settled notes that the message of r is settled. No later delivery is that message.
 func (t *running) settled(r *run) {
+	if r.unknown {
+		return
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	r.delivery = nil
@@ -134,6 +161,10 @@ func (t *running) end(r *run) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.remove(r)
+}
+
+func (t *running) remove(r *run) {
 	if t.tasks[r.key] == r {
 		delete(t.tasks, r.key)
 		if r.ended != nil {

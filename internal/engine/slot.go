@@ -51,8 +51,9 @@ func (s *Shift) endDuty(d *duty) {
 // walkFeeds runs what arrives, from one consumer after the other. It returns when the shift takes nothing more, or when
 // the slot has lost its place because its call stepped aside or was abandoned.
 func (s *Shift) walkFeeds(d *duty) {
-	for at := s.feeder.next(nil); at != nil; {
-		c, more := s.next(at)
+	at := s.feeder.next(nil)
+	for turn := 0; at != nil; turn++ {
+		c, more := s.next(at, turn%2 == 0)
 		if !more {
 			at = s.feeder.next(at)
 			continue
@@ -129,30 +130,56 @@ func (s *Shift) outlived(c *Call, o verdict.Outcome) {
 	s.cfg.about(c, c.Number()).Info("abandoned call ended", attrsOf(o, "took", logs.Rounded(time.Since(c.started)))...)
 }
 
-// next waits for the next delivery of a feed, a held one, or a suspect. It returns a nil call if there was none after
-// all. more is false when the consumer has ended.
-func (s *Shift) next(at *feed) (c *Call, more bool) {
+// next waits for the next delivery of a feed, or for an offer of a held one or a suspect. It returns a nil call if there
+// was none after all. more is false when the consumer has ended. If both a delivery and an offer are there, offered
+// decides. Asking one channel at a time takes a third of the time of a select.
+func (s *Shift) next(at *feed, offered bool) (c *Call, more bool) {
+	deliveries := at.consumer.Deliveries()
+	if offered {
+		select {
+		case o := <-s.offers:
+			return s.take(o, at), true
+		default:
+		}
+	}
+	if s.phases.taking.Err() == nil { // otherwise those that are left in the channel are not charged
+		select {
+		case d, ok := <-deliveries:
+			return s.receive(&d, at, ok)
+		default:
+		}
+	}
 	select {
-	case d, ok := <-at.consumer.Deliveries():
-		if !ok {
-			return nil, false
-		}
-		at.received()
-		if !s.accept(&d, at) {
-			return nil, true
-		}
-		if !d.Redelivered {
-			at.streak.Store(0)
-		}
-		return s.cfg.newCall(d, at), true
+	case d, ok := <-deliveries:
+		return s.receive(&d, at, ok)
 	case o := <-s.offers:
-		if o.held != nil {
-			return s.shelf.take(o.held), true
-		}
-		return s.patrol.take(at, o), true
+		return s.take(o, at), true
 	case <-s.feeder.stopped: // the consumer may never end
 		return nil, false
 	}
+}
+
+// receive makes a call of a delivery; nil if it is not to be worked on. ok is false when the consumer has ended.
+func (s *Shift) receive(d *broker.Delivery, at *feed, ok bool) (c *Call, more bool) {
+	if !ok {
+		return nil, false
+	}
+	at.received()
+	if !s.accept(d, at) {
+		return nil, true
+	}
+	if !d.Redelivered && at.streak.Load() > 0 {
+		at.streak.Store(0)
+	}
+	return s.cfg.newCall(*d, at), true
+}
+
+// take makes a call of what is offered; nil if there is nothing after all.
+func (s *Shift) take(o offer, at *feed) *Call {
+	if o.held != nil {
+		return s.shelf.take(o.held)
+	}
+	return s.patrol.take(at, o)
 }
 
 // accept reports whether to work on a delivery.
