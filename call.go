@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/internal/contain"
@@ -30,17 +31,27 @@ type taskCall struct {
 	room  [3]wire.Value // for args, since most tasks have no more: it costs no allocation
 }
 
-// taskHandler tells the engine what the messages of tasks mean. It is read-only.
+// taskHandler tells the engine what the messages of tasks mean. It is read-only, but for calls.
 type taskHandler struct {
 	worker   string
 	tasks    map[string]*taskPlan
-	maxBytes int // ServerConfig.MaxBodyBytes
+	maxBytes int       // ServerConfig.MaxBodyBytes
+	calls    sync.Pool // of empty *taskCall: a new one would be half of the memory that a task takes
 }
 
 func (h *taskHandler) NewCall() *engine.Call {
-	c := &taskCall{}
-	c.Payload = c
-	return &c.Call
+	t, _ := h.calls.Get().(*taskCall)
+	if t == nil {
+		t = &taskCall{}
+	}
+	t.Payload = t
+	return &t.Call
+}
+
+func (h *taskHandler) Recycle(c *engine.Call) {
+	t := c.Payload.(*taskCall)
+	*t = taskCall{}
+	h.calls.Put(t)
 }
 
 // Identify decodes the body. The body's uuid counts before the message's id.
@@ -92,11 +103,10 @@ func (h *taskHandler) Run(ctx context.Context, c *engine.Call) error {
 	if len(t.plan.middleware) == 0 {
 		return t.plan.call(ctx, c.ID, &t.bound)
 	}
-	bound := t.bound.clone() // middleware may call the function after it has returned
-	return wrap(t.plan.middleware, func(ctx context.Context) error {
-		// Middleware may call it several times, even concurrently.
-		return t.plan.call(ctx, c.ID, bound.clone())
-	})(ctx)
+	// Middleware may call the function several times, even concurrently, and after it has returned. By then c may be
+	// another call.
+	plan, id, bound := t.plan, c.ID, t.bound.clone()
+	return wrap(plan.middleware, func(ctx context.Context) error { return plan.call(ctx, id, bound.clone()) })(ctx)
 }
 
 func (h *taskHandler) Panicked(value any, stack []byte) error {

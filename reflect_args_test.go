@@ -315,7 +315,9 @@ func handle(h *taskHandler, m broker.Message) error {
 	if _, err := h.Bind(c); err != nil {
 		return err
 	}
-	return h.Run(context.Background(), c)
+	err := h.Run(context.Background(), c)
+	h.Recycle(c)
+	return err
 }
 
 // bindTo returns the bound arguments.

@@ -56,6 +56,9 @@ type Handler interface {
 	// NewCall returns a Call that is embedded in a struct of the facade's, to which its Payload points: this costs one
 	// allocation a delivery and not two.
 	NewCall() *Call
+	// Recycle takes back a call that is over and that nobody knows any more. NewCall may return it again, empty. It
+	// comes last, and only for some calls.
+	Recycle(c *Call)
 	// Identify reads the message and sets Name and ID. It runs no user code. An error makes the delivery a dead letter
 	// with the reason malformed.
 	Identify(c *Call) error
@@ -71,7 +74,7 @@ type Handler interface {
 }
 
 // Observer is called when something has happened, on the goroutine that does the work. Each func may be nil. It must not
-// use the call's Payload: Bind or Run of an abandoned call may still be using it.
+// use the call's Payload: Bind or Run of an abandoned call may still be using it. It must not keep the call.
 type Observer struct {
 	WorkerStarted func()
 	WorkerStopped func()

@@ -32,6 +32,8 @@ func (j *jobs) NewCall() *engine.Call {
 	return &c.Call
 }
 
+func (j *jobs) Recycle(*engine.Call) {}
+
 func (j *jobs) Identify(c *engine.Call) error {
 	if len(c.Delivery.Body) == 0 {
 		return fmt.Errorf("%w: it is empty", fault.ErrMalformed)

@@ -85,6 +85,10 @@ func (s *Shift) runOne(d *duty) bool {
 			return false
 		}
 		s.conclude(c, o, false)
+		if d.call = nil; o.Err == nil && c.run.unknown && !c.aside {
+			s.cfg.Handler.Recycle(c)
+			return true
+		}
 	}
 	d.call = nil
 	return !c.aside

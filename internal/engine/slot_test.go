@@ -49,6 +49,7 @@ func TestADeliveryReceivedInTheMomentOfTheStopIsGivenBack(t *testing.T) {
 type anyHandler struct{ Handler }
 
 func (anyHandler) NewCall() *Call { return &Call{} }
+func (anyHandler) Recycle(*Call)  {}
 
 // endedConsumer has stopped.
 type endedConsumer struct {

@@ -110,3 +110,37 @@ func TestMiddlewareMayCallNextTwiceAtOnce(t *testing.T) {
 		t.Errorf("the calls add up to %d, want 3", calls.Load())
 	}
 }
+
+// A middleware that gave up on the function may call it later, when the worker has gone on to other tasks.
+func TestMiddlewareMayCallNextAfterItHasReturned(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	type call struct {
+		uuid string
+		n    int
+	}
+	calls := make(chan call, 100)
+	later := make(chan dispatcher.TaskFunc, 1)
+	keep := func(next dispatcher.TaskFunc) dispatcher.TaskFunc {
+		return func(context.Context) error { later <- next; return nil }
+	}
+	record := func(uuid string, n int) { calls <- call{uuid, n} }
+	r.worker("w", tasks{
+		"kept": {Middleware: []dispatcher.Middleware{keep}, TaskUUIDAsFirstArg: true, Function: record},
+		"t":    {TaskUUIDAsFirstArg: true, Function: record},
+	}, limit(1))
+	kept := r.publish("kept", 7)
+	next := <-later
+	for i := range 100 {
+		task := r.publish("t", i)
+		if got := <-calls; got != (call{task.UUID, i}) {
+			t.Fatalf("got %v, want %q, %d", got, task.UUID, i)
+		}
+	}
+	if err := next(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-calls; got != (call{kept.UUID, 7}) {
+		t.Errorf("got %v, want %q, 7", got, kept.UUID)
+	}
+}
