@@ -177,6 +177,12 @@ func (v Value) notDeclared() *Mismatch {
 }
 
 func fillScalar(dst reflect.Value, k scalar, raw []byte) *Mismatch {
+	if k == kindString && dst.Kind() == reflect.String { // the most common value
+		if s, ok := unquote(raw); ok {
+			dst.SetString(s)
+			return nil
+		}
+	}
 	v, ok := parseScalar(k, raw)
 	if !ok {
 		return &Mismatch{Want: scalarNames[k], Got: text.Excerpt(raw)}

@@ -1,5 +1,7 @@
 package wire
 
+import "bytes"
+
 // This file reads bodies in one pass if they have the form that encode.go and encoding/json write: no space, the keys in
 // their order and no others, names without escapes. Any other body is left to Decode.
 
@@ -74,16 +76,16 @@ func (s *scanner) value() []byte {
 
 // text reads a string without escapes.
 func (s *scanner) text() []byte {
-	v := s.value()
-	if len(v) < 2 || v[0] != '"' {
+	if s.bad || len(s.rest) == 0 || s.rest[0] != '"' {
 		s.bad = true
 		return nil
 	}
-	for _, c := range v {
-		if c == '\\' {
-			s.bad = true
-			return nil
-		}
+	end := endOfString(s.rest, 0)
+	if end < 0 || bytes.IndexByte(s.rest[:end], '\\') >= 0 {
+		s.bad = true
+		return nil
 	}
-	return v[1 : len(v)-1]
+	v := s.rest[1 : end-1]
+	s.rest = s.rest[end:]
+	return v
 }

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -107,13 +108,13 @@ func checkText(v any, raw []byte) error {
 
 // AppendString appends s as json.Marshal writes it.
 func AppendString(buf []byte, s string) []byte {
-	for i := range len(s) {
-		if c := s[i]; c < ' ' || c >= 0x7f || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
-			quoted, _ := json.Marshal(s) // a string cannot fail
-			return append(buf, quoted...)
-		}
+	start := len(buf)
+	buf = append(append(buf, '"'), s...)
+	text := buf[start+1:]
+	if endOfPlain(text, 0) < len(text) ||
+		bytes.IndexByte(text, '<') >= 0 || bytes.IndexByte(text, '>') >= 0 || bytes.IndexByte(text, '&') >= 0 {
+		quoted, _ := json.Marshal(s) // a string cannot fail
+		return append(buf[:start], quoted...)
 	}
-	buf = append(buf, '"')
-	buf = append(buf, s...)
 	return append(buf, '"')
 }

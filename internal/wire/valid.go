@@ -1,6 +1,10 @@
 package wire
 
-import "unicode/utf8"
+import (
+	"encoding/binary"
+	"math/bits"
+	"unicode/utf8"
+)
 
 // maxFastDepth bounds the nesting that endOfValue follows.
 const maxFastDepth = 64
@@ -79,7 +83,7 @@ func endOfValue(b []byte, i int) int {
 
 // endOfString returns the end of the string whose opening quote is at i, or -1.
 func endOfString(b []byte, i int) int {
-	for i++; i < len(b); {
+	for i = endOfPlain(b, i+1); i < len(b); i = endOfPlain(b, i) {
 		switch c := b[i]; {
 		case c == '"':
 			return i + 1
@@ -89,8 +93,6 @@ func endOfString(b []byte, i int) int {
 			}
 		case c < ' ':
 			return -1
-		case c < utf8.RuneSelf:
-			i++
 		default:
 			r, size := utf8.DecodeRune(b[i:])
 			if r == utf8.RuneError && size == 1 {
@@ -100,6 +102,28 @@ func endOfString(b []byte, i int) int {
 		}
 	}
 	return -1
+}
+
+// endOfPlain returns the end of the text at i that is ASCII without quotes, backslashes and control characters. It reads
+// eight bytes at a time, since most of a body is such text.
+func endOfPlain(b []byte, i int) int {
+	for ; i+8 <= len(b); i += 8 {
+		if special := specialBytes(binary.LittleEndian.Uint64(b[i:])); special != 0 {
+			return i + bits.TrailingZeros64(special)/8
+		}
+	}
+	for i < len(b) && b[i] >= ' ' && b[i] < utf8.RuneSelf && b[i] != '"' && b[i] != '\\' {
+		i++
+	}
+	return i
+}
+
+// specialBytes sets the highest bit of the first of eight bytes that is not plain, and perhaps bits above it. A
+// subtraction of bytes below 128 sets that bit where it is below 0, and the xor of equal bytes is 0.
+func specialBytes(x uint64) uint64 {
+	const each = 0x0101010101010101
+	control, quote, backslash := x-' '*each, (x^'"'*each)-each, (x^'\\'*each)-each
+	return (x | control | quote | backslash) & (0x80 * each)
 }
 
 // endOfEscape returns the end of the escape at i, or of the two that are a surrogate pair. It returns -1 for others.

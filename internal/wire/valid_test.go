@@ -1,12 +1,14 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/json"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 // agree checks wellFormed against encoding/json.
@@ -98,4 +100,28 @@ func FuzzWellFormed(f *testing.F) {
 		f.Add(raw)
 	}
 	f.Fuzz(agree)
+}
+
+// Eight bytes are looked at together. Each byte counts at each place, whatever its neighbours are.
+func TestPlainTextEndsAtTheFirstSpecialByte(t *testing.T) {
+	t.Parallel()
+	for _, neighbour := range []byte{' ', '!', '#', '[', ']', 'a', 0x7f} {
+		for c := range 256 {
+			for at := range 24 {
+				b := bytes.Repeat([]byte{neighbour}, 24)
+				b[at] = byte(c)
+				want := at
+				if c >= ' ' && c < utf8.RuneSelf && c != '"' && c != '\\' {
+					want = len(b)
+				}
+				if got := endOfPlain(b, 0); got != want {
+					t.Fatalf("%q: ends at %d, want %d", b, got, want)
+				}
+				b[23] = 0
+				if got := endOfPlain(b, 0); got != min(want, 23) {
+					t.Fatalf("%q: ends at %d, want %d", b, got, min(want, 23))
+				}
+			}
+		}
+	}
 }
