@@ -24,14 +24,13 @@
 //   - There are no queue types: a QueueSpec.Type other than "" is errors.ErrUnsupported.
 //
 // The broker starts no goroutine and does not poll. The call that makes a delivery possible (a publish, an ack, a
-// release) also pushes it. One timer waits for the earliest delayed message while a session is open. A Broker whose
+// release) also pushes it; for an ack it may be another call that runs at that moment. One timer waits for the earliest delayed message while a session is open. A Broker whose
 // sessions have ended holds no resources but memory. It works inside a testing/synctest bubble.
 package memory
 
 import (
 	"context"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
@@ -43,7 +42,7 @@ type Broker struct {
 	// mu guards everything that is reachable from here: exchanges, queues, sessions, consumers and deliveries. It is
 	// held for short steps only and never while done functions or other foreign code run. Fencing and exact losses need
 	// atomic operations, and for steps this short one lock costs less than several.
-	mu        sync.Mutex
+	mu        lock
 	exchanges map[string]*exchange
 	queues    map[string]*queue
 	sessions  map[*session]struct{} // the live ones

@@ -3,6 +3,7 @@ package memory
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/seed-416683c9/dispatcher/broker"
@@ -32,12 +33,15 @@ func (o *owner) lose(reason error) {
 		return
 	}
 	o.gone = reason
-	close(o.lost)
-	for o.unsettled.len > 0 {
-		d := o.unsettled.first.self
-		d.entry.losses++
-		o.giveBack(d)
+	for l := o.unsettled.first; l != nil; {
+		d := l.self
+		l = l.next
+		if d.state.CompareAndSwap(open, lost) { // otherwise it was acked a moment ago
+			d.entry.losses++
+			o.giveBack(d)
+		}
 	}
+	close(o.lost)
 	o.retire()
 }
 
@@ -49,29 +53,46 @@ func (o *owner) retire() {
 }
 
 // delivery implements [broker.Settler]. Each time an entry is handed out it gets a new delivery, which fences off the
-// earlier ones. Broker.mu guards all but owner, which is set once.
+// earlier ones. Broker.mu guards all but owner and entry, which are set once, and state.
 type delivery struct {
 	links[*delivery] // in owner.unsettled
 	owner            *owner
 	entry            *entry
-	settled          bool
+	state            atomic.Int32 // deliveryState; it leaves open once, which settles the delivery
+	ackedBefore      *delivery    // in lock.acked
 }
+
+// deliveryState is whether a delivery can be settled.
+type deliveryState = int32
+
+const (
+	open    deliveryState = iota
+	settled               // leave follows
+	lost                  // owner.gone says why
+)
 
 // check returns the reason why the delivery cannot be settled, or nil.
 func (d *delivery) check() error {
-	switch {
-	case d.settled:
+	switch d.state.Load() {
+	case settled:
 		return broker.ErrSettled
-	case d.owner.gone != nil:
+	case lost:
 		return fmt.Errorf("%w: %w", broker.ErrDeliveryLost, d.owner.gone)
 	}
 	return nil
 }
 
-// settle removes an open delivery from its owner and the queue's count. The caller dispatches.
-func (d *delivery) settle() {
+// settle takes the right to settle the delivery, or returns the reason why it cannot be settled.
+func (d *delivery) settle() error {
+	if !d.state.CompareAndSwap(open, settled) {
+		return d.check()
+	}
+	return nil
+}
+
+// leave removes a settled delivery from its owner and the queue's count. The caller dispatches.
+func (d *delivery) leave() {
 	o := d.owner
-	d.settled = true
 	o.unsettled.remove(&d.links)
 	o.queue.unsettled--
 	if o.queue.empty() {
@@ -84,16 +105,12 @@ func (d *delivery) settle() {
 	}
 }
 
-// Ack implements [broker.Settler]. When it returns nil, the message is acknowledged.
+// Ack implements [broker.Settler]. When it returns nil, the message is acknowledged. It does not wait for the lock.
 func (d *delivery) Ack() error {
-	b := d.owner.session.broker
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if err := d.check(); err != nil {
+	if err := d.settle(); err != nil {
 		return err
 	}
-	d.settle()
-	d.owner.queue.dispatch()
+	d.owner.session.broker.mu.ack(d)
 	return nil
 }
 
@@ -102,10 +119,10 @@ func (d *delivery) Release() error {
 	b := d.owner.session.broker
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if err := d.check(); err != nil {
+	if err := d.settle(); err != nil {
 		return err
 	}
-	d.settle()
+	d.leave()
 	d.owner.queue.putBack(d.entry)
 	d.owner.queue.dispatch()
 	return nil
@@ -151,12 +168,15 @@ func (d *delivery) forward(ctx context.Context, suffix string, m broker.Message,
 	if err := checkMessage(&m); err != nil {
 		return err
 	}
+	if err := d.settle(); err != nil {
+		return err
+	}
 	if delay > 0 {
 		b.delay(m, time.Now(), delay)
 	} else {
 		target.push(&m)
 	}
-	d.settle()
+	d.leave()
 	target.dispatch()
 	d.owner.queue.dispatch()
 	return nil
