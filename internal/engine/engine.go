@@ -5,6 +5,7 @@ package engine
 import (
 	"cmp"
 	"context"
+	"hash/maphash"
 	"log/slog"
 	"sync/atomic"
 	"time"
@@ -98,4 +99,6 @@ type Shared struct {
 }
 
 // NewShared returns what the workers of one server share.
-func NewShared() *Shared { return &Shared{turn: make(turn, 1), innocents: newInnocents()} }
+func NewShared() *Shared {
+	return &Shared{running: running{seed: maphash.MakeSeed()}, turn: make(turn, 1), innocents: newInnocents()}
+}

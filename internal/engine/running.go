@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bytes"
+	"hash/maphash"
 	"sync"
 	"time"
 
@@ -11,16 +12,31 @@ import (
 
 // running holds the tasks whose functions run in this server, so that none runs twice in parallel here. A task is
 // delivered again while it runs if its link was lost, and a person may replay a task whose abandoned call still runs.
+//
+// Every call takes its lock twice. So that slots hardly ever wait for each other, the tasks are distributed over shards
+// by uuid.
 type running struct {
+	seed   maphash.Seed
+	shards [64]shard
+}
+
+// shard is one part of running. Runs of the same task are in the same shard.
+type shard struct {
 	mu    sync.Mutex
 	tasks map[taskKey]*run
+	_     [48]byte // shards in one cache line would slow each other down
+}
+
+// of returns the shard of r.
+func (t *running) of(r *run) *shard {
+	return &t.shards[maphash.String(t.seed, r.key.uuid)%uint64(len(t.shards))]
 }
 
 // taskKey identifies a task. A task that is routed to two queues counts as two tasks. Tasks of different names that
 // share a uuid, say an order number, are different tasks.
 type taskKey struct{ queue, name, uuid string }
 
-// run is one task under way. Guarded by running.mu.
+// run is one task under way. Guarded by the lock of its shard.
 type run struct {
 	key      taskKey
 	attempts int  // made before this one
@@ -45,9 +61,10 @@ func (t *running) begin(r *run) (other *run, heir bool) {
 	if r.key.uuid == "" {
 		return nil, false
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if other = t.tasks[r.key]; other != nil {
+	s := t.of(r)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if other = s.tasks[r.key]; other != nil {
 		if other.ended == nil {
 			other.decided, other.ended = make(chan struct{}), make(chan struct{})
 			if other.decision != nil {
@@ -60,14 +77,14 @@ func (t *running) begin(r *run) (other *run, heir bool) {
 		}
 		return other, heir
 	}
-	if t.tasks == nil {
-		t.tasks = make(map[taskKey]*run)
+	if s.tasks == nil {
+		s.tasks = make(map[taskKey]*run)
 	}
-	t.tasks[r.key] = r
+	s.tasks[r.key] = r
 	return nil, false
 }
 
-// looksLike reports whether the message of r may be that of other, delivered again. The caller holds running.mu.
+// looksLike reports whether the message of r may be that of other, delivered again. The caller holds its shard.mu.
 func (r *run) looksLike(other *run) bool {
 	return r.again && other.delivery != nil && other.attempts == r.attempts &&
 		other.delivery.Timestamp.Equal(r.delivery.Timestamp) && bytes.Equal(other.delivery.Body, r.delivery.Body)
@@ -78,8 +95,9 @@ func (t *running) decide(r *run, v verdict.Verdict) {
 	if r.key.uuid == "" {
 		return
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	s := t.of(r)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	r.decide(v, true)
 }
 
@@ -100,12 +118,13 @@ func (t *running) finish(r *run, v verdict.Verdict) {
 		r.unknown = true
 		return
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	s := t.of(r)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if r.ended != nil {
 		r.decide(v, false)
 	}
-	t.remove(r)
+	s.remove(r)
 	r.unknown = r.ended == nil && !r.waited
 }
 
@@ -123,8 +142,9 @@ const (
 // has another message. Acknowledging that too would lose a task of a program that publishes one task again and again
 // with one uuid.
 func (t *running) inherit(r, other *run) (verdict.Verdict, inheritance) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	s := t.of(r)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	switch {
 	case r.looksLike(other) && isLost(other.delivery):
 		other.delivery = r.delivery
@@ -140,8 +160,9 @@ func (t *running) settled(r *run) {
 	if r.unknown {
 		return
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	s := t.of(r)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	r.delivery = nil
 }
 
@@ -159,14 +180,16 @@ func (t *running) end(r *run) {
 	if r.key.uuid == "" {
 		return
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.remove(r)
+	s := t.of(r)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.remove(r)
 }
 
-func (t *running) remove(r *run) {
-	if t.tasks[r.key] == r {
-		delete(t.tasks, r.key)
+// remove ends r if it is the run of its task. The caller holds mu.
+func (s *shard) remove(r *run) {
+	if s.tasks[r.key] == r {
+		delete(s.tasks, r.key)
 		if r.ended != nil {
 			close(r.ended)
 		}
