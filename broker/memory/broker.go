@@ -24,8 +24,9 @@
 //   - There are no queue types: a QueueSpec.Type other than "" is errors.ErrUnsupported.
 //
 // The broker starts no goroutine and does not poll. The call that makes a delivery possible (a publish, an ack, a
-// release) also pushes it; for an ack it may be another call that runs at that moment. One timer waits for the earliest delayed message while a session is open. A Broker whose
-// sessions have ended holds no resources but memory. It works inside a testing/synctest bubble.
+// release) also pushes it. For an ack, another call that runs at that moment may do so. One timer waits for the
+// earliest delayed message while a session is open. A Broker whose sessions have ended holds no resources but memory.
+// It works inside a testing/synctest bubble.
 package memory
 
 import (

@@ -36,7 +36,7 @@ type entry struct {
 	seq       uint64 // its place in the queue
 	losses    int
 	handedOut bool
-	first     delivery // the first one, which most messages need only; here it costs no allocation
+	first     delivery // most messages have no other, and here it costs no allocation
 }
 
 // push adds a message that is new to the queue. The caller dispatches.

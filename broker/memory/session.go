@@ -21,8 +21,8 @@ type session struct {
 	err    error         // nil while it lives
 	dead   atomic.Bool   // err is set
 
-	// publishing counts the calls of Publish that have not returned, and keeps Done open until their done functions have
-	// run. It needs no lock: whoever dies after the last call has begun to return sees 0, or that call sees the death.
+	// publishing counts the calls of Publish that have not returned. It keeps Done open until their done functions have
+	// run. It needs no lock: a dying session sees that it is 0, or the last call sees that the session is dead.
 	publishing atomic.Int64
 
 	consumers map[string]*consumer // by tag, the live ones
