@@ -24,6 +24,7 @@ readonly boot_seconds=90 # a boot takes 8 s on two idle cores
 say() { echo "brokers.sh: $*" >&2; }
 die() { say "$*"; exit 1; }
 
+. "$(dirname "$0")/packages.sh"
 . "$(dirname "$0")/rabbitmq4.sh"
 
 state_of() { printf /tmp/dispatcher-brokers-%s "$(printf %s "$1" | sha256sum | cut -c 1-12)"; }
@@ -59,28 +60,6 @@ installed() { [ -x "$server" ] && command -v epmd >/dev/null && getent passwd ra
 
 install_rabbitmq() {
 	installed || install_packages rabbitmq-server
-}
-
-install_packages() {
-	if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-		die "$1 is missing: install it with Debian's packages (as root this script does), or set DISPATCHER_AMQP_CON"
-	fi
-	(
-		exec 8</var/lib/dpkg
-		flock 8
-		[ "$1" != rabbitmq-server ] || ! installed || exit 0
-		say "installing $*"
-		policy=/usr/sbin/policy-rc.d # says whether a package may start its service
-		if ! [ -e $policy ]; then
-			trap 'rm -f $policy' EXIT
-			printf '#!/bin/sh\nexit 101\n' >$policy
-			chmod 755 $policy
-		fi
-		export DEBIAN_FRONTEND=noninteractive
-		apt-get update -q || say "apt-get update failed, trying with the lists that are there"
-		apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=300 "$@" || exit
-		[ "$1" != rabbitmq-server ] || update-rc.d rabbitmq-server disable # do not start it at the machine's next boot either
-	) >&2 </dev/null 8<&- 9<&- || die "cannot install $*"
 }
 
 # Sets port to the first of 32 free ports. A node uses them for epmd, AMQP and Erlang, and the rest for its command line
