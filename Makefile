@@ -4,7 +4,9 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 10s
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test cluster check fuzz allocs bench test-rabbitmq4 chaos toolchain
+.PHONY: help demo test cluster check fuzz allocs microbench bench bench-docs test-rabbitmq4 chaos toolchain
+
+BENCH = dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && scripts/brokers.sh run "$$dir" -- bench/peers.sh go -C bench run .
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,8 +35,15 @@ fuzz: ## Run each fuzz target for FUZZTIME (10s)
 allocs: ## Compare the allocations of each step with the committed figures
 	@go test -count=1 -run '^TestAllocations' . ./internal/systemtest
 
-bench: ## Measure decoding and dispatch, and the whole way of a task through the embedded broker
+microbench: ## Measure decoding and dispatch, and the whole way of a task through the embedded broker
 	@go test -run '^$$' -bench . -benchmem ./...
+
+bench: ## Compare with programs by hand, asynq and River on real servers (ten minutes; as root, installs missing servers); ARGS='-rows drain'
+	@$(BENCH) $(ARGS)
+
+bench-docs: ## Run bench, measure growth, and write docs/performance.md and docs/plots (half an hour)
+	@$(BENCH) -page ../docs/performance.md -plots ../docs/plots $(ARGS)
+	@$(BENCH) -growth -page ../docs/performance.md -plots ../docs/plots $(ARGS)
 
 test-rabbitmq4: toolchain ## Run every test that needs RabbitMQ, on 4.0 and then on 4.3 (as root; unpacks Debian's packages once, 250 MB each)
 	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && for version in 4.0 4.3; do \
