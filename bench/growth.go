@@ -40,9 +40,12 @@ type pass struct {
 	whole *measurement // has what outlives a point
 }
 
+// maxPasses keeps growth within half an hour.
+const maxPasses = 3
+
 // measure takes the points in several passes, every other one backwards.
 func (b *bench) measure(ctx context.Context, c *curve, rounds, tasks int) error {
-	passes := min(rounds, 3)
+	passes := min(rounds, maxPasses)
 	if c.once {
 		passes = 1
 	}
@@ -78,6 +81,9 @@ func (b *bench) measure(ctx context.Context, c *curve, rounds, tasks int) error 
 // take measures one part of a point.
 func (g *pass) take(n int, f func(*measurement) error) (sample, error) {
 	s, _, err := g.bench.take(g.ctx, g.rabbitProcess, n, f)
+	if err == nil {
+		g.foreign = append(g.foreign, s.foreign)
+	}
 	return s, err
 }
 

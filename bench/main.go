@@ -142,6 +142,10 @@ func (o options) measureGrowth(ctx context.Context, b *bench, stdout io.Writer) 
 			}
 		}
 	}
+	if len(curves) > 0 {
+		parts["growth conditions"] = b.conditions(min(o.rounds, maxPasses), o.tasks)
+		fmt.Fprintln(stdout, parts["growth conditions"])
+	}
 	return o.write(parts)
 }
 

@@ -105,7 +105,7 @@ func TestThePageHasAllParts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	parts := map[string]string{"conditions": "", "table": "", "guarantees": "", "growth idle": ""}
+	parts := map[string]string{"conditions": "", "table": "", "guarantees": "", "growth idle": "", "growth conditions": ""}
 	for _, c := range allCurves() {
 		parts["growth "+c.name] = ""
 		if !strings.Contains(string(page), "plots/"+c.name+".svg") {
