@@ -149,21 +149,12 @@ func (h *shelf) await(c *Call, other *run, patience <-chan time.Time) (v verdict
 	for ; other != nil; other, _ = tasks.begin(&c.run) {
 		select {
 		case <-other.decided:
-			switch v, what := tasks.inherit(&c.run, other); what {
-			case inherits:
-				return v, false
-			case otherRuns:
-				if c.suspect() {
-					return putOff(errStillRunning), false
-				}
-				return verdict.Verdict{
-					Action:  verdict.Postpone,
-					Delay:   heldDelay,
-					Outcome: verdict.OutcomeOf(errStillRunning),
-				}, false
+		case <-other.ended:
+			select {
+			case <-other.decided: // in the same moment
+			default: // it was not called
+				continue
 			}
-			<-other.ended // its end follows at once
-		case <-other.ended: // without a verdict: it was not called
 		case <-patience:
 			return putOff(errRuns), false
 		case <-h.phases.taking.Done():
@@ -171,6 +162,20 @@ func (h *shelf) await(c *Call, other *run, patience <-chan time.Time) (v verdict
 		case <-c.Delivery.Lost():
 			return verdict.Verdict{Action: verdict.Release}, false // the failing release counts it as lost
 		}
+		switch v, what := tasks.inherit(&c.run, other); what {
+		case inherits:
+			return v, false
+		case otherRuns:
+			if c.suspect() {
+				return putOff(errStillRunning), false
+			}
+			return verdict.Verdict{
+				Action:  verdict.Postpone,
+				Delay:   heldDelay,
+				Outcome: verdict.OutcomeOf(errStillRunning),
+			}, false
+		}
+		<-other.ended // its end follows at once
 	}
 	return verdict.Verdict{}, true
 }
