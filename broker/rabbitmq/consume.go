@@ -3,6 +3,7 @@ package rabbitmq
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"sync"
@@ -154,13 +155,11 @@ func (c *consumer) stop() {
 	c.end()
 }
 
-func (c *consumer) isLost() bool {
-	select {
-	case <-c.lost:
-		return true
-	default:
-		return false
-	}
+// takenAway reports whether the lane is lost, and not because of Close.
+func (c *consumer) takenAway() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.gone != nil && !errors.Is(c.gone, broker.ErrClosed)
 }
 
 // Close implements [broker.Consumer].
@@ -208,7 +207,7 @@ func (c *consumer) end() {
 		_ = c.calling.take(context.Background(), nil)
 		c.calling.give()
 		c.pumps.Wait()
-		for drained := c.isLost(); !drained; {
+		for drained := c.takenAway(); !drained; {
 			select { // a receiver may be emptying it at the same time
 			case d := <-c.deliveries:
 				_ = d.Release()

@@ -24,7 +24,7 @@ type lane struct {
 	cancels  chan string // the broker ended a subscription
 
 	calling turn          // one call on the channel at a time: an answer does not name its question
-	writing sync.Mutex    // held while settlements are written, or must not be
+	writing turn          // to write settlements, or to keep them back
 	wake    chan struct{} // run has something to do
 	lost    chan struct{} // closed when gone is set
 	flushed chan struct{} // closed when run writes no more settlements
@@ -61,6 +61,7 @@ func (s *session) openLane(queue string, subscriptions int) (*lane, error) {
 		closes:  ch.NotifyClose(make(chan *amqp.Error, 1)),
 		cancels: ch.NotifyCancel(make(chan string, subscriptions)), // the client stops reading while there is no room
 		calling: newTurn(),
+		writing: newTurn(),
 		wake:    make(chan struct{}, 1),
 		lost:    make(chan struct{}),
 		flushed: make(chan struct{}),
@@ -272,8 +273,9 @@ func (l *lane) poke() {
 
 // flush writes the pending settlements. It blocks on the socket, no longer than the socket's deadline.
 func (l *lane) flush() {
-	l.writing.Lock()
-	defer l.writing.Unlock()
+	if l.writing.take(context.Background(), l.lost) == nil {
+		defer l.writing.give()
+	} // else whoever keeps them back may wait for this channel to end
 	for {
 		l.mu.Lock()
 		batch := l.pending

@@ -79,8 +79,11 @@ func (c *consumer) setPrefetch(ctx context.Context, n int) error {
 // when a subscription is cancelled, and marks that like a lost delivery (3.10.8, measured). The caller has the turn to
 // call.
 func (c *consumer) cancelQuietly() error {
-	c.writing.Lock() // without acks the subscriptions become full, or the queue empty
-	defer c.writing.Unlock()
+	// Without acks the subscriptions become full, or the queue empty.
+	if err := c.writing.take(context.Background(), c.lost); err != nil {
+		return err
+	}
+	defer c.writing.give()
 	ctx, cancel := context.WithTimeout(context.Background(), quietTime)
 	defer cancel()
 	for !c.full() {

@@ -67,7 +67,7 @@ func (f *feed) ended(c *Call, took time.Duration) {
 }
 
 // believes reports whether the mark of a redelivered message is a reason to suspect it. The deliveries of a dead worker
-// return to the head of the queue, and are no more than it had fetched. But after a node was killed, RabbitMQ marks
+// return to the head of the queue, those that it ran first. But after a node was killed, RabbitMQ marks
 // every message of a classic queue as redelivered, even those never delivered (3.10.8, measured). A long run of such
 // marks is therefore ignored.
 func (f *feed) believes() bool { return f.streak.Add(1) <= f.credible }

@@ -100,7 +100,7 @@ func (f *feeder) openAgain(ctx context.Context, session broker.Session) (broker.
 func (f *feeder) run(session broker.Session, consumer broker.Consumer) {
 	pauses := link.RetryPauses()
 	for consumer != nil {
-		at := newFeed(session, consumer, f.cfg.mostAhead())
+		at := newFeed(session, consumer, f.cfg.leastAhead())
 		f.switchTo(at)
 
 		born := time.Now()

@@ -99,9 +99,8 @@ func TestRabbitMQ_RetriesAtOnceDoNotStopAFullQueue(t *testing.T) {
 	all += r.fill("n")
 	close(gate)
 	eventually(t, "all tasks have run", func() bool { return r.server.Stats().Succeeded == int64(all) })
-	if st := r.server.Stats(); st.Retried != 2 {
-		t.Errorf("stats %+v", st)
-	}
+	// A retry is counted when its copy is confirmed, which may already have run.
+	eventually(t, "both retries are counted", func() bool { return r.server.Stats().Retried == 2 })
 }
 
 // A task that was lost once is not a suspect yet. If no queue takes it, it runs where it is.
