@@ -153,9 +153,9 @@ type WorkerConfig struct {
 	// back what it has fetched when its tasks become long and another worker is idle. With a number, tasks wait here
 	// however long the others take. Less than Limit, or above 65,535: an error.
 	Prefetch int
-	// AckEach acknowledges each task at once. Otherwise RabbitMQ gets the acknowledgements of up to 100 tasks, or of two
-	// milliseconds, together while other tasks wait for a slot, which is half again as fast. If the connection is lost
-	// meanwhile, these tasks run again.
+	// AckEach acknowledges each task at once. Otherwise RabbitMQ may get the acknowledgements of up to 100 tasks, or of
+	// two milliseconds, together, which is half again as fast. If the connection is lost meanwhile, these tasks run
+	// again.
 	AckEach bool
 	// Queue is the durable queue that the worker takes tasks from. It is declared together with the queue of its dead
 	// letters, <Queue>.dead, and of its suspects, <Queue>.suspects. Required; at most 240 bytes, not ending in .dead or

@@ -143,8 +143,7 @@ type ConsumeOptions struct {
 	// 0 = Prefetch.
 	MaxPrefetch int
 
-	// AckEach makes the session write each ack at once. Otherwise an ack may wait some milliseconds for others, while
-	// deliveries wait in the channel.
+	// AckEach makes the session write each ack at once. Otherwise an ack may wait some milliseconds for others.
 	AckEach bool
 }
 

@@ -145,15 +145,18 @@ const (
 )
 
 // lingers reports whether the pending acks may wait for others, since one frame can ack many: RabbitMQ drains a queue
-// half again as fast then. That is so only while deliveries are at hand. Otherwise the receiver would wait for the
-// broker, and the broker for the acks.
+// half again as fast then. That is so only while deliveries are at hand, or the broker may send many more. Otherwise the
+// receiver would wait for the broker, and the broker for the acks.
 func (l *lane) lingers() bool {
-	if l.consumer == nil || l.consumer.ackEach || len(l.consumer.deliveries) == 0 {
+	c := l.consumer
+	if c == nil || c.ackEach {
 		return false
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return !l.urgent && !l.retired && 0 < len(l.pending) && len(l.pending) < lingerMost
+	unsettled := l.open + len(l.pending) // as the broker knows it
+	return !l.urgent && !l.retired && 0 < len(l.pending) && len(l.pending) < lingerMost &&
+		(len(c.deliveries) > 0 || unsettled < c.limit-2*lingerMost)
 }
 
 func (l *lane) serve() {

@@ -36,6 +36,14 @@ func TestAcksLingerOnlyWhileDeliveriesAreAtHand(t *testing.T) {
 			t.Errorf("%s: %t, want %t", name, got, c.want)
 		}
 	}
+	credit := &lane{consumer: &consumer{deliveries: make(chan broker.Delivery, 1), limit: 1000}}
+	credit.open = 1000 - 2*lingerMost
+	if credit.settle(ack); credit.lingers() {
+		t.Error("an ack lingers although the receiver may soon need it")
+	}
+	if credit.open--; !credit.lingers() {
+		t.Error("an ack does not linger although the broker may send many more")
+	}
 	each := &lane{consumer: &consumer{deliveries: make(chan broker.Delivery, 1), ackEach: true}}
 	each.consumer.deliveries <- broker.Delivery{}
 	if each.settle(ack); each.lingers() {

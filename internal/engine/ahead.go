@@ -35,6 +35,7 @@ func (f *feeder) follow(at *feed) {
 	defer f.state.prefetches(0)
 	ticker := time.NewTicker(paceEvery)
 	defer ticker.Stop()
+	var next func(short, bytes, waiting int) int
 	for asleep := true; ; {
 		if asleep {
 			ticker.Stop()
@@ -49,19 +50,22 @@ func (f *feeder) follow(at *feed) {
 			return
 		case <-at.woken:
 			asleep = false
-			ticker.Reset(paceEvery)
+			next = a.first
+			ticker.Reset(firstPeriod)
 		case <-ticker.C:
-			asleep = !a.period(time.Now())
+			asleep = !a.period(time.Now(), next)
+			next = a.pace.next
+			ticker.Reset(paceEvery)
 		}
 	}
 }
 
-// period looks at the last period. It reports whether there is more to come.
-func (a *ahead) period(now time.Time) (goesOn bool) {
+// period looks at the last period, with next or first of pace. It reports whether there is more to come.
+func (a *ahead) period(now time.Time, next func(short, bytes, waiting int) int) (goesOn bool) {
 	taken, waiting := a.at.taken.Load(), a.waiting()
 	quiet := taken == a.taken && waiting == 0
 	a.taken = taken
-	prefetch := a.pace.next(int(a.at.short.Swap(0)), int(a.at.bytes.Swap(0)), waiting)
+	prefetch := next(int(a.at.short.Swap(0)), int(a.at.bytes.Swap(0)), waiting)
 	switch {
 	case !a.excess():
 		a.since = time.Time{}

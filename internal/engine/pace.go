@@ -7,6 +7,9 @@ const (
 	aheadTime = 100 * time.Millisecond
 	// paceEvery is how often that is measured. One period more decides, since the machine may have been busy in the first.
 	paceEvery = aheadTime / 2
+	// firstPeriod is the first period after a pause. If every slot has ended a call in it, the queue is full of short
+	// tasks.
+	firstPeriod = paceEvery / 10
 	// mostPrefetch is the most that a worker prefetches by itself, unless its limit is higher.
 	mostPrefetch = 1000
 	// mostBytes is about how much it prefetches by itself, in bytes of bodies.
@@ -53,6 +56,15 @@ func (p *pace) next(short, bytes, waiting int) int {
 		return want
 	}
 	return p.present
+}
+
+// first is next after a first period.
+func (p *pace) first(short, bytes, waiting int) int {
+	if p.before = 0; short <= p.limit {
+		return p.next(short, bytes, waiting)
+	}
+	const periods = int(paceEvery / firstPeriod)
+	return p.next(periods*short, periods*bytes, waiting)
 }
 
 // excess reports whether more deliveries wait than the slots can begin soon.

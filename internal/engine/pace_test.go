@@ -56,6 +56,17 @@ func TestPaceDoesNotGrowSoonAfterTooMuch(t *testing.T) {
 	}
 }
 
+// After a pause it need not wait for whole periods if the slots are quick.
+func TestPaceBeginsQuickly(t *testing.T) {
+	t.Parallel()
+	for short, want := range map[int]int{3: 13, 10: 20, 11: 120, 200: 1000} {
+		p := pace{limit: 10, present: 5, before: 9999}
+		if got := p.first(short, short, 0); got != want {
+			t.Errorf("after %d calls: %d, want %d", short, got, want)
+		}
+	}
+}
+
 // A consumer that could not be asked to go on is asked again.
 func TestPaceGoesOnAfterAFailure(t *testing.T) {
 	t.Parallel()
