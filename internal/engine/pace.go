@@ -40,7 +40,7 @@ func (p *pace) next(short, bytes, waiting int) int {
 	}
 	most := mostPrefetch
 	if short > 0 {
-		most = min(most, mostBytes*short/max(bytes, 1))
+		most = int(min(int64(most), mostBytes*int64(short)/int64(max(bytes, 1)))) // int may have 32 bits
 	}
 	most = max(p.limit, most)
 	want := min(p.limit+rate, most)

@@ -147,10 +147,12 @@ func (s *settler) giveBackAll(deliveries []broker.Delivery, at *feed) {
 			s.cfg.Counters.Received.Add(1)
 			if isLost(&d) {
 				s.cfg.Counters.Lost.Add(1)
+				s.cfg.Shared.innocents.add(&d)
 				return
 			}
 			c := s.cfg.newCall(d, at)
 			if err := s.giveBackBefore(ctx, c); err != nil {
+				s.cfg.Shared.innocents.add(&d)
 				s.notSettled(c, verdict.Verdict{Action: verdict.Release}, err)
 			}
 		})

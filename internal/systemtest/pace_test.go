@@ -226,9 +226,10 @@ func TestAKilledWorkerWithALargePrefetchChargesNoTaskTwice(t *testing.T) {
 	r.queueIs(r.name+".dead", 0)
 	executions, twice := runs.count()
 	t.Logf("%d tasks, %d executions, %d ran more than once, %d moved to the back", total, executions, twice, stats.Postponed)
-	// Those that ran come back first, and only the first marks are believed.
-	if stats.Suspected != 0 || stats.Postponed < 1 || stats.Postponed > 20 {
-		t.Errorf("%d tasks were suspected, %d lost once; want none, and 1 to 20", stats.Suspected, stats.Postponed)
+	// Those that ran come back first, and only the first marks are believed. A task without a mark, which another slot has
+	// just received, begins the count anew.
+	if stats.Suspected != 0 || stats.Postponed < 1 || stats.Postponed > 50 {
+		t.Errorf("%d tasks were suspected, %d lost once; want none, and about 20", stats.Suspected, stats.Postponed)
 	}
 }
 
