@@ -53,7 +53,7 @@ func (c *consumer) setPrefetch(ctx context.Context, n int) error {
 		}
 		defer c.calling.give()
 		room := c.room()
-		if room < 0 {
+		if room < 0 || c.crowded() {
 			if err := c.cancelQuietly(); err != nil {
 				return struct{}{}, err
 			}
@@ -281,6 +281,20 @@ func (c *consumer) miscounted() (n int) {
 		n--
 	}
 	return n
+}
+
+// crowded reports whether there are many live subscriptions, perhaps one for each settlement since the limit was lowered.
+// A queue serves them several times as slowly as one.
+func (c *consumer) crowded() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	live := 0
+	for _, sub := range c.subs {
+		if !sub.ended {
+			live++
+		}
+	}
+	return live > 8
 }
 
 // live reports whether a subscription may receive something, now or later.

@@ -9,8 +9,11 @@ import (
 )
 
 const (
-	// relieveEvery is how often a worker that has fetched too much looks for others.
-	relieveEvery = aheadTime * 5 / 2
+	// relieveEvery is how often a worker that has fetched too much looks for others at first, and relieveSeldom later.
+	relieveEvery  = aheadTime * 5 / 2
+	relieveSeldom = 2 * time.Second
+	// afterRefusal is how long it looks for nobody after the broker has refused a copy.
+	afterRefusal = time.Minute
 	// longestWait is how long it keeps what it has fetched if there are none. RabbitMQ takes a delivery away from its
 	// consumer after half an hour.
 	longestWait = 5 * time.Minute
@@ -103,24 +106,32 @@ func (a *ahead) set(prefetch int) {
 // consumers and no messages. If there are messages, the others are busy as well, and if there are no others, the tasks
 // stay in their order.
 func (a *ahead) relieve(now time.Time, prefetch int) {
-	give := a.at.exact || now.Sub(a.since) >= longestWait
-	if !give {
-		if now.Sub(a.asked) < relieveEvery {
-			return
-		}
-		a.asked = now
-		info, err := a.inspect()
-		if err != nil || info.Ready == 0 && info.Consumers < 2 {
-			return
-		}
-		_, blocked := a.at.session.Blocked() // copies could not be written
-		give = info.Ready == 0 && !blocked
+	waited := now.Sub(a.since)
+	if now.Sub(a.asked) < min(max(waited/4, relieveEvery), relieveSeldom) {
+		return
+	}
+	a.asked = now
+	info, err := a.inspect()
+	must := !a.at.exact && waited >= longestWait
+	if err != nil || !must && info.Ready == 0 && info.Consumers < 2 {
+		return
 	}
 	if prefetch != a.present {
 		a.set(prefetch)
 	}
-	if give {
-		a.giveBack(received(a.at.consumer), a.at)
+	if _, blocked := a.at.session.Blocked(); blocked || !must && info.Ready > 0 {
+		return
+	}
+	// The broker may refuse copies, and what is then requeued may be charged. So the first goes alone.
+	for n := 1; ; n = givers {
+		some := received(a.at.consumer, n)
+		if len(some) == 0 {
+			return
+		}
+		if !a.giveBack(some, a.at) {
+			a.asked = now.Add(afterRefusal)
+			return
+		}
 	}
 }
 
@@ -130,9 +141,9 @@ func (a *ahead) inspect() (broker.QueueInfo, error) {
 	return a.at.session.Inspect(ctx, a.cfg.Queue)
 }
 
-// received takes the deliveries that wait in the channel of a consumer. Slots may be taking them, too.
-func received(consumer broker.Consumer) (waiting []broker.Delivery) {
-	for {
+// received takes up to most deliveries that wait in the channel of a consumer. Slots may be taking them, too.
+func received(consumer broker.Consumer, most int) (waiting []broker.Delivery) {
+	for len(waiting) < most {
 		select {
 		case d, ok := <-consumer.Deliveries():
 			if !ok {
@@ -143,4 +154,5 @@ func received(consumer broker.Consumer) (waiting []broker.Delivery) {
 			return waiting
 		}
 	}
+	return waiting
 }

@@ -21,8 +21,8 @@ type feeder struct {
 	state  *state
 	ledger *ledger
 
-	suspects func() int                     // how many of them run in slots
-	giveBack func([]broker.Delivery, *feed) // returns deliveries that no slot has received
+	suspects func() int                                // how many of them run in slots
+	giveBack func([]broker.Delivery, *feed) (all bool) // returns deliveries that no slot has received
 
 	stopped chan struct{} // closed when the last consumer has stopped, or did not answer Stop
 
@@ -108,6 +108,7 @@ func (f *feeder) run(session broker.Session, consumer broker.Consumer) {
 			f.finish()
 			return
 		}
+		f.giveBack(received(consumer, f.cfg.mostAhead()), at) // they are lost: others must know before they come again
 		f.state.note(false, consumer.Err())
 		// The supervisor logs a lost connection, once for all workers.
 		if !errors.Is(consumer.Err(), broker.ErrSessionLost) {
@@ -202,7 +203,7 @@ func (f *feeder) stop(ctx context.Context, at *feed) (waiting []broker.Delivery,
 		return nil, consumer.Stop(ctx)
 	}
 	if consumer.SetPrefetch(ctx, 0) == nil { // no more come, and those that came are in the channel
-		waiting = received(consumer)
+		waiting = received(consumer, f.cfg.mostAhead())
 	}
 	return waiting, consumer.Stop(ctx)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/link"
@@ -102,21 +103,22 @@ const givers = 8
 func (s *settler) giveBack(c *Call) error {
 	ctx, cancel := context.WithTimeout(s.phases.hard, link.CloseTimeout)
 	defer cancel()
-	return s.giveBackBefore(ctx, c)
+	_, err := s.giveBackBefore(ctx, c)
+	return err
 }
 
-// giveBackBefore is giveBack that waits for the broker until ctx ends. A message with unreadable headers is returned as it
-// is: its copy would have readable ones, and be run.
-func (s *settler) giveBackBefore(ctx context.Context, c *Call) (err error) {
-	defer func() {
-		if err == nil {
-			s.cfg.Counters.Released.Add(1)
-		}
-	}()
-	if c.at.exact || c.Delivery.Unreadable != "" || s.giveCopy(ctx, c) != nil {
-		return c.Delivery.Release() // it may be charged, which is better than being held
+// giveBackBefore is giveBack that waits for the broker until ctx ends. refused is true if it took no copy. A message with
+// unreadable headers is returned as it is: its copy would have readable ones, and be run.
+func (s *settler) giveBackBefore(ctx context.Context, c *Call) (refused bool, err error) {
+	asItIs := c.at.exact || c.Delivery.Unreadable != ""
+	refused = !asItIs && s.giveCopy(ctx, c) != nil
+	if asItIs || refused {
+		err = c.Delivery.Release() // it may be charged, which is better than being held
 	}
-	return nil
+	if err == nil {
+		s.cfg.Counters.Released.Add(1)
+	}
+	return refused, err
 }
 
 // giveCopy writes the copy of a delivery that is given back.
@@ -134,11 +136,13 @@ func (s *settler) giveCopy(ctx context.Context, c *Call) error {
 	return c.Delivery.Retry(ctx, msg, 0)
 }
 
-// giveBackAll gives back deliveries that no slot has received, within CloseTimeout.
-func (s *settler) giveBackAll(deliveries []broker.Delivery, at *feed) {
+// giveBackAll gives back deliveries that no slot has received, within CloseTimeout. It reports whether the broker took
+// all their copies.
+func (s *settler) giveBackAll(deliveries []broker.Delivery, at *feed) bool {
 	ctx, cancel := context.WithTimeout(s.phases.hard, link.CloseTimeout)
 	defer cancel()
 	var all sync.WaitGroup
+	var bad atomic.Bool
 	turns := make(chan struct{}, givers)
 	for _, d := range deliveries {
 		turns <- struct{}{}
@@ -151,13 +155,18 @@ func (s *settler) giveBackAll(deliveries []broker.Delivery, at *feed) {
 				return
 			}
 			c := s.cfg.newCall(d, at)
-			if err := s.giveBackBefore(ctx, c); err != nil {
+			refused, err := s.giveBackBefore(ctx, c)
+			if err != nil {
 				s.cfg.Shared.innocents.add(&d)
 				s.notSettled(c, verdict.Verdict{Action: verdict.Release}, err)
+			}
+			if refused || err != nil {
+				bad.Store(true)
 			}
 		})
 	}
 	all.Wait()
+	return !bad.Load()
 }
 
 // tell counts and logs the outcome of a forwarded delivery, and calls the observer.

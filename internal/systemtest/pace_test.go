@@ -34,7 +34,7 @@ func short(v *venue, s *dispatcher.Server, n int) {
 		published += int64(len(batch))
 		return s.Health(v.t.Context()).Workers[0].Prefetch >= n
 	})
-	eventually(v.t, "the short tasks have run", func() bool { return s.Stats().Succeeded == published })
+	eventually(v.t, "the short tasks have run", func() bool { return s.Stats().Succeeded >= published })
 }
 
 var shortTask = fn(func(int) {})
@@ -144,6 +144,43 @@ func TestASingleWorkerKeepsTheOrderWhateverItsTasksTake(t *testing.T) {
 			}),
 		}, limit(1))
 		short(v, s, 100)
+		batch := make([]*dispatcher.Task, n)
+		for i := range batch {
+			batch[i] = dispatcher.NewTask("next", i)
+		}
+		if errs := s.PublishBatch(v.t.Context(), batch); errs != nil {
+			v.t.Fatal(errs)
+		}
+		ran := func() int { mu.Lock(); defer mu.Unlock(); return len(order) }
+		eventually(v.t, "all have run", func() bool { return ran() >= n })
+		mu.Lock()
+		defer mu.Unlock()
+		if !slices.IsSorted(order) || len(order) != n {
+			v.t.Errorf("%d calls, in this order: %v", len(order), order)
+		}
+	})
+}
+
+// The order is also kept if the long call ends while the worker lowers its prefetch.
+func TestASingleWorkerKeepsTheOrderWhileItsPrefetchIsLowered(t *testing.T) {
+	t.Parallel()
+	everyQueue(t, func(v *venue) {
+		const n = 3000
+		s := v.server()
+		var order []int
+		var mu sync.Mutex
+		v.worker(s, "w", tasks{
+			"short": shortTask,
+			"next": fn(func(ctx context.Context, i int) {
+				for i == 0 && s.Health(ctx).Workers[0].Prefetch > 1 && ctx.Err() == nil {
+					pause(ctx, time.Millisecond)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				order = append(order, i)
+			}),
+		}, limit(1))
+		short(v, s, 300)
 		batch := make([]*dispatcher.Task, n)
 		for i := range batch {
 			batch[i] = dispatcher.NewTask("next", i)
