@@ -17,6 +17,8 @@ type conn struct {
 	*amqp.Connection
 	role    string // "publish" or "consume"
 	socket  *socket
+	out     *outgoing          // of a publish connection
+	notes   *notes             // about what the client reads
 	marker  string             // see frames
 	closes  chan *amqp.Error   // the client reports the end of the connection here
 	blocked chan amqp.Blocking // and here that the broker blocks it
@@ -28,6 +30,7 @@ func (b *Broker) dial(ctx context.Context, a address, role string) (*conn, error
 	defer cancel()
 	var s *socket
 	var in *frames
+	var out *outgoing
 	// The client waits for the handshake as long as the socket does, and takes no context.
 	stop := func() bool { return true }
 	defer func() { stop() }()
@@ -52,6 +55,10 @@ func (b *Broker) dial(ctx context.Context, a address, role string) (*conn, error
 			if err != nil {
 				return nil, err
 			}
+			if role == "publish" {
+				out = &outgoing{Conn: c}
+				c = out
+			}
 			in = newFrames(c)
 			return in, nil
 		},
@@ -67,7 +74,7 @@ func (b *Broker) dial(ctx context.Context, a address, role string) (*conn, error
 		return nil, dialError(a, err)
 	}
 	in.agree(ac.Config.FrameSize) // no message has come yet
-	c := &conn{Connection: ac, role: role, socket: s, marker: in.marker}
+	c := &conn{Connection: ac, role: role, socket: s, out: out, notes: &in.notes, marker: in.marker}
 	c.closes = ac.NotifyClose(make(chan *amqp.Error, 1))
 	c.blocked = ac.NotifyBlocked(make(chan amqp.Blocking, 4))
 	// From here on the peer must send something within two heartbeats. If the URL or the broker turns heartbeats off,

@@ -100,29 +100,31 @@ func TestEndOfAChannelOverADeletedLevelForgetsTheLevels(t *testing.T) {
 	pt := &p.ports[delayPort]
 	pt.p, pt.writing = p, newTurn()
 	pp := &pipe{port: pt, byName: make(map[name]*flight)}
-	put := func(id, exchange string, held bool) *flight {
-		f := &flight{id: id, exchange: exchange, delay: &delay{held: held, levels: made}, fate: make(chan fate, 1)}
-		pp.put(f)
+	outcomes := make([]chan error, 4)
+	c := &caller{p: p, done: func(i int, err error) { outcomes[i] <- err }}
+	c.open.Store(5)
+	put := func(i int, exchange string, held bool) *flight {
+		f := &flight{caller: c, i: i, exchange: exchange, delay: &delay{held: held, levels: made}, quota: &quota{used: 2}}
+		outcomes[i] = make(chan error, 1)
+		pp.put(f, time.Now())
 		return f
 	}
-	first, second := put("1", levelName(6), true), put("2", levelName(6), true)
-	behind, due := put("3", levelName(5), true), put("4", "", false)
+	put(0, levelName(6), true)
+	put(1, levelName(6), true)
+	put(2, levelName(5), true)
+	due := put(3, "", false)
+	c.gone = true // so the third one is not written again
 	again := pt.bury(pp, &amqp.Error{Code: amqp.NotFound, Reason: "NOT_FOUND - no exchange '" + levelName(6) + "' in vhost '/'", Server: true})
 	if m.levels.run != nil {
 		t.Error("the levels are still remembered as existing")
 	}
-	for _, f := range []*flight{first, second} {
-		if x := <-f.fate; !errors.Is(x.err, broker.ErrUnconfirmed) || f.deleted(x.err) {
-			t.Errorf("message %s, which may be in a level: %v", f.id, x.err)
+	for i := range 2 {
+		if err := <-outcomes[i]; !errors.Is(err, broker.ErrUnconfirmed) {
+			t.Errorf("message %d, which may be in a level: %v", i, err)
 		}
 	}
-	select {
-	case x := <-behind.fate:
-		if !behind.deleted(x.err) {
-			t.Errorf("message 3, which is in no level: %v", x.err)
-		}
-	default:
-		t.Error("message 3 does not wait for the levels")
+	if err := <-outcomes[2]; err != errReturned {
+		t.Errorf("the message that was to wait for the levels: %v", err)
 	}
 	if len(again) != 1 || again[0] != due {
 		t.Errorf("%d messages are written again, want the one that is due", len(again))

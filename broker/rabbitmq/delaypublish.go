@@ -79,7 +79,7 @@ func (p *publisher) mayWriteLevels() error {
 		return p.s.Err()
 	}
 	_, err := call(context.Background(), p.s, func() (struct{}, error) {
-		ch, err := p.conn.Channel()
+		ch, _, err := p.openChannel()
 		if err != nil {
 			return struct{}{}, err
 		}

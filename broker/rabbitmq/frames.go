@@ -15,6 +15,7 @@ const (
 	frameTail    = 1
 	frameExtra   = frameHead + frameTail
 	frameEnd     = 0xCE
+	methodFrame  = 1
 	headerFrame  = 2        // the type of a frame with the properties of a message
 	framesBuffer = 16 << 10 // the client's own buffer has 4 KiB, so this saves reads
 )
@@ -36,12 +37,14 @@ type frames struct {
 	limit  atomic.Int64 // bytes of payload that the client accepts; its default until both sides have agreed
 
 	// Used by Read alone, which the client calls on one goroutine.
-	pass int64  // bytes that may go through next; perhaps more than have arrived
-	out  []byte // goes through before them
+	pass  int64  // bytes that may go through next; perhaps more than have arrived
+	out   []byte // goes through before them
+	notes notes
 }
 
 func newFrames(c net.Conn) *frames {
 	f := &frames{Conn: c, in: bufio.NewReaderSize(c, framesBuffer), marker: newMarker()}
+	f.notes.ended = make(chan struct{})
 	f.agree(128 << 10)
 	return f
 }
@@ -49,8 +52,20 @@ func newFrames(c net.Conn) *frames {
 // agree sets frame_max.
 func (f *frames) agree(frameMax int) { f.limit.Store(int64(frameMax) - frameExtra) }
 
+// Close implements [net.Conn]. The client calls it after its last Read.
+func (f *frames) Close() error {
+	f.notes.end()
+	return f.Conn.Close()
+}
+
 // Read implements [net.Conn].
 func (f *frames) Read(p []byte) (n int, err error) {
+	f.notes.tell()
+	defer func() {
+		if err != nil {
+			f.notes.end()
+		}
+	}()
 	for {
 		switch {
 		case len(f.out) > 0:
@@ -62,6 +77,7 @@ func (f *frames) Read(p []byte) (n int, err error) {
 		case f.pass > 0:
 			n, err = f.in.Read(p[:min(int64(len(p)), f.pass)])
 			f.pass -= int64(n)
+			f.notes.passed += int64(n)
 			return n, err
 		}
 		if err := f.scan(); err != nil {
@@ -83,6 +99,16 @@ func (f *frames) scan() error {
 		typ, size := b[f.pass], int64(binary.BigEndian.Uint32(b[f.pass+3:]))
 		whole := f.pass + frameExtra + size
 		switch {
+		case typ == methodFrame && size <= maxNoted:
+			if whole > int64(f.in.Buffered()) && f.pass > 0 {
+				return nil
+			}
+			if b, err = f.in.Peek(int(whole)); err != nil {
+				return f.broken(len(b), err)
+			}
+			f.notes.method(b[f.pass:], whole)
+			f.pass = whole
+			continue
 		case typ != headerFrame:
 			f.pass = whole
 			continue

@@ -1,9 +1,10 @@
 package rabbitmq
 
 import (
-	"container/list"
+	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -17,13 +18,14 @@ import (
 type pipe struct {
 	port   *port
 	ch     *amqp.Channel
+	id     uint16 // of the channel
 	closes chan *amqp.Error
 	opened time.Time
 	mended chan struct{} // closed when its port has handled its end
 
 	// What follows is guarded by publisher.mu.
 
-	flights list.List        // *flight without an answer, in the order of writing
+	flights ring             // those without an answer
 	byName  map[name]*flight // the same
 	heard   time.Time        // when the last answer came
 	orphans int              // flights that nobody waits for
@@ -37,23 +39,14 @@ type pipe struct {
 	returns chan amqp.Return
 }
 
-// try is one attempt to write a flight.
-type try struct {
-	pipe         *pipe
-	confirmation *amqp.DeferredConfirmation // nil = the channel was closed before anything was written
-}
-
-// acked reports whether the broker has confirmed it.
-func (t try) acked() bool { return t.confirmation != nil && t.confirmation.Acked() }
-
 // openPipe opens a channel. It blocks until the broker answers or the socket ends.
 func (pt *port) openPipe() (*pipe, error) {
-	ch, err := pt.p.conn.Channel()
+	ch, id, err := pt.p.openChannel()
 	if err != nil {
 		return nil, fmt.Errorf("open publish channel: %w", refused(operation{}, err))
 	}
 	pp := &pipe{
-		port: pt, ch: ch, opened: time.Now(), mended: make(chan struct{}), byName: make(map[name]*flight),
+		port: pt, ch: ch, id: id, opened: time.Now(), mended: make(chan struct{}), byName: make(map[name]*flight),
 		closes:  ch.NotifyClose(make(chan *amqp.Error, 1)),
 		returns: ch.NotifyReturn(make(chan amqp.Return, window+firstQuota)),
 	}
@@ -64,6 +57,30 @@ func (pt *port) openPipe() (*pipe, error) {
 	return pp, nil
 }
 
+// openChannel opens a channel of the publish connection and returns its number, which the client hides.
+func (p *publisher) openChannel() (ch *amqp.Channel, id uint16, err error) {
+	if err := p.opening.take(context.Background(), p.s.dead); err != nil {
+		return nil, 0, err
+	}
+	defer p.opening.give()
+	if ch, err = p.conn.Channel(); err != nil {
+		return nil, 0, err
+	}
+	return ch, uint16(p.conn.notes.opened.Load()), nil
+}
+
+// pipeOf returns the pipe that uses a channel number; nil = none. The client gives the number of a channel that has
+// ended to another one, perhaps before the end is handled. By then the answers for the first were passed on. The
+// caller holds mu.
+func (p *publisher) pipeOf(channel uint16) *pipe {
+	for _, pp := range slices.Backward(p.pipes) {
+		if pp.id == channel {
+			return pp
+		}
+	}
+	return nil
+}
+
 // watch calls the port's mend when the channel ends. The session handles the end of the connection.
 func (pp *pipe) watch() {
 	if e := <-pp.closes; !pp.port.p.conn.IsClosed() {
@@ -71,63 +88,69 @@ func (pp *pipe) watch() {
 	}
 }
 
-// last returns the last flight that has no answer; nil = none. The caller holds mu.
-func (pp *pipe) last() *flight {
-	if x := pp.flights.Back(); x != nil {
-		return x.Value.(*flight)
-	}
-	return nil
-}
-
 // silent reports whether answers are due and none comes. If the first message of a channel goes to a quorum queue that
 // does not answer, that message holds up all others for 5 s or more (measured). The caller holds mu.
-func (pp *pipe) silent() bool {
-	oldest := pp.flights.Front()
-	return oldest != nil && time.Since(oldest.Value.(*flight).since) > renewPause && time.Since(pp.heard) > renewPause
+func (pp *pipe) silent(now time.Time) bool {
+	if now.Sub(pp.heard) <= renewPause {
+		return false
+	}
+	oldest := pp.flights.oldest()
+	return oldest != nil && now.Sub(oldest.since) > renewPause
 }
 
 // over reports whether nothing can be written any more. The caller holds mu.
 func (pp *pipe) over() bool { return pp.ended || pp.ch.IsClosed() }
 
 // put adds a flight that is aimed and about to be written. The caller holds the port's turn and mu.
-func (pp *pipe) put(f *flight) {
-	f.seat, f.try, f.written, f.since = pp.flights.PushBack(f), try{pipe: pp}, true, time.Now()
+func (pp *pipe) put(f *flight, now time.Time) {
+	pp.flights.put(f)
+	f.pipe, f.written, f.since, f.confirmation = pp, true, now, nil
 	pp.byName[f.name()] = f
+	p := pp.port.p
+	p.s.silence.wrote()
+	if f.caller.gone {
+		p.orphan(f)
+	}
 }
 
 // remove removes a flight, for good or until it is written again. The caller holds mu.
 func (pp *pipe) remove(f *flight) {
-	pp.flights.Remove(f.seat)
-	f.seat = nil
+	pp.flights.remove(f)
+	f.pipe = nil
 	delete(pp.byName, f.name())
+	pp.port.p.s.silence.over()
 	if f.orphan {
 		pp.orphans--
 	}
 	pp.tidy()
 }
 
-// write hands a message to the socket. It blocks as long as the socket does. The caller holds the port's turn. An error
-// is the flight's outcome.
-func (pp *pipe) write(f *flight, pub amqp.Publishing) (try, error) {
+// write hands a message to the client, and the client to the queue of the socket. The caller holds the port's turn. An
+// error is the flight's outcome.
+func (pp *pipe) write(f *flight, pub amqp.Publishing) error {
 	p := pp.port.p
 	if p.conn.socket.dead.Load() {
 		<-p.s.dead // the killer or the watcher is about to say why
-		return try{}, p.notSent(errOver)
+		return p.notSent(errOver)
 	}
+	f.start = p.conn.out.queued.Load()
 	confirmation, err := pp.ch.PublishWithDeferredConfirm(f.exchange, f.key, true, false, pub)
 	switch {
-	case err == nil, errors.Is(err, amqp.ErrClosed) && !p.conn.IsClosed():
-		// In the second case the client has read that RabbitMQ closes the channel, and has written nothing: see mend.
+	case err == nil:
+		f.confirmation = confirmation
+		return nil
+	case errors.Is(err, amqp.ErrClosed) && !p.conn.IsClosed():
+		// The client has read that RabbitMQ closes the channel, and has written nothing: see mend.
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		f.try, f.written = try{pp, confirmation}, err == nil
-		return f.try, nil
+		f.written = false
+		return nil
 	case errors.Is(err, amqp.ErrClosed): // seen before the last frame: the broker has no whole message
 		<-p.s.dead
-		return try{}, p.notSent(errOver)
+		return p.notSent(errOver)
 	}
 	p.s.fail(fmt.Errorf("%w: publish connection: %s", broker.ErrSessionLost, refused(operation{}, err)))
-	return try{}, fmt.Errorf("%w: the connection was lost while the message was being written: %w",
+	return fmt.Errorf("%w: the connection was lost while the message was being written: %w",
 		broker.ErrUnconfirmed, p.s.Err())
 }
 
@@ -154,7 +177,7 @@ func (pp *pipe) tidy() {
 	if !pp.retired || pp.closing || pp.ended {
 		return
 	}
-	owes := pp.flights.Len()
+	owes := pp.flights.n
 	if owes == 0 || pp.orphans == owes && pp.port.p.orphans > pp.port.p.maxUnanswered {
 		pp.close()
 	}

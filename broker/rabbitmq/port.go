@@ -39,6 +39,7 @@ const (
 type port struct {
 	p       *publisher
 	writing turn
+	pub     amqp.Publishing // what is written next; used with the turn
 
 	// Guarded by publisher.mu; current is changed only with the turn.
 	current *pipe   // nil = none was opened since the last one ended
@@ -76,10 +77,10 @@ func (pt *port) forget(pp *pipe) {
 
 // hindrance says why a flight cannot be written yet. The zero value means that it can.
 type hindrance struct {
-	after  *flight       // wait for that flight: it has the same name, or both are to go alone
-	mended chan struct{} // wait until it is closed: the end of the current pipe is being handled
-	open   bool          // open a pipe
-	pause  time.Duration // wait that long
+	after  <-chan struct{} // wait until it is closed: another flight has the same name, or both are to go alone
+	mended chan struct{}   // wait until it is closed: the end of the current pipe is being handled
+	open   bool            // open a pipe
+	pause  time.Duration   // wait that long
 }
 
 // seat puts f on the current pipe, or returns the reason why not. The caller holds the turn.
@@ -87,37 +88,41 @@ func (pt *port) seat(f *flight) hindrance {
 	p := pt.p
 	p.mu.Lock()
 	defer p.unlock()
+	now := time.Now()
 	f.aim()
+	name := f.name()
 	for _, pp := range pt.retired {
-		if other := pp.byName[f.name()]; other != nil && !other.orphan {
-			return hindrance{after: other}
+		if other := pp.byName[name]; other != nil && !other.orphan {
+			return hindrance{after: other.released()}
 		}
 	}
 	pp := pt.current
 	if pp == nil {
 		return hindrance{open: true}
 	}
-	other := pp.byName[f.name()]
-	due := time.Since(pp.opened) >= renewPause && (pp.stale || other != nil || pp.silent())
+	other := pp.byName[name]
+	due := now.Sub(pp.opened) >= renewPause && (pp.stale || other != nil || pp.silent(now))
 	switch {
 	case pp.over():
 		return hindrance{mended: pp.mended}
 	case other != nil && !other.orphan:
-		return hindrance{after: other}
+		return hindrance{after: other.released()}
 	case pp.orphans >= firstQuota || due && pt.room():
 		return hindrance{open: true}
 	case other != nil: // one channel cannot have a name twice, since returns are matched by name
 		return hindrance{pause: renewPause}
 	}
-	if last := pp.last(); pt == &p.ports[scoutPort] && last != nil {
-		switch left := scoutPause - time.Since(last.since); {
+	if pt == &p.ports[scoutPort] && pp.flights.n > 0 {
+		last := pp.flights.newest()
+		switch left := scoutPause - now.Sub(last.since); {
 		case left > 0 && last.orphan: // its over is closed, though it may still be refused
 			return hindrance{pause: left}
 		case left > 0:
-			return hindrance{after: last}
+			return hindrance{after: last.released()}
 		}
 	}
-	pp.put(f)
+	pt.pub = f.pub // first, since put drops the content if ctx has ended
+	pp.put(f, now)
 	return hindrance{}
 }
 
@@ -128,7 +133,7 @@ func (pt *port) room() bool {
 		return true
 	}
 	for _, pp := range pt.retired {
-		if pp.orphans == pp.flights.Len() {
+		if pp.orphans == pp.flights.n {
 			pp.close()
 			return true
 		}
@@ -137,18 +142,21 @@ func (pt *port) room() bool {
 }
 
 // board waits for the turn to write f, and still holds it when it returns. If f must wait for another flight, it
-// returns that flight instead, without the turn.
-func (pt *port) board(ctx context.Context, f *flight) (other *flight, err error) {
-	dead := pt.p.s.dead
+// returns a channel that is closed when that one is over, without the turn.
+func (pt *port) board(ctx context.Context, f *flight) (other <-chan struct{}, err error) {
+	dead, out := pt.p.s.dead, pt.p.conn.out
 	for {
 		if err := pt.p.gate.pass(ctx, dead); err != nil {
+			return nil, err
+		}
+		if err := out.pass(ctx, dead); err != nil {
 			return nil, err
 		}
 		if err := pt.writing.take(ctx, dead); err != nil {
 			return nil, err
 		}
-		if pt.p.gate.shut.Load() != nil {
-			pt.writing.give() // it was shut meanwhile
+		if pt.p.gate.shut.Load() != nil || out.full() {
+			pt.writing.give() // that has changed meanwhile
 			continue
 		}
 		h := pt.seat(f)
@@ -210,6 +218,7 @@ func (pt *port) use(pp *pipe) {
 		old.tidy()
 	}
 	pt.current = pp
+	p.pipes = append(p.pipes, pp)
 }
 
 // mend handles the end of a pipe. RabbitMQ handles a channel in order and discards everything behind a refused message,
@@ -225,9 +234,11 @@ func (pt *port) mend(pp *pipe, e *amqp.Error) {
 	again := pt.bury(pp, e)
 	for i, f := range again {
 		if err := pt.writeAgain(f); err != nil {
+			pt.p.mu.Lock()
 			for _, f := range again[i:] {
-				pt.p.tell(f, fate{err: pt.p.notSent(err)})
+				pt.p.end(f, pt.p.notSent(err))
 			}
+			pt.p.unlock()
 			return
 		}
 	}
@@ -251,17 +262,20 @@ func (pt *port) writeAgain(f *flight) error {
 		pt.use(pp)
 	}
 	p.mu.Lock()
-	if f.orphan {
-		p.mu.Unlock()
-		p.tell(f, fate{err: errOrphan})
+	if f.caller.gone {
+		p.end(f, errOrphan)
+		p.unlock()
 		return nil
 	}
 	f.aim()
-	pt.current.put(f)
+	pt.current.put(f, time.Now())
 	pub := f.pub
-	p.mu.Unlock()
-	t, err := pt.current.write(f, pub)
-	p.tell(f, fate{t, err})
+	p.unlock()
+	if err := pt.current.write(f, pub); err != nil {
+		p.mu.Lock()
+		p.end(f, err)
+		p.unlock()
+	}
 	return nil
 }
 

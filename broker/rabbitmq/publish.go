@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/seed-416683c9/dispatcher/broker"
 )
@@ -29,13 +32,17 @@ type publisher struct {
 	settleSlots  chan struct{}
 	ports        [ports]port
 
-	maxUnanswered int // see the constant; tests set it
+	maxUnanswered int          // see the constant; tests set it
+	opening       turn         // so that notes.opened is the channel that was just opened
+	maxSize       atomic.Int64 // largest body allowed, learnt from a refusal; 0 = not known
 
-	mu        sync.Mutex             // guards what follows, and parts of ports, pipes and flights
+	mu        sync.Mutex             // guards what follows, and parts of callers, ports, pipes and flights
 	orphans   int                    // orphaned flights
+	ended     []outcome              // to be reported by unlock
+	spare     []outcome              // a buffer for ended
 	leaving   []*pipe                // to be closed by unlock
+	pipes     []*pipe                // those that have not ended, the latest last
 	fits      int                    // bodies up to this size are not too large
-	maxSize   int                    // largest body allowed, learnt from a refusal; 0 = not known
 	exchanges map[string]*scouting   // those that were published to
 	quotas    map[destination]*quota // those in use
 }
@@ -46,12 +53,15 @@ func newPublisher(s *session, c *conn) (*publisher, error) {
 		conn:         c,
 		publishSlots: make(chan struct{}, window-reserve),
 		settleSlots:  make(chan struct{}, reserve),
+		opening:      newTurn(),
 		exchanges:    make(map[string]*scouting),
 		fits:         16 << 10, // RabbitMQ's own limit is 16 MiB or more
 		quotas:       make(map[destination]*quota),
 
 		maxUnanswered: maxUnanswered,
 	}
+	hear := p.hear
+	c.notes.hear.Store(&hear)
 	for i := range p.ports {
 		p.ports[i].p, p.ports[i].writing = p, newTurn()
 	}
@@ -63,12 +73,19 @@ func newPublisher(s *session, c *conn) (*publisher, error) {
 	return p, nil
 }
 
-// unlock unlocks mu and closes the channels in leaving. It does so on goroutines of the session, because closing waits
-// for the broker.
+// unlock unlocks mu, reports the outcomes in ended, and closes the channels in leaving. It closes them on goroutines of
+// the session, because closing waits for the broker.
 func (p *publisher) unlock() {
-	leaving := p.leaving
-	p.leaving = nil
+	leaving, ended := p.leaving, p.ended
+	p.leaving, p.ended, p.spare = nil, p.spare, nil
 	p.mu.Unlock()
+	if len(ended) > 0 {
+		p.report(ended)
+		clear(ended)
+		p.mu.Lock()
+		p.spare = ended[:0]
+		p.mu.Unlock()
+	}
 	for _, pp := range leaving {
 		if p.s.begin(&p.s.goroutines) != nil {
 			return // they end with the connection
@@ -98,27 +115,27 @@ func (p *publisher) watchBlocked() {
 // Publish implements [broker.Session]. The first delayed message of a Broker also blocks until the levels are declared.
 // If RabbitMQ refuses the declaration, the message is ErrRejected.
 func (s *session) Publish(ctx context.Context, msgs []broker.Message, done func(i int, err error)) {
-	if err := s.begin(&s.publishing); err != nil {
+	c, err := s.publish.newCaller(ctx, s.publish.publishSlots, exactDigits, done)
+	if err != nil {
 		for i := range msgs {
-			done(i, fmt.Errorf("%w: %w", broker.ErrNotSent, err))
+			done(i, err)
 		}
 		return
 	}
-	defer s.publishing.done()
-	for i := range msgs {
-		s.publish.send(ctx, &msgs[i], s.publish.publishSlots, exactDigits, func(err error) { done(i, err) })
-	}
+	defer c.release()
+	c.send(msgs)
 }
 
 // confirm publishes one message in the part of the window kept for settling, and waits for its outcome. If ctx ends
 // first, the error is ErrUnconfirmed.
 func (p *publisher) confirm(ctx context.Context, m *broker.Message) error {
-	if err := p.s.begin(&p.s.publishing); err != nil {
-		return fmt.Errorf("%w: %w", broker.ErrNotSent, err)
-	}
-	defer p.s.publishing.done()
 	outcome := make(chan error, 1)
-	p.send(ctx, m, p.settleSlots, retryDigits, func(err error) { outcome <- err })
+	c, err := p.newCaller(ctx, p.settleSlots, retryDigits, func(_ int, err error) { outcome <- err })
+	if err != nil {
+		return err
+	}
+	c.send([]broker.Message{*m})
+	c.release()
 	select {
 	case err := <-outcome:
 		return err
@@ -132,54 +149,78 @@ func (p *publisher) confirm(ctx context.Context, m *broker.Message) error {
 	}
 }
 
-// send writes one message and calls done once: here if nothing was written, otherwise on a goroutine of its own, one
-// for every message in flight. So a queue that does not answer holds up only its own messages, and a socket that takes
-// nothing holds up no caller longer than ctx. A delay is rounded to the given number of digits. The caller is counted
-// in session.publishing.
-func (p *publisher) send(ctx context.Context, m *broker.Message, slots chan struct{}, digits int, done func(error)) {
-	f, err := p.prepare(ctx, m, digits)
-	if err != nil {
-		done(err)
-		return
+// send writes one message. An error is its outcome, and nothing was written. A queue that does not answer holds up only
+// its own messages, and a socket that takes nothing holds up no caller longer than ctx.
+func (p *publisher) send(f *flight, m *broker.Message) error {
+	ctx := f.caller.ctx
+	if err := p.prepare(f, m); err != nil {
+		return err
 	}
-	f.quota = destination{f.answering(), slots == p.settleSlots}
-	if err := p.board(ctx, f, slots); err != nil {
+	if err := p.board(f); err != nil {
 		if !errors.Is(err, broker.ErrRejected) {
 			err = p.notSent(err)
 		}
-		done(err)
-		return
+		return err
 	}
+	f.caller.open.Add(1)
+	if f.size <= roomy {
+		p.write(f)
+	} else if !p.writeAside(f) {
+		return nil
+	}
+	if f.port == &p.ports[scoutPort] { // the next message also comes after it in its queue, through another channel
+		p.mu.Lock()
+		over := f.released()
+		p.mu.Unlock()
+		_ = p.yield(ctx, over)
+	}
+	return nil
+}
+
+// write writes a flight that has boarded, and gives its port's turn back.
+func (p *publisher) write(f *flight) {
+	pt := f.port
+	err := pt.current.write(f, pt.pub)
+	pt.pub = amqp.Publishing{}
+	pt.writing.give()
+	if err != nil {
+		p.mu.Lock()
+		p.end(f, err)
+		p.unlock()
+	}
+}
+
+// writeAside writes a large message, for which the socket may have no room. It returns when the message is written, or
+// false when ctx has ended. Its goroutine ends with the socket.
+func (p *publisher) writeAside(f *flight) bool {
 	written := make(chan struct{})
-	p.s.publishing.add()
+	f.caller.open.Add(1)
 	go func() {
-		err := p.fly(ctx, f, written)
-		if f.deleted(err) {
-			err = p.rewrite(ctx, f)
-		}
-		end := p.land(f, err)
-		done(p.explain(f, err))
-		end()
+		p.write(f)
+		close(written)
+		f.caller.release()
 	}()
 	select {
-	case <-written: // the next message comes after it
-		if f.port == &p.ports[scoutPort] {
-			_ = p.yield(ctx, f) // also in its queue, though that goes through another channel
-		}
-	case <-ctx.Done():
+	case <-written:
+		return true
+	case <-f.caller.ctx.Done():
+		return false
 	}
 }
 
 // board waits until f may be written: for a place in its destination's quota, for a place in the window, and for its
 // port's turn, which it still holds when it returns. It holds nothing while it waits for another flight with f's ID and
 // destination.
-func (p *publisher) board(ctx context.Context, f *flight, slots chan struct{}) error {
+func (p *publisher) board(f *flight) error {
+	ctx, slots := f.caller.ctx, f.caller.slots
+	to := destination{f.answering(), slots == p.settleSlots}
 	for {
-		if err := p.reserve(ctx, f); err != nil {
+		var err error
+		if f.quota, err = p.reserve(ctx, to); err != nil {
 			return err
 		}
-		err := enter(ctx, f, slots, p.s.dead)
-		var other *flight
+		err = enter(ctx, f, slots, p.s.dead)
+		var other <-chan struct{}
 		if err == nil {
 			f.port, err = p.portOf(f)
 		}
@@ -191,7 +232,7 @@ func (p *publisher) board(ctx context.Context, f *flight, slots chan struct{}) e
 		}
 		p.mu.Lock()
 		p.leave(f)
-		p.restore(f, false)
+		p.restore(f.quota, false)
 		p.mu.Unlock()
 		if err == nil {
 			err = p.yield(ctx, other)
@@ -203,11 +244,11 @@ func (p *publisher) board(ctx context.Context, f *flight, slots chan struct{}) e
 }
 
 // yield waits until another flight is over, or until a moment has passed, after which the situation may have changed.
-func (p *publisher) yield(ctx context.Context, other *flight) error {
+func (p *publisher) yield(ctx context.Context, over <-chan struct{}) error {
 	t := time.NewTimer(scoutPause)
 	defer t.Stop()
 	select {
-	case <-other.over:
+	case <-over:
 		return nil
 	case <-t.C:
 		return nil
@@ -218,32 +259,18 @@ func (p *publisher) yield(ctx context.Context, other *flight) error {
 	}
 }
 
-// explain distinguishes a queue that is away from one that does not exist. A returned message is in no queue, so it
-// counts as not sent.
-func (p *publisher) explain(f *flight, err error) error {
-	if f.delay != nil || !errors.Is(err, broker.ErrUnroutable) {
+// prepare fills in the flight of a message, and declares the levels for the first delayed one. An error is the
+// message's outcome.
+func (p *publisher) prepare(f *flight, m *broker.Message) (err error) {
+	ctx := f.caller.ctx
+	f.id, f.exchange, f.key, f.to, f.size = m.ID, m.Exchange, m.RoutingKey, target{m.Exchange, m.RoutingKey}, len(m.Body)
+	if err := p.mayEndChannel(m); err != nil {
 		return err
 	}
-	if away := p.s.whyUnroutable(f.to.exchange, f.to.key); away != nil {
-		return fmt.Errorf("%w: %w", broker.ErrNotSent, away)
-	}
-	return err
-}
-
-// prepare makes the flight of a message, and declares the levels for the first delayed one. An error is the message's
-// outcome.
-func (p *publisher) prepare(ctx context.Context, m *broker.Message, digits int) (f *flight, err error) {
-	f = &flight{
-		id: m.ID, exchange: m.Exchange, key: m.RoutingKey, to: target{m.Exchange, m.RoutingKey}, size: len(m.Body),
-		fate: make(chan fate, 1), over: make(chan struct{}),
-	}
-	if err := p.mayEndChannel(m); err != nil {
-		return nil, err
-	}
 	frame := p.conn.Config.FrameSize
-	if time.Until(m.NotBefore) > 0 {
-		if f.delay, err = p.s.newDelay(m, digits); err != nil {
-			return nil, err
+	if !m.NotBefore.IsZero() && time.Until(m.NotBefore) > 0 {
+		if f.delay, err = p.s.newDelay(m, f.caller.digits); err != nil {
+			return err
 		}
 		if frame > 0 {
 			frame = max(1, frame-f.delay.room())
@@ -253,26 +280,23 @@ func (p *publisher) prepare(ctx context.Context, m *broker.Message, digits int) 
 		m = &forward
 	}
 	if f.pub, err = encode(m, frame); err != nil {
-		return nil, err
+		return err
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, p.notSent(err)
+		return p.notSent(err)
 	}
 	if f.delay != nil {
 		if f.delay.levels, err = p.s.declareLevels(ctx); err != nil {
-			return nil, p.unprepared(err)
+			return p.unprepared(err)
 		}
 		p.s.startProbes()
 	}
-	return f, nil
+	return nil
 }
 
 // mayEndChannel refuses messages over which RabbitMQ would close the channel, beside those that encode refuses.
 func (p *publisher) mayEndChannel(m *broker.Message) error {
-	p.mu.Lock()
-	limit := p.maxSize
-	p.mu.Unlock()
-	if limit > 0 && len(m.Body) > limit {
+	if limit := int(p.maxSize.Load()); limit > 0 && len(m.Body) > limit {
 		return fmt.Errorf("%d bytes, and the broker accepts at most %d: %w", len(m.Body), limit, broker.ErrTooLarge)
 	}
 	for _, name := range [...]string{"CC", "BCC"} { // RabbitMQ reads more routing keys there
@@ -301,7 +325,8 @@ func enter(ctx context.Context, f *flight, slots chan struct{}, dead <-chan stru
 }
 
 // waitForName boards f, however long other flights hold its name.
-func (p *publisher) waitForName(ctx context.Context, f *flight) error {
+func (p *publisher) waitForName(f *flight) error {
+	ctx := f.caller.ctx
 	for {
 		other, err := f.port.board(ctx, f)
 		if other == nil {

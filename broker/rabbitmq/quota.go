@@ -24,6 +24,7 @@ type destination struct {
 // window nor the connection. It grows by one with each answer, and starts again when nothing is in flight. Guarded by
 // publisher.mu.
 type quota struct {
+	to      destination
 	allowed int
 	most    int
 	used    int
@@ -39,43 +40,42 @@ func (f *flight) answering() target {
 	return target{exchange: levelName(firstLevel(ticks(time.Until(f.delay.due), f.delay.digits)))}
 }
 
-// reserve waits for a place in f's quota and takes it.
-func (p *publisher) reserve(ctx context.Context, f *flight) error {
+// reserve waits for a place in the quota of a destination and takes it.
+func (p *publisher) reserve(ctx context.Context, to destination) (*quota, error) {
 	p.mu.Lock()
-	q := p.quotas[f.quota]
+	q := p.quotas[to]
 	if q == nil {
-		q = &quota{allowed: firstQuota, most: window}
-		if f.quota.settle {
+		q = &quota{to: to, allowed: firstQuota, most: window}
+		if to.settle {
 			q.allowed, q.most = firstSettleQuota, reserve
 		}
-		p.quotas[f.quota] = q
+		p.quotas[to] = q
 	}
 	if q.used < q.allowed {
 		q.used++
 		p.mu.Unlock()
-		return nil
+		return q, nil
 	}
 	granted := make(chan struct{})
 	turn := q.waiting.PushBack(granted)
 	p.mu.Unlock()
 	err := await(ctx, p.s.dead, granted)
 	if err == nil {
-		return nil
+		return q, nil
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	select {
 	case <-granted: // in the same moment
-		p.restore(f, false)
+		p.restore(q, false)
 	default:
 		q.waiting.Remove(turn)
 	}
-	return err
+	return nil, err
 }
 
 // restore gives a place back. The caller holds mu.
-func (p *publisher) restore(f *flight, answered bool) {
-	q := p.quotas[f.quota]
+func (p *publisher) restore(q *quota, answered bool) {
 	q.used--
 	if answered {
 		q.allowed = min(q.allowed+1, q.most)
@@ -85,6 +85,6 @@ func (p *publisher) restore(f *flight, answered bool) {
 		close(q.waiting.Remove(q.waiting.Front()).(chan struct{}))
 	}
 	if q.used == 0 {
-		delete(p.quotas, f.quota)
+		delete(p.quotas, q.to)
 	}
 }

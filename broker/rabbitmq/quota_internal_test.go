@@ -23,15 +23,14 @@ func TestQuotaLosesNoPart(t *testing.T) {
 		all.Go(func() {
 			for range 50 {
 				ctx, cancel := context.WithTimeout(context.Background(), time.Duration(random.IntN(400))*time.Microsecond)
-				f := &flight{quota: to}
-				err := p.reserve(ctx, f)
+				part, err := p.reserve(ctx, to)
 				if err == nil {
 					<-ctx.Done() // others give up at the moment in which this part is given back
 					p.mu.Lock()
 					if q := p.quotas[to]; q.used > q.allowed {
 						t.Errorf("%d of %d are used", q.used, q.allowed)
 					}
-					p.restore(f, false)
+					p.restore(part, false)
 					p.mu.Unlock()
 				}
 				cancel()

@@ -20,44 +20,29 @@ var errCut = fmt.Errorf("%w: no answer, and too many other messages wait for one
 var errOrphan = fmt.Errorf(
 	"%w: the broker closed the publish channel before it came to it, and nobody waits for it", broker.ErrNotSent)
 
-// fate says how a flight continues after its pipe has ended: it was written again, or it has its outcome.
-type fate struct {
-	try try
-	err error
-}
-
-// tell sends a flight its fate. The caller holds no lock, since the flight may need it before it listens.
-func (p *publisher) tell(f *flight, x fate) {
-	select {
-	case f.fate <- x:
-	case <-p.s.dead:
-	}
-}
-
 // bury ends a pipe. It reports the outcome to each flight that has one, and returns the flights to be written again.
 // The caller holds the port's turn.
 func (pt *port) bury(pp *pipe, e *amqp.Error) (again []*flight) {
 	p := pt.p
-	type end struct {
-		f   *flight
-		err error
-	}
-	var ends []end
 	p.mu.Lock()
 	pp.ended = true
 	pt.forget(pp)
+	if i := slices.Index(p.pipes, pp); i >= 0 {
+		p.pipes = slices.Delete(p.pipes, i, i+1)
+	}
 	if pt.current == pp {
 		pt.current = nil
 	}
 	if e != nil {
 		pt.reopen = pp.opened.Add(reopenPause)
 	}
+	pp.readReturns()
 	var open, written []*flight
-	for x := pp.flights.Front(); x != nil; {
-		f := x.Value.(*flight)
-		x = x.Next()
-		if f.try.acked() {
-			continue // its goroutine is about to see it
+	for _, f := range pp.flights.all() {
+		if f.acked() { // hear has not come to it
+			p.passed(f)
+			p.end(f, f.confirmed())
+			continue
 		}
 		pp.remove(f)
 		open = append(open, f)
@@ -74,11 +59,11 @@ func (pt *port) bury(pp *pipe, e *amqp.Error) (again []*flight) {
 		}
 		switch err := v.of(i, f); {
 		case err != nil:
-			ends = append(ends, end{f, err})
+			p.end(f, err)
 		case f.orphan:
-			ends = append(ends, end{f, errOrphan})
+			p.end(f, errOrphan)
 		case gone: // it would end the next pipe: see rewrite
-			ends = append(ends, end{f, refused(writeExchange, e)})
+			p.end(f, refused(writeExchange, e))
 		default:
 			f.written = false
 			again = append(again, f)
@@ -87,9 +72,6 @@ func (pt *port) bury(pp *pipe, e *amqp.Error) (again []*flight) {
 	p.unlock()
 	for _, r := range levels {
 		p.s.delays.memory.levels.forget(r)
-	}
-	for _, x := range ends {
-		p.tell(x.f, fate{err: x.err})
 	}
 	return again
 }
@@ -149,7 +131,8 @@ func (p *publisher) judge(e *amqp.Error, written []*flight) blame {
 		size, _ := strconv.Atoi(m[1])
 		limit, _ := strconv.Atoi(m[2])
 		if i := slices.IndexFunc(written, func(f *flight) bool { return f.size == size }); i >= 0 {
-			p.maxSize, p.fits = limit, limit
+			p.maxSize.Store(int64(limit))
+			p.fits = limit
 			v.doubtful, v.refused = i, i
 			v.refusal = fmt.Errorf("%s: %w", words, broker.ErrTooLarge)
 			v.limit = limit

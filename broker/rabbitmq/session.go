@@ -27,7 +27,7 @@ type session struct {
 	dead chan struct{} // closed when err is set
 	done chan struct{} // closed after dead, once nothing is under way
 
-	publishing tally // calls of Publish, and messages in flight
+	publishing tally // callers whose ctx has not ended
 	goroutines tally // all others
 
 	mu      sync.Mutex // guards what follows
@@ -62,7 +62,7 @@ func newSession(queueType string, m *memory, publish, consume *conn, leave func(
 	s.publish = p
 	runs := []func(){
 		func() { s.watch(publish) }, func() { s.watch(consume) },
-		func() { p.watchBlocked() },
+		func() { p.watchBlocked() }, func() { p.finish() },
 	}
 	if leave != nil {
 		runs = append(runs, func() { s.watchSilence(leave) })
