@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"iter"
@@ -94,6 +95,14 @@ func (s *Server) PublishAll(ctx context.Context, tasks iter.Seq[*Task]) iter.Seq
 	}
 }
 
+// newUUID is uuid.NewString with one allocation less.
+func newUUID() string {
+	var u uuid.UUID
+	_, _ = rand.Read(u[:])                      // never fails
+	u[6], u[8] = u[6]&0x0f|0x40, u[8]&0x3f|0x80 // version 4, variant of RFC 9562
+	return u.String()
+}
+
 // contentType is the content type of a task's body.
 const contentType = "application/json"
 
@@ -139,7 +148,7 @@ func (p *publisher) publish(caller context.Context, tasks []*Task, wait bool) []
 		}
 		batch.Add(i, msg)
 	}
-	p.sender.Send(caller, ctx, &batch, wait)
+	p.sender.Send(caller, ctx, batch, wait)
 	for i, err := range errs {
 		errs[i] = p.conclude(tasks[i], began, err)
 	}

@@ -2,62 +2,78 @@ package publish
 
 import (
 	"context"
-	"sync"
+	"iter"
+	"sync/atomic"
 
 	"github.com/seed-416683c9/dispatcher/broker"
 	"github.com/seed-416683c9/dispatcher/internal/fault"
 )
 
-// Receipts owns the outcomes of one call of Session.Publish. Its methods may be called by many goroutines at once.
+// Receipts owns the outcomes of one call of Session.Publish. Done may be called by many goroutines at once. It takes no
+// lock.
 type Receipts struct {
-	mu       sync.Mutex // guards the fields below
-	outcomes []error
-	open     []bool // no outcome yet
-	left     int
-	all      chan struct{} // closed when left is 0
+	of   []receipt
+	left atomic.Int64
+	all  chan struct{} // closed when left is 0
+	one  [1]receipt    // of, if there is one message
 }
+
+type receipt struct {
+	state atomic.Uint32
+	err   error
+}
+
+// The states of a receipt.
+const (
+	awaited = iota
+	arriving
+	arrived // err is set
+)
 
 // NewReceipts returns the receipts for n messages, at least one.
 func NewReceipts(n int) *Receipts {
-	r := &Receipts{outcomes: make([]error, n), open: make([]bool, n), left: n, all: make(chan struct{})}
-	for i := range r.open {
-		r.open[i] = true
+	r := &Receipts{all: make(chan struct{})}
+	if r.of = r.one[:]; n > 1 {
+		r.of = make([]receipt, n)
 	}
+	r.left.Store(int64(n))
 	return r
 }
 
 // Done is called by the session for each message. It ignores a second call for the same message, which breaks the
 // seam's rule: the caller has already received the first outcome.
 func (r *Receipts) Done(i int, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.open[i] {
+	x := &r.of[i]
+	if !x.state.CompareAndSwap(awaited, arriving) {
 		return
 	}
-	r.open[i], r.outcomes[i] = false, err
-	if r.left--; r.left == 0 {
+	x.err = err
+	x.state.Store(arrived)
+	if r.left.Add(-1) == 0 {
 		close(r.all)
 	}
 }
 
-// Wait returns the outcomes when all are there. Messages without one when ctx ends are unconfirmed; an outcome that
-// comes later is dropped.
-func (r *Receipts) Wait(ctx context.Context) []error {
-	select {
-	case <-r.all:
-		return r.outcomes
-	case <-ctx.Done():
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	outcomes := make([]error, len(r.outcomes))
-	copy(outcomes, r.outcomes)
-	for i, open := range r.open {
-		if open {
-			outcomes[i] = fault.EndedBefore(broker.ErrUnconfirmed, ctx)
+// Wait yields the outcomes in order when all are there. Messages without one when ctx ends are unconfirmed; an outcome
+// that comes later is dropped.
+func (r *Receipts) Wait(ctx context.Context) iter.Seq2[int, error] {
+	return func(yield func(int, error) bool) {
+		select {
+		case <-r.all:
+		case <-ctx.Done():
+		}
+		for i := range r.of {
+			var err error
+			if x := &r.of[i]; x.state.Load() == arrived {
+				err = x.err
+			} else {
+				err = fault.EndedBefore(broker.ErrUnconfirmed, ctx)
+			}
+			if !yield(i, err) {
+				return
+			}
 		}
 	}
-	return outcomes
 }
 
 // once returns the callback for a publish of one message. It sends the outcome to a channel that holds one, and

@@ -51,11 +51,23 @@ type Batch struct {
 	Errs  []error          // the outcomes, by the caller's index
 	msgs  []broker.Message // those without an outcome, in order
 	index []int            // of msgs[i] in Errs
+
+	one struct { // what the slices use, if there is one message
+		errs  [1]error
+		msgs  [1]broker.Message
+		index [1]int
+	}
 }
 
 // NewBatch returns an empty batch with room for n messages.
-func NewBatch(n int) Batch {
-	return Batch{Errs: make([]error, n), index: make([]int, 0, n), msgs: make([]broker.Message, 0, n)}
+func NewBatch(n int) *Batch {
+	b := &Batch{}
+	if n == 1 {
+		b.Errs, b.index, b.msgs = b.one.errs[:], b.one.index[:0], b.one.msgs[:0]
+	} else {
+		b.Errs, b.index, b.msgs = make([]error, n), make([]int, 0, n), make([]broker.Message, 0, n)
+	}
+	return b
 }
 
 // Add appends a message whose outcome is Errs[i].
@@ -130,10 +142,8 @@ func (s *Sender) willing() (broker.Session, error) {
 func (s *Sender) sendOnce(ctx context.Context, session broker.Session, b *Batch, again func(error) bool) {
 	r := NewReceipts(len(b.msgs))
 	session.Publish(ctx, b.msgs, r.Done)
-	outcomes := r.Wait(ctx)
-
 	rest := 0
-	for i, err := range outcomes {
+	for i, err := range r.Wait(ctx) {
 		err = s.read(err)
 		b.Errs[b.index[i]] = err
 		if again(err) {
