@@ -78,8 +78,8 @@ type ServerConfig struct {
 	InitQueues []Queue
 
 	// Outbox keeps tasks that cannot be sent now and sends them later. nil: no outbox. With it, Publish,
-	// PublishContext, PublishBatch and PublishAll do not wait for a connection. A task that was certainly not sent,
-	// because there is no connection or the broker blocks publishers, goes to the outbox. The error then Is
+	// PublishContext, PublishBatch, PublishAll and PublishAsync do not wait for a connection. A task that was certainly
+	// not sent, because there is no connection or the broker blocks publishers, goes to the outbox. The error then Is
 	// [ErrInOutbox]: the task is kept, do not publish it again. If the outbox has no room, the error is
 	// [ErrOutboxFull]. A task that may have been sent is [ErrUnconfirmed], as without an outbox.
 	//

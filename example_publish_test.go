@@ -57,6 +57,28 @@ func ExampleServer_PublishBatch() {
 	// 2 <nil>
 }
 
+// PublishAsync lets one goroutine publish as fast as the broker takes tasks. Each outcome goes to a function.
+func ExampleServer_PublishAsync() {
+	server := newExample()
+	defer server.Close()
+	run(server, map[string]dispatcher.TaskConfig{"send": {Function: func(int) {}}})
+
+	var reported sync.WaitGroup
+	var confirmed atomic.Int64
+	for reader := range 1000 {
+		reported.Add(1)
+		server.PublishAsync(context.Background(), dispatcher.NewTask("send", reader), func(err error) {
+			defer reported.Done()
+			if err == nil {
+				confirmed.Add(1)
+			}
+		})
+	}
+	reported.Wait()
+	fmt.Println("confirmed", confirmed.Load())
+	// Output: confirmed 1000
+}
+
 // PublishAll publishes very many tasks. The sequence makes each task when it is needed, and each task has its outcome.
 func ExampleServer_PublishAll() {
 	server := newExample()

@@ -208,7 +208,7 @@ func (s *Server) shutdownContext() (context.Context, context.CancelFunc) {
 
 // Shutdown ends the server in this order: all workers stop taking tasks and give back those that have not started;
 // running tasks end, and may still publish; their outcomes are settled; the tasks in the outbox are sent; publishes
-// under way are confirmed; the connection is closed.
+// under way are confirmed; the connection is closed; the outcomes of PublishAsync are reported.
 //
 // For the outbox, Shutdown also waits for a lost connection, unless it is a [DurableOutbox]. The outbox may use the
 // time that ctx has left. Shutdown stops sending earlier if the connection is given up or, without a deadline, once no
@@ -241,6 +241,7 @@ func (s *Server) shutdown(ctx context.Context) error {
 	defer cancel()
 	err = errors.Join(err, s.courier.Stop(closing))
 	err = errors.Join(err, s.sup.Stop(closing))
+	s.publisher.async.Wait(closing)
 	for _, ended := range []chan struct{}{s.watched, s.declared} {
 		select {
 		case <-ended:

@@ -11,11 +11,14 @@ import (
 const StackKey = "stack"
 
 // Call calls f with e and contains its panic, which it logs as the panic of a hook.
-func Call[E any](log *slog.Logger, f func(E), e E) {
+func Call[E any](log *slog.Logger, f func(E), e E) { CallAs(log, "hook", f, e) }
+
+// CallAs is Call for a function with another name.
+func CallAs[E any](log *slog.Logger, what string, f func(E), e E) {
 	defer func() {
 		if v := recover(); v != nil {
 			// The value may be a secret, so only its type is logged.
-			log.Error("hook panicked", "panic", text.OneLine(fmt.Sprintf("%T", v)), StackKey, string(Stack()))
+			log.Error(what+" panicked", "panic", text.OneLine(fmt.Sprintf("%T", v)), StackKey, string(Stack()))
 		}
 	}()
 	f(e)
