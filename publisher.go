@@ -2,7 +2,6 @@ package dispatcher
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"iter"
@@ -124,14 +123,6 @@ func (s *Server) PublishAsync(ctx context.Context, task *Task, done func(error))
 type asyncTask struct {
 	task *Task
 	done func(error)
-}
-
-// newUUID is uuid.NewString with one allocation less.
-func newUUID() string {
-	var u uuid.UUID
-	_, _ = rand.Read(u[:])                      // never fails
-	u[6], u[8] = u[6]&0x0f|0x40, u[8]&0x3f|0x80 // version 4, variant of RFC 9562
-	return u.String()
 }
 
 // contentType is the content type of a task's body.
