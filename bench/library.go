@@ -91,6 +91,20 @@ func asSequence(m *measurement, server *dispatcher.Server) error {
 	return nil
 }
 
+// withoutWaiting does the same with a call of PublishAsync for each.
+func withoutWaiting(m *measurement, server *dispatcher.Server) error {
+	outcomes := make(chan error, m.n) // done must not block
+	for range m.n {
+		server.PublishAsync(m.ctx, newTask(), func(err error) { outcomes <- err })
+	}
+	for range m.n {
+		if err := <-outcomes; err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // oneByOne calls publish n times in the given number of goroutines.
 func oneByOne(goroutines, n int, publish func() error) error {
 	var all sync.WaitGroup

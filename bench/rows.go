@@ -57,6 +57,7 @@ func allWork() []*work {
 			{program: "by hand, with the library's flags and properties", guarantees: noticed, server: rabbitMQ, run: byHand{goroutines: 1, window: 1000, flags: true}.publish},
 			{program: "Dispatcher, PublishBatch", guarantees: ours, server: rabbitMQ, run: publishWith(inBatches)},
 			{program: "Dispatcher, PublishAll", guarantees: ours, server: rabbitMQ, run: publishWith(asSequence)},
+			{program: "Dispatcher, PublishAsync", guarantees: ours, server: rabbitMQ, run: publishWith(withoutWaiting)},
 			{program: "streadway/amqp by hand", guarantees: confirmed, server: rabbitMQ, run: publishWithStreadway(1000)},
 			{program: "River, InsertManyFast", guarantees: inPostgres, server: postgreSQL, run: publishBatchesWithRiver},
 		}},
