@@ -91,7 +91,7 @@ func (k *Kit) left(c memory.Content) string {
 	for _, queue := range slices.Sorted(maps.Keys(c.Queues)) {
 		info := c.Queues[queue]
 		if !isDead(queue) && info.Ready+info.Unsettled > 0 && k.serves(c, queue) {
-			parts = append(parts, fmt.Sprintf("queue %q: %d waiting, %d running", queue, info.Ready, info.Unsettled))
+			parts = append(parts, fmt.Sprintf("queue %q: %d waiting, %d with a worker", queue, info.Ready, info.Unsettled))
 		}
 	}
 	if c.Delayed > 0 {

@@ -230,7 +230,7 @@ func TestRunUntilIdleEndsWithItsContext(t *testing.T) {
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Fatalf("%v", err)
 		}
-		if want := `run until idle: not done: queue "test": 1 waiting, 1 running; delayed: 1: context deadline exceeded`; err.Error() != want {
+		if want := `run until idle: not done: queue "test": 0 waiting, 2 with a worker; delayed: 1: context deadline exceeded`; err.Error() != want {
 			t.Errorf("%v\nwant %s", err, want)
 		}
 		if names(r.Succeeded) != "good/1" || names(r.Failed) != "bad/1" || len(r.DeadLetters) != 1 {

@@ -141,8 +141,8 @@ func TestDeletedQueueEndsAConsumerOfManySubscriptions(t *testing.T) {
 	if info, err := s.Inspect(testContext(t), q); err != nil || info.Consumers != 1 {
 		t.Errorf("%+v, %v: its subscriptions are one consumer", info, err)
 	}
-	if got, err := foreign(t).QueueDeclarePassive(q, true, false, false, false, nil); err != nil || got.Consumers != n {
-		t.Errorf("%+v, %v: this test expects %d subscriptions", got, err, n)
+	if got, err := foreign(t).QueueDeclarePassive(q, true, false, false, false, nil); err != nil || got.Consumers < 2 {
+		t.Errorf("%+v, %v: this test expects several subscriptions", got, err)
 	}
 	if err := s.Delete(testContext(t), q); err != nil {
 		t.Fatal(err)
