@@ -49,7 +49,7 @@ func TestD11ADrainingTaskCanPublishAndNothingNewIsTaken(t *testing.T) {
 func TestClosingGivesBackEachTaskOnce(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	w := r.worker("w", tasks{"n": fn(func() {})}, limit(4))
+	w := r.worker("w", tasks{"n": fn(func() {})}, prefetch(4, 4))
 	const rounds = 100
 	for range rounds {
 		batch := make([]*dispatcher.Task, 20)
