@@ -199,10 +199,12 @@ func (p *publisher) conclude(task *Task, began time.Time, err error) error {
 
 // tell concludes a task of PublishAsync.
 func (p *publisher) tell(t asyncTask, began time.Time, err error) {
+	defer func() { // also if Hooks.Published ends this goroutine
+		if t.done != nil {
+			contain.CallAs(p.log, "function of PublishAsync", t.done, err)
+		}
+	}()
 	err = p.conclude(t.task, began, err)
-	if t.done != nil {
-		contain.CallAs(p.log, "function of PublishAsync", t.done, err)
-	}
 }
 
 // left counts an entry that was buried, and calls the hooks for an entry that has its outcome.

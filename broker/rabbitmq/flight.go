@@ -132,6 +132,7 @@ func (f *flight) confirmed() error {
 func (p *publisher) finish() {
 	<-p.s.dead
 	<-p.conn.notes.ended
+	p.conn.socket.kill() // from now on pipe.write writes nothing
 	<-p.conn.out.flushing.zero()
 	for i := range p.ports {
 		pt := &p.ports[i]

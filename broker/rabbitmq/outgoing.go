@@ -8,13 +8,9 @@ import (
 	"sync/atomic"
 )
 
-const (
-	// roomy is how many bytes may wait for the socket before messages wait for room.
-	roomy = 64 << 10
-	// maxWaiting is how many bytes may wait for the socket before Write blocks. Messages of up to roomy bytes, one per
-	// port, stay below it.
-	maxWaiting = 1 << 20
-)
+// roomy is how many bytes may wait for the socket before messages wait for room. Beyond it there is at most one message
+// per port.
+const roomy = 64 << 10
 
 // outgoing is a connection whose Write only queues the bytes. A goroutine writes them, everything that is queued in
 // one call of the socket. So publishers that wait for each other share a system call, and none of them waits for a
@@ -34,16 +30,11 @@ type outgoing struct {
 	err     error
 }
 
-// Write implements [net.Conn]. It blocks while more than maxWaiting bytes are queued.
+// Write implements [net.Conn]. It never blocks: the client calls it under its lock, so others would wait for longer than
+// their contexts.
 func (o *outgoing) Write(b []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for len(o.waiting) >= maxWaiting && o.err == nil {
-		room := o.awaitRoom()
-		o.mu.Unlock()
-		<-room
-		o.mu.Lock()
-	}
 	if o.err != nil {
 		return 0, o.err
 	}
