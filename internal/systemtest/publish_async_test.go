@@ -308,3 +308,18 @@ func TestPublishAsyncUsesTheOutbox(t *testing.T) {
 		drained(t, r)
 	})
 }
+
+// A hook that ends its goroutine does not keep the outcome from the caller.
+func TestTheOutcomeOfPublishAsyncIsReportedAfterAHookThatEndsItsGoroutine(t *testing.T) {
+	t.Parallel()
+	v := memoryVenue(t)
+	s := v.server(func(c *dispatcher.ServerConfig) {
+		c.InitQueues = []dispatcher.Queue{{Name: v.name, BindingKeys: []string{v.name}}}
+		c.Hooks.Published = func(dispatcher.PublishEvent) { runtime.Goexit() }
+	})
+	done := make(chan error, 1)
+	go s.PublishAsync(t.Context(), dispatcher.NewTask("t"), func(err error) { done <- err })
+	if err := wait(t, done, "the outcome"); err != nil {
+		t.Error(err)
+	}
+}
