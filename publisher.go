@@ -108,7 +108,7 @@ func (s *Server) PublishAll(ctx context.Context, tasks iter.Seq[*Task]) iter.Seq
 // done is called exactly once, in the order in which the outcomes become known: by one goroutine of the server or, if
 // the outcome is known at once, before PublishAsync returns. It must not block, publish or close the server, since all
 // later outcomes wait for it. A panic of done is logged. done may be nil. Shutdown and Close wait, within their time,
-// until done was called for every task.
+// until done was called for every task that was taken before.
 func (s *Server) PublishAsync(ctx context.Context, task *Task, done func(error)) {
 	began := time.Now()
 	msg, err := s.publisher.prepare(task)

@@ -23,6 +23,8 @@ type Async[T any] struct {
 
 	mu      sync.Mutex // guards the fields below, letters and envelopes; never held in a call of the broker or the outbox
 	open    int        // items whose conclude has not returned
+	closed  bool       // Wait was called
+	awaited int        // those of open that came before that
 	bytes   int        // of their bodies
 	latest  *envelope[T]
 	ended   []*letter[T] // for tell
@@ -34,16 +36,18 @@ type Async[T any] struct {
 
 // letter is one item on its way.
 type letter[T any] struct {
-	item  T
-	taken time.Time
-	msg   [1]broker.Message
-	in    *envelope[T]
-	at    int            // index in the envelope
-	tried broker.Session // the last that it was given to; nil = none
-	tries int
-	held  bool // the last session has it: Publish has returned, and there is no answer
-	over  bool // it has its outcome
-	err   error
+	item   T
+	taken  time.Time
+	msg    [1]broker.Message
+	in     *envelope[T]
+	at     int            // index in the envelope
+	tried  broker.Session // the last that it was given to; nil = none
+	tries  int
+	held   bool // the last session has it: Publish has returned, and there is no answer
+	queued bool // in unsent
+	waits  bool // it is one of awaited
+	over   bool // it has its outcome
+	err    error
 }
 
 // envelope owns the context of letters that came within a moment, from callers with the same context. A context for
@@ -93,6 +97,9 @@ func (a *Async[T]) enter(ctx context.Context, p *letter[T]) error {
 		a.mu.Lock()
 	}
 	a.open++ // even if it is over, since leave follows
+	if p.waits = !a.closed; p.waits {
+		a.awaited++
+	}
 	a.bytes += len(p.msg[0].Body)
 	if p.in.Err() != nil {
 		return fault.EndedBefore(broker.ErrNotSent, p.in)
@@ -137,8 +144,11 @@ func (a *Async[T]) late(e *envelope[T]) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for i := len(e.letters) - 1; i >= 0; i-- {
-		if p := e.letters[i]; p.held {
+		switch p := e.letters[i]; {
+		case p.held:
 			a.end(p, fault.EndedBefore(broker.ErrUnconfirmed, e))
+		case p.queued && (a.sender.courier == nil || e.caller.Err() != nil): // else it goes to the outbox
+			a.end(p, fault.EndedBefore(broker.ErrNotSent, e))
 		}
 	}
 }
@@ -154,7 +164,8 @@ func (a *Async[T]) send(p *letter[T]) (err error, over bool) {
 		session, err = a.sender.willing()
 		b := Batch{Errs: make([]error, 1), index: []int{0}, msgs: p.msg[:]}
 		if kept := c.divert(&b, err != nil || p.tried != nil); len(kept.msgs) > 0 {
-			ctx, cancel := context.WithTimeout(p.in.caller, link.CloseTimeout)
+			// All that wait here share the bound: a fresh one for each would add up to hours.
+			ctx, cancel := context.WithDeadline(p.in.caller, p.taken.Add(a.sender.cfg.Timeout+link.CloseTimeout))
 			defer cancel()
 			c.keep(ctx, kept)
 			return kept.Errs[0], true
@@ -190,11 +201,11 @@ func (a *Async[T]) answer(p *letter[T], try int, err error) {
 	if p.over || p.tries != try {
 		return
 	}
-	if !again {
+	if !again || a.sender.courier == nil && p.in.Err() != nil { // late may have run meanwhile
 		a.end(p, err)
 		return
 	}
-	p.held = false
+	p.held, p.queued = false, true
 	p.tries++
 	a.unsent = append(a.unsent, p)
 	if !a.sending {
@@ -225,7 +236,12 @@ func (a *Async[T]) sendAgain() {
 		}
 		p := a.unsent[0]
 		a.unsent[0], a.unsent = nil, a.unsent[1:]
+		p.queued = false
+		ended := p.over
 		a.mu.Unlock()
+		if ended {
+			continue
+		}
 		if err, over := a.send(p); over {
 			a.mu.Lock()
 			a.end(p, err)
@@ -267,6 +283,9 @@ func (a *Async[T]) leave(p *letter[T]) {
 		a.unseal(p)
 	}
 	a.open--
+	if p.waits {
+		a.awaited--
+	}
 	a.bytes -= len(p.msg[0].Body)
 	if a.changed != nil {
 		close(a.changed)
@@ -282,11 +301,13 @@ func (a *Async[T]) watch() <-chan struct{} {
 	return a.changed
 }
 
-// Wait waits until no item is open, or until ctx ends.
+// Wait waits until no item is open that came before the first call of Wait, or until ctx ends. Later ones are refused,
+// but a program that goes on would keep Wait for ever.
 func (a *Async[T]) Wait(ctx context.Context) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for a.open > 0 && ctx.Err() == nil {
+	a.closed = true
+	for a.awaited > 0 && ctx.Err() == nil {
 		changed := a.watch()
 		a.mu.Unlock()
 		select {

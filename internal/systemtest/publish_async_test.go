@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/seed-416683c9/dispatcher"
+	"github.com/seed-416683c9/dispatcher/broker"
 )
 
 // results collects the outcomes of PublishAsync by uuid. It fails the test if a task has two.
@@ -252,7 +253,7 @@ func TestCloseWaitsForPublishAsync(t *testing.T) {
 		const n = 200
 		for range n {
 			s.PublishAsync(v.t.Context(), dispatcher.NewTask("n"), func(err error) {
-				time.Sleep(time.Millisecond)
+				pause(v.t.Context(), time.Millisecond)
 				if err == nil {
 					called.Add(1)
 				}
@@ -306,6 +307,96 @@ func TestPublishAsyncUsesTheOutbox(t *testing.T) {
 		kept(t, "without a connection", <-results)
 		up(r)
 		drained(t, r)
+	})
+}
+
+// A task that was not sent waits for the next connection behind others. Its own bound holds nevertheless.
+func TestPublishAsyncBoundsEachTask(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		notSent := script(func(broker.Message) error { return fmt.Errorf("%w: %w", broker.ErrNotSent, broker.ErrSessionLost) })
+		r := newRig(t, withQueue, notSent, func(c *dispatcher.ServerConfig) { c.PublishTimeout = time.Hour })
+		began := time.Now()
+		outcomes := make(chan time.Duration, 2)
+		publish := func(ctx context.Context) {
+			r.server.PublishAsync(ctx, dispatcher.NewTask("n"), func(err error) {
+				outcome(t, "publish", err, dispatcher.ErrNotSent)
+				outcomes <- time.Since(began)
+			})
+			synctest.Wait()
+		}
+		publish(context.Background())
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		publish(ctx)
+		if first, second := <-outcomes, <-outcomes; first != time.Second || second < 59*time.Minute || second > time.Hour {
+			t.Errorf("outcomes after %v and %v, want a second and an hour", first, second)
+		}
+	})
+}
+
+// An outbox that hangs holds up all tasks together and not one after the other.
+func TestPublishAsyncBoundsAnOutboxThatHangs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		notSent := script(func(broker.Message) error { return fmt.Errorf("%w: %w", broker.ErrNotSent, broker.ErrSessionLost) })
+		r := newRig(t, withQueue, notSent, func(c *dispatcher.ServerConfig) {
+			c.PublishTimeout = 3 * time.Second
+			c.Outbox = hangingOutbox{dispatcher.NewMemoryOutbox(dispatcher.MemoryOutboxConfig{})}
+		})
+		began := time.Now()
+		const n = 20
+		outcomes := make(chan time.Duration, n)
+		for range n {
+			r.server.PublishAsync(context.Background(), dispatcher.NewTask("n"), func(err error) {
+				if err == nil {
+					t.Error("confirmed")
+				}
+				outcomes <- time.Since(began)
+			})
+		}
+		for range n {
+			if d := <-outcomes; d > 8*time.Second {
+				t.Errorf("an outcome after %v, want PublishTimeout and five seconds at most", d)
+			}
+		}
+	})
+}
+
+// hangingOutbox takes nothing until the context ends.
+type hangingOutbox struct{ dispatcher.Outbox }
+
+func (hangingOutbox) Add(ctx context.Context, _ dispatcher.OutboxEntry) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// A program that goes on publishing does not keep Close from returning.
+func TestCloseDoesNotWaitForLaterPublishAsync(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, withQueue)
+		ctx, stop := context.WithCancel(t.Context())
+		var publishers sync.WaitGroup
+		for range 8 {
+			publishers.Go(func() {
+				for pause(ctx, time.Millisecond) {
+					r.server.PublishAsync(ctx, dispatcher.NewTask("n"), func(err error) {
+						if err != nil {
+							pause(ctx, time.Second) // so one is always open
+						}
+					})
+				}
+			})
+		}
+		eventually(t, "they publish", func() bool { return r.server.Stats().Published > 100 })
+		began := time.Now()
+		r.server.Close()
+		if took := time.Since(began); took > 20*time.Second {
+			t.Errorf("Close took %v", took)
+		}
+		stop()
+		publishers.Wait()
 	})
 }
 
