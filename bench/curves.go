@@ -37,25 +37,12 @@ func allCurves() []*curve {
 }
 
 func (g *pass) slots(limit int) (point, error) {
-	quick, err := g.take(g.tasks, drainWith(classic, limit))
+	quick, err := g.take(g.tasks, drainWith(classic, limit, 0))
 	if err != nil {
 		return point{}, err
 	}
 	broker := g.brokerMemory()
-	slow, err := g.take(clamp(limit*100, 10, g.tasks), func(m *measurement) error {
-		p, err := m.place(classic, 1)
-		if err != nil {
-			return err
-		}
-		if err := pipelined.fill(m, p); err != nil {
-			return err
-		}
-		server, err := m.server(p, nil)
-		if err != nil {
-			return err
-		}
-		return m.drain(server, p, limit, 10*time.Millisecond)
-	})
+	slow, err := g.take(clamp(limit*100, 10, g.tasks), drainWith(classic, limit, 10*time.Millisecond))
 	if err != nil {
 		return point{}, err
 	}
@@ -85,11 +72,7 @@ func (g *pass) bodies(size int) (point, error) {
 	long := strings.Repeat("x", size)
 	var span time.Duration
 	run, err := g.take(n, func(m *measurement) error {
-		p, err := m.place(classic, 1)
-		if err != nil {
-			return err
-		}
-		server, err := m.server(p, nil)
+		p, server, err := m.start(classic, 1)
 		if err != nil {
 			return err
 		}
@@ -158,11 +141,7 @@ func depth() func(g *pass, x int) (point, error) {
 func (g *pass) queues(queues int) (point, error) {
 	var published float64
 	run, err := g.take(g.tasks, func(m *measurement) error {
-		p, err := m.place(classic, queues)
-		if err != nil {
-			return err
-		}
-		server, err := m.server(p, nil)
+		p, server, err := m.start(classic, queues)
 		if err != nil {
 			return err
 		}

@@ -122,11 +122,7 @@ func (c *curve) median(i int, figure func(point) float64) float64 {
 // steady publishes m.n tasks, 500 a second, and takes the time of each from the call of Publish to that of the function.
 func (m *measurement) steady(kind string, queues, limit int) error {
 	const publishers, perSecond = 10, 500
-	p, err := m.place(kind, queues)
-	if err != nil {
-		return err
-	}
-	server, err := m.server(p, nil)
+	p, server, err := m.start(kind, queues)
 	if err != nil {
 		return err
 	}

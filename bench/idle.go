@@ -11,11 +11,7 @@ func (b *bench) idle(ctx context.Context, workers []int, seconds int) (string, e
 	for _, n := range workers {
 		var start time.Duration
 		s, m, err := b.take(ctx, b.rabbitProcess, 1, func(m *measurement) error {
-			p, err := m.place(classic, n)
-			if err != nil {
-				return err
-			}
-			server, err := m.server(p, nil)
+			p, server, err := m.start(classic, n)
 			if err != nil {
 				return err
 			}

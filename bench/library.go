@@ -35,14 +35,20 @@ func (m *measurement) server(p *place, embedded broker.Broker) (*dispatcher.Serv
 	return server, err
 }
 
+// start makes a place and connects a server to it.
+func (m *measurement) start(kind string, queues int) (*place, *dispatcher.Server, error) {
+	p, err := m.place(kind, queues)
+	if err != nil {
+		return nil, nil, err
+	}
+	server, err := m.server(p, nil)
+	return p, server, err
+}
+
 // publishWith measures how the library publishes n tasks to a classic queue.
 func publishWith(publish func(m *measurement, server *dispatcher.Server) error) func(*measurement) error {
 	return func(m *measurement) error {
-		p, err := m.place(classic, 1)
-		if err != nil {
-			return err
-		}
-		server, err := m.server(p, nil)
+		p, server, err := m.start(classic, 1)
 		if err != nil {
 			return err
 		}
@@ -130,8 +136,9 @@ func fromGoroutines(goroutines int) func(m *measurement, server *dispatcher.Serv
 	}
 }
 
-// drainWith drains a full queue with a worker: it decodes each task, calls a function with its arguments and acks it.
-func drainWith(kind string, limit int) func(*measurement) error {
+// drainWith drains a full queue with a worker: it decodes each task, calls a function that takes so long with its
+// arguments, and acks it.
+func drainWith(kind string, limit int, took time.Duration) func(*measurement) error {
 	return func(m *measurement) error {
 		p, err := m.place(kind, 1)
 		if err != nil {
@@ -144,7 +151,7 @@ func drainWith(kind string, limit int) func(*measurement) error {
 		if err != nil {
 			return err
 		}
-		if err := m.drain(server, p, limit, 0); err != nil {
+		if err := m.drain(server, p, limit, took); err != nil {
 			return err
 		}
 		return p.holds(0)
@@ -214,11 +221,7 @@ func startAll(server *dispatcher.Server, workers []*dispatcher.Worker) error {
 func latencyWith(m *measurement) error { return m.latencyOf(text) }
 
 func (m *measurement) latencyOf(argument string) error {
-	p, err := m.place(classic, 1)
-	if err != nil {
-		return err
-	}
-	server, err := m.server(p, nil)
+	p, server, err := m.start(classic, 1)
 	if err != nil {
 		return err
 	}

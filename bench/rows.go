@@ -80,23 +80,23 @@ func allWork() []*work {
 			{program: "by hand, prefetch 1,000, an ack for 100", guarantees: grouped, server: rabbitMQ, run: drainByHand{prefetch: 1000, group: 100}.run},
 			{program: "the same with encoding/json", guarantees: withJSON, server: rabbitMQ, run: drainByHand{prefetch: 1000, group: 100, decode: true}.run},
 			{program: "by hand, prefetch 10, single acks", guarantees: single, server: rabbitMQ, run: drainByHand{prefetch: 10, group: 1}.run},
-			{program: "Dispatcher", guarantees: afterReturn, server: rabbitMQ, run: drainWith(classic, 10)},
+			{program: "Dispatcher", guarantees: afterReturn, server: rabbitMQ, run: drainWith(classic, 10, 0)},
 			{program: "streadway/amqp by hand", guarantees: grouped, server: rabbitMQ, run: drainWithStreadway},
 			{program: "asynq", guarantees: asynqRuns, server: redisServer, run: drainWithAsynq},
 			{program: "River", guarantees: riverTuned, server: postgreSQL, run: drainWithRiver},
 		}},
 		{name: "drain, Limit 100, classic queue", share: 1, rows: []*row{
 			{program: "by hand, prefetch 1,000, an ack for 100", guarantees: grouped, server: rabbitMQ, run: drainByHand{prefetch: 1000, group: 100}.run},
-			{program: "Dispatcher", guarantees: afterReturn, server: rabbitMQ, run: drainWith(classic, 100)},
+			{program: "Dispatcher", guarantees: afterReturn, server: rabbitMQ, run: drainWith(classic, 100, 0)},
 		}},
 		{name: "drain, Limit 1, classic queue", share: 0.5, rows: []*row{
 			{program: "by hand, prefetch 1,000, an ack for 100", guarantees: grouped, server: rabbitMQ, run: drainByHand{prefetch: 1000, group: 100}.run},
 			{program: "by hand, prefetch 1,000, single acks", guarantees: single, server: rabbitMQ, run: drainByHand{prefetch: 1000, group: 1}.run},
-			{program: "Dispatcher", guarantees: afterReturn, server: rabbitMQ, run: drainWith(classic, 1)},
+			{program: "Dispatcher", guarantees: afterReturn, server: rabbitMQ, run: drainWith(classic, 1, 0)},
 		}},
 		{name: "drain, Limit 10, quorum queue", share: 1, rows: []*row{
 			{program: "by hand, prefetch 1,000, an ack for 100", guarantees: grouped, server: rabbitMQ, run: drainByHand{kind: quorum, prefetch: 1000, group: 100}.run},
-			{program: "Dispatcher", guarantees: afterReturn, server: rabbitMQ, run: drainWith(quorum, 10)},
+			{program: "Dispatcher", guarantees: afterReturn, server: rabbitMQ, run: drainWith(quorum, 10, 0)},
 		}},
 		{name: "one task at a time, from publish to function", share: 0.1, rows: []*row{
 			{program: "by hand", guarantees: singleJSON, server: rabbitMQ, run: latencyByHand},

@@ -60,11 +60,12 @@ func (p *pace) next(short, bytes, waiting int) int {
 
 // first is next after a first period.
 func (p *pace) first(short, bytes, waiting int) int {
-	if p.before = 0; short <= p.limit {
-		return p.next(short, bytes, waiting)
+	p.before = 0
+	if short > p.limit {
+		const periods = int(paceEvery / firstPeriod)
+		short, bytes = periods*short, periods*bytes
 	}
-	const periods = int(paceEvery / firstPeriod)
-	return p.next(periods*short, periods*bytes, waiting)
+	return p.next(short, bytes, waiting)
 }
 
 // excess reports whether more deliveries wait than the slots can begin soon.

@@ -2,11 +2,8 @@ package systemtest_test
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"math/rand/v2"
 	"os"
 	"strings"
@@ -23,7 +20,9 @@ import (
 // links. About once a second, each link is cut, torn in the middle of a frame, or stalled.
 func TestNothingConfirmedIsLostOnRabbitMQ(t *testing.T) {
 	if order := os.Getenv(chaosWorkerVar); order != "" {
-		chaosWorker(t, order)
+		workerMain(t, order, tasks{
+			"count": fn(func(n int) error { _, err := fmt.Printf("ran %d\n", n); return err }),
+		})
 		return
 	}
 	t.Parallel()
@@ -151,46 +150,6 @@ func TestNothingConfirmedIsLostOnRabbitMQ(t *testing.T) {
 		"publisher: repeated %d not sent, %d unknown; %d reconnects; %s\n%s",
 		total, published.Seconds(), took.Seconds(), executions, twice, left,
 		notSent.Load(), unknown.Load(), s.Reconnects, links[0], strings.Join(lines, "\n"))
-}
-
-// chaosWorker is the worker process. It prints its progress until its standard input ends.
-func chaosWorker(t *testing.T, text string) {
-	var order chaosOrder
-	if err := json.Unmarshal([]byte(text), &order); err != nil {
-		t.Fatal(err)
-	}
-	server, _, err := dispatcher.NewServer(&dispatcher.ServerConfig{
-		AMQPConnectionString: order.URL, Exchange: order.Name, DefaultRoutingKey: order.Name,
-		ReconnectionRetriesForever: true, ReconnectionIntervalSeconds: 1,
-		Logger: dispatcher.SlogLogger(slog.New(slog.NewTextHandler(os.Stderr, nil))),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, err := server.NewWorker(&dispatcher.WorkerConfig{Name: "worker", Queue: order.Name, Limit: order.Limit}, tasks{
-		"count": fn(func(n int) error { _, err := fmt.Printf("ran %d\n", n); return err }),
-	})
-	if err == nil {
-		err = w.Start(server)
-	}
-	if err != nil {
-		server.Close()
-		t.Fatal(err)
-	}
-	fmt.Println("ready")
-	if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
-		t.Error(err)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	if err := server.Shutdown(ctx); err != nil {
-		t.Error(err)
-	}
-	stats, err := json.Marshal(server.Stats())
-	if err != nil {
-		t.Error(err)
-	}
-	fmt.Printf("stats %s\n", stats)
 }
 
 // badLink is the network between one process and the broker.

@@ -2,10 +2,7 @@ package systemtest_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"io"
-	"log/slog"
 	"math/rand/v2"
 	"os"
 	"sync"
@@ -72,7 +69,18 @@ const crashKills = 50
 // and becomes a dead letter.
 func TestTasksOutliveWorkersThatAreKilled(t *testing.T) {
 	if order := os.Getenv(chaosWorkerVar); order != "" {
-		crashWorker(t, order)
+		workerMain(t, order, tasks{
+			"kills": fn(func() error { fmt.Println("ran -1"); return syscall.Kill(os.Getpid(), syscall.SIGKILL) }),
+			"count": fn(func(ctx context.Context, n int) error {
+				info, _ := dispatcher.TaskFromContext(ctx)
+				if n%10 == 0 && info.Attempt == 1 {
+					return fmt.Errorf("task %d fails at first", n)
+				}
+				pause(ctx, 15*time.Millisecond)
+				_, err := fmt.Printf("ran %d\n", n)
+				return err
+			}),
+		})
 		return
 	}
 	t.Parallel()
@@ -179,41 +187,4 @@ func (r *rabbit) whereabouts() string {
 		}
 	}
 	return text
-}
-
-// crashWorker is the worker process.
-func crashWorker(t *testing.T, text string) {
-	var order chaosOrder
-	if err := json.Unmarshal([]byte(text), &order); err != nil {
-		t.Fatal(err)
-	}
-	server, _, err := dispatcher.NewServer(&dispatcher.ServerConfig{
-		AMQPConnectionString: order.URL, Exchange: order.Name, DefaultRoutingKey: order.Name,
-		Logger: dispatcher.SlogLogger(slog.New(slog.NewTextHandler(os.Stderr, nil))),
-		Retry:  fast(3),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, err := server.NewWorker(&dispatcher.WorkerConfig{Name: "worker", Queue: order.Name, Limit: order.Limit}, tasks{
-		"kills": fn(func() error { fmt.Println("ran -1"); return syscall.Kill(os.Getpid(), syscall.SIGKILL) }),
-		"count": fn(func(ctx context.Context, n int) error {
-			info, _ := dispatcher.TaskFromContext(ctx)
-			if n%10 == 0 && info.Attempt == 1 {
-				return fmt.Errorf("task %d fails at first", n)
-			}
-			pause(ctx, 15*time.Millisecond)
-			_, err := fmt.Printf("ran %d\n", n)
-			return err
-		}),
-	})
-	if err == nil {
-		err = w.Start(server)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	fmt.Println("ready")
-	_, _ = io.Copy(io.Discard, os.Stdin)
-	server.Close()
 }

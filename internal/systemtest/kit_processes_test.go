@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"strconv"
@@ -110,6 +112,44 @@ func (w *workerProcess) stop() dispatcher.Stats {
 		w.t.Errorf("worker process: %v", err)
 	}
 	return w.stats
+}
+
+// workerMain is the worker process. It runs until its standard input ends.
+func workerMain(t *testing.T, text string, set tasks) {
+	var order chaosOrder
+	if err := json.Unmarshal([]byte(text), &order); err != nil {
+		t.Fatal(err)
+	}
+	server, _, err := dispatcher.NewServer(&dispatcher.ServerConfig{
+		AMQPConnectionString: order.URL, Exchange: order.Name, DefaultRoutingKey: order.Name,
+		ReconnectionRetriesForever: true, ReconnectionIntervalSeconds: 1, Retry: fast(3),
+		Logger: dispatcher.SlogLogger(slog.New(slog.NewTextHandler(os.Stderr, nil))),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := server.NewWorker(&dispatcher.WorkerConfig{Name: "worker", Queue: order.Name, Limit: order.Limit}, set)
+	if err == nil {
+		err = w.Start(server)
+	}
+	if err != nil {
+		server.Close()
+		t.Fatal(err)
+	}
+	fmt.Println("ready")
+	if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := server.Shutdown(ctx); err != nil {
+		t.Error(err)
+	}
+	stats, err := json.Marshal(server.Stats())
+	if err != nil {
+		t.Error(err)
+	}
+	fmt.Printf("stats %s\n", stats)
 }
 
 // runCount counts the executions of tasks 0 to n-1.

@@ -23,6 +23,15 @@ type tasks = map[string]dispatcher.TaskConfig
 
 func fn(f any) dispatcher.TaskConfig { return dispatcher.TaskConfig{Function: f} }
 
+// numberedTasks returns n tasks with the arguments 0 to n-1.
+func numberedTasks(name string, n int) []*dispatcher.Task {
+	batch := make([]*dispatcher.Task, n)
+	for i := range batch {
+		batch[i] = dispatcher.NewTask(name, i)
+	}
+	return batch
+}
+
 func limit(n int) func(*dispatcher.WorkerConfig) {
 	return func(c *dispatcher.WorkerConfig) { c.Limit = n }
 }

@@ -2,10 +2,7 @@ package systemtest_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"io"
-	"log/slog"
 	"os"
 	"slices"
 	"sync"
@@ -24,10 +21,7 @@ func short(v *venue, s *dispatcher.Server, n int) {
 	v.t.Helper()
 	published := int64(0)
 	eventually(v.t, fmt.Sprintf("a prefetch of %d", n), func() bool {
-		batch := make([]*dispatcher.Task, 500)
-		for i := range batch {
-			batch[i] = dispatcher.NewTask("short", i)
-		}
+		batch := numberedTasks("short", 500)
 		if errs := s.PublishBatch(v.t.Context(), batch); errs != nil {
 			v.t.Fatal(errs)
 		}
@@ -56,10 +50,8 @@ func TestThePrefetchFollowsTheTasks(t *testing.T) {
 			v.publish(s, "long")
 		}
 		eventually(v.t, "two long calls", func() bool { return calls.Load() == 2 })
-		batch := make([]*dispatcher.Task, 1500) // more than it may have fetched: others, if there were any, would be busy
-		for i := range batch {
-			batch[i] = dispatcher.NewTask("short", i)
-		}
+		// more than it may have fetched: others, if there were any, would be busy
+		batch := numberedTasks("short", 1500)
 		if errs := s.PublishBatch(v.t.Context(), batch); errs != nil {
 			v.t.Fatal(errs)
 		}
@@ -128,36 +120,11 @@ func TestNoTaskWaitsBehindALongOneWhileAnotherWorkerIsIdle(t *testing.T) {
 func TestASingleWorkerKeepsTheOrderWhateverItsTasksTake(t *testing.T) {
 	t.Parallel()
 	everyQueue(t, func(v *venue) {
-		const n = 400
-		s := v.server()
-		var order []int
-		var mu sync.Mutex
-		v.worker(s, "w", tasks{
-			"short": shortTask,
-			"next": fn(func(i int) {
-				if i%100 == 50 {
-					time.Sleep(600 * time.Millisecond) // several times as long as it takes to notice
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				order = append(order, i)
-			}),
-		}, limit(1))
-		short(v, s, 100)
-		batch := make([]*dispatcher.Task, n)
-		for i := range batch {
-			batch[i] = dispatcher.NewTask("next", i)
-		}
-		if errs := s.PublishBatch(v.t.Context(), batch); errs != nil {
-			v.t.Fatal(errs)
-		}
-		ran := func() int { mu.Lock(); defer mu.Unlock(); return len(order) }
-		eventually(v.t, "all have run", func() bool { return ran() >= n })
-		mu.Lock()
-		defer mu.Unlock()
-		if !slices.IsSorted(order) || len(order) != n {
-			v.t.Errorf("%d calls, in this order: %v", len(order), order)
-		}
+		inOrder(v, v.server(), 100, 400, func(ctx context.Context, i int) {
+			if i%100 == 50 {
+				pause(ctx, 600*time.Millisecond) // several times as long as it takes to notice
+			}
+		})
 	})
 }
 
@@ -165,37 +132,40 @@ func TestASingleWorkerKeepsTheOrderWhateverItsTasksTake(t *testing.T) {
 func TestASingleWorkerKeepsTheOrderWhileItsPrefetchIsLowered(t *testing.T) {
 	t.Parallel()
 	everyQueue(t, func(v *venue) {
-		const n = 3000
 		s := v.server()
-		var order []int
-		var mu sync.Mutex
-		v.worker(s, "w", tasks{
-			"short": shortTask,
-			"next": fn(func(ctx context.Context, i int) {
-				for i == 0 && s.Health(ctx).Workers[0].Prefetch > 1 && ctx.Err() == nil {
-					pause(ctx, time.Millisecond)
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				order = append(order, i)
-			}),
-		}, limit(1))
-		short(v, s, 300)
-		batch := make([]*dispatcher.Task, n)
-		for i := range batch {
-			batch[i] = dispatcher.NewTask("next", i)
-		}
-		if errs := s.PublishBatch(v.t.Context(), batch); errs != nil {
-			v.t.Fatal(errs)
-		}
-		ran := func() int { mu.Lock(); defer mu.Unlock(); return len(order) }
-		eventually(v.t, "all have run", func() bool { return ran() >= n })
-		mu.Lock()
-		defer mu.Unlock()
-		if !slices.IsSorted(order) || len(order) != n {
-			v.t.Errorf("%d calls, in this order: %v", len(order), order)
-		}
+		inOrder(v, s, 300, 3000, func(ctx context.Context, i int) {
+			for i == 0 && s.Health(ctx).Workers[0].Prefetch > 1 && pause(ctx, time.Millisecond) {
+			}
+		})
 	})
+}
+
+// inOrder lets a worker with a limit of 1 prefetch at least ahead tasks, and checks that it then runs n in their order.
+func inOrder(v *venue, s *dispatcher.Server, ahead, n int, run func(context.Context, int)) {
+	v.t.Helper()
+	var order []int
+	var mu sync.Mutex
+	v.worker(s, "w", tasks{
+		"short": shortTask,
+		"next": fn(func(ctx context.Context, i int) {
+			run(ctx, i)
+			mu.Lock()
+			defer mu.Unlock()
+			order = append(order, i)
+		}),
+	}, limit(1))
+	short(v, s, ahead)
+	batch := numberedTasks("next", n)
+	if errs := s.PublishBatch(v.t.Context(), batch); errs != nil {
+		v.t.Fatal(errs)
+	}
+	ran := func() int { mu.Lock(); defer mu.Unlock(); return len(order) }
+	eventually(v.t, "all have run", func() bool { return ran() >= n })
+	mu.Lock()
+	defer mu.Unlock()
+	if !slices.IsSorted(order) || len(order) != n {
+		v.t.Errorf("%d calls, in this order: %v", len(order), order)
+	}
 }
 
 // The acks of short tasks do not wait for a long one that was fetched before them, and neither do the short tasks.
@@ -211,10 +181,7 @@ func TestShortTasksDoNotWaitForALongOneOfTheSameWorker(t *testing.T) {
 	}, limit(10))
 	r.publish("long")
 	wait(t, entered, "long call")
-	batch := make([]*dispatcher.Task, n)
-	for i := range batch {
-		batch[i] = dispatcher.NewTask("short", i)
-	}
+	batch := numberedTasks("short", n)
 	if errs := r.server.PublishBatch(t.Context(), batch); errs != nil {
 		t.Fatal(errs)
 	}
@@ -228,7 +195,11 @@ func TestShortTasksDoNotWaitForALongOneOfTheSameWorker(t *testing.T) {
 // A worker is killed while it prefetches many short tasks. All of them run elsewhere, and none is suspected.
 func TestAKilledWorkerWithALargePrefetchChargesNoTaskTwice(t *testing.T) {
 	if order := os.Getenv(chaosWorkerVar); order != "" {
-		quickWorker(t, order)
+		workerMain(t, order, tasks{"quick": fn(func(ctx context.Context, n int) error {
+			pause(ctx, time.Millisecond)
+			_, err := fmt.Printf("ran %d\n", n)
+			return err
+		})})
 		return
 	}
 	t.Parallel()
@@ -237,10 +208,7 @@ func TestAKilledWorkerWithALargePrefetchChargesNoTaskTwice(t *testing.T) {
 	defer cancel()
 	const total, enough = 6_000, 2_000
 	r.newWorker(nil) // declares the queues
-	batch := make([]*dispatcher.Task, total)
-	for i := range batch {
-		batch[i] = dispatcher.NewTask("quick", i)
-	}
+	batch := numberedTasks("quick", total)
 	if errs := r.server.PublishBatch(ctx, batch); errs != nil {
 		t.Fatal(errs[0])
 	}
@@ -268,40 +236,4 @@ func TestAKilledWorkerWithALargePrefetchChargesNoTaskTwice(t *testing.T) {
 	if stats.Suspected != 0 || stats.Postponed < 1 || stats.Postponed > 50 {
 		t.Errorf("%d tasks were suspected, %d lost once; want none, and about 20", stats.Suspected, stats.Postponed)
 	}
-}
-
-// quickWorker is the worker process.
-func quickWorker(t *testing.T, text string) {
-	var order chaosOrder
-	if err := json.Unmarshal([]byte(text), &order); err != nil {
-		t.Fatal(err)
-	}
-	server, _, err := dispatcher.NewServer(&dispatcher.ServerConfig{
-		AMQPConnectionString: order.URL, Exchange: order.Name, DefaultRoutingKey: order.Name,
-		Logger: dispatcher.SlogLogger(slog.New(slog.NewTextHandler(os.Stderr, nil))),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, err := server.NewWorker(&dispatcher.WorkerConfig{Name: "worker", Queue: order.Name, Limit: order.Limit}, tasks{
-		"quick": fn(func(n int) error {
-			time.Sleep(time.Millisecond)
-			_, err := fmt.Printf("ran %d\n", n)
-			return err
-		}),
-	})
-	if err == nil {
-		err = w.Start(server)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	fmt.Println("ready")
-	_, _ = io.Copy(io.Discard, os.Stdin)
-	server.Close()
-	stats, err := json.Marshal(server.Stats())
-	if err != nil {
-		t.Fatal(err)
-	}
-	fmt.Printf("stats %s\n", stats)
 }

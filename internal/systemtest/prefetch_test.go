@@ -1,6 +1,7 @@
 package systemtest_test
 
 import (
+	"context"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -86,10 +87,7 @@ func TestTasksGivenBackByAStoppingWorkerAreThereOnce(t *testing.T) {
 				<-gate
 			})}
 			w := v.newWorker(s, "w", set, prefetch(2, 500))
-			batch := make([]*dispatcher.Task, n)
-			for i := range batch {
-				batch[i] = dispatcher.NewTask("t", i)
-			}
+			batch := numberedTasks("t", n)
 			if errs := s.PublishBatch(t.Context(), batch); errs != nil {
 				t.Fatal(errs)
 			}
@@ -201,11 +199,8 @@ func TestLostLinksOfALargePrefetchHarmNoTask(t *testing.T) {
 		s := v.server()
 		const n, cuts, large = 100_000, 50, 400
 		runs := newRunCount(n)
-		w := v.newWorker(s, "w", tasks{"t": fn(func(i int) { time.Sleep(time.Millisecond); runs.ran(i) })}, limit(20))
-		batch := make([]*dispatcher.Task, n)
-		for i := range batch {
-			batch[i] = dispatcher.NewTask("t", i)
-		}
+		w := v.newWorker(s, "w", tasks{"t": fn(func(ctx context.Context, i int) { pause(ctx, time.Millisecond); runs.ran(i) })}, limit(20))
+		batch := numberedTasks("t", n)
 		for _, err := range s.PublishBatch(v.t.Context(), batch) {
 			v.t.Fatal(err)
 		}
