@@ -52,8 +52,8 @@ func (r *ring) remove(f *flight) {
 // each calls do for the flight with a tag or, with multiple, for all flights up to it, in any order. do may remove the
 // flight.
 func (r *ring) each(tag uint64, multiple bool, do func(*flight)) {
-	tag = min(tag, r.last)
 	if multiple {
+		tag = min(tag, r.last)
 		for t, f := range r.late {
 			if t <= tag {
 				do(f)
